@@ -1,0 +1,69 @@
+"""Every error a user can meet. Each message says what was asked, what is there, and what to do.
+
+The commands print these without a traceback and exit with 1. Standard parents are kept so that ordinary
+`except KeyError` or `except ValueError` in a notebook still works.
+"""
+
+
+class TraceError(Exception):
+    """Parent of all errors this package raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message itself (KeyError would print its repr)."""
+        return " ".join(str(a) for a in self.args)
+
+
+class UsageError(TraceError, ValueError):
+    """A flag or an argument that cannot be honoured."""
+
+
+class DataError(TraceError, ValueError):
+    """A data set, split, column or file that is not there or cannot be read."""
+
+
+class ModelError(TraceError, ValueError):
+    """A model that cannot be loaded, or is of the wrong kind for this command."""
+
+
+class UnsupportedArchitecture(ModelError):
+    """A model whose inner path could not be found and proved; the message carries the reason."""
+
+
+class CaptureError(TraceError, RuntimeError):
+    """A site that was asked for and did not fire as planned, or a forward pass that broke its promises."""
+
+
+class NonFiniteError(CaptureError):
+    """A captured value that is NaN or infinite, or too large for the storage type."""
+
+
+class RunError(TraceError):
+    """A run folder that is missing, incomplete, damaged or in the way."""
+
+
+class RunExistsError(RunError, FileExistsError):
+    """The output folder is already there and --overwrite was not given."""
+
+
+class DiskSpaceError(RunError, OSError):
+    """The run does not fit on the disk, or the disk became full."""
+
+
+class DamagedRunError(RunError):
+    """A file of the run is missing, cut short or changed."""
+
+
+class NotCapturedError(TraceError, KeyError):
+    """An array that this run did not capture; the message names the flag that would add it."""
+
+
+class UnknownExampleError(TraceError, KeyError):
+    """An example_id that this run does not have."""
+
+
+class SelectionError(TraceError, IndexError):
+    """A layer, head, position or row outside what the run holds."""
+
+
+class Interrupted(TraceError):
+    """The user stopped a run; the message says what is left and how to go on."""
