@@ -1,0 +1,226 @@
+"""The certificate: a run checks itself on its first rows before it writes anything.
+
+Each figure compares what was captured with something computed another way. The rows are real text, not the
+random ids the anatomy was found on; they run padded together and once more each alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from decision_traces.capture.buffers import BlockBuffers
+from decision_traces.capture.forward import all_logits
+from decision_traces.capture.recorder import Recorder
+from decision_traces.errors import CaptureError
+from decision_traces.models.anatomy import Anatomy
+from decision_traces.models.intercept import AttentionCall, watch_attention
+from decision_traces.models.load import LoadedModel
+from decision_traces.schema import ATTN, EMBED, FINAL, POST_ATTN, POST_MLP, Dims, V
+from decision_traces.tokens import Encoding, TokenBatch, make_batch
+
+ROWS: Final = 3
+TOKENS: Final = 48
+TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Largest difference allowed, relative per element (see `relative_difference`); a few hundred roundings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One figure of the certificate: the largest difference found, what was allowed, and the verdict."""
+
+    name: str
+    worst: float
+    allowed: float
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The checks of one run and the rows they were made on."""
+
+    checks: tuple[Check, ...]
+    rows: int
+    tokens: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check held."""
+        return all(check.passed for check in self.checks)
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return the form that stands in `meta.json`."""
+        checks = [asdict(check) for check in self.checks]
+        return {"passed": self.passed, "rows": self.rows, "tokens": self.tokens, "checks": checks}
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """Return the largest |a - b| relative to the element itself plus the median magnitude.
+
+    Against the array's maximum a few massive activations would hide any error; against the element alone a
+    value near zero would make one of nothing.
+    """
+    if a.numel() == 0:
+        return 0.0
+    a, b = a.float(), b.float()
+    size = b.abs()
+    worst = ((a - b).abs() / (size + size.median() + 1e-30)).max()
+    return float(worst)
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One recorded forward pass: float32 copies of every site, the logits, the attention outputs."""
+
+    sites: dict[str, Tensor]
+    logits: Tensor
+    attention_outputs: list[Tensor]
+
+
+def certify(
+    loaded: LoadedModel, anatomy: Anatomy, sites: Sequence[str], encodings: Sequence[Encoding], pad: int
+) -> Certificate:
+    """Check the captures on the first rows of a run.
+
+    Args:
+        loaded: The model.
+        anatomy: Where its inner path lies.
+        sites: The distinct tensors the run will keep.
+        encodings: The run's examples; the first few with at least two tokens are used, cut to 48 tokens.
+        pad: Id that fills padding.
+    """
+    rows = [_cut(e) for e in encodings if e.n_tokens > 1][:ROWS]
+    if not rows:
+        return Certificate((), 0, 0)
+    batch = make_batch(range(len(rows)), rows, pad)
+    wanted = tuple(dict.fromkeys((*sites, EMBED, POST_ATTN, POST_MLP, FINAL)))
+    with torch.inference_mode():
+        plain = all_logits(loaded.model, batch, loaded.device)
+        together = _record(loaded, anatomy, wanted, batch)
+        alone = [_record(loaded, anatomy, wanted, make_batch([0], [row], pad)) for row in rows]
+        checks = [
+            _exact("logits with capture equal logits without", plain, together.logits),
+            _exact("residual stream: a layer's input is the output of the one before", *_chain(loaded, batch, together)),
+            *_row_checks(loaded, together, alone, batch.lengths),
+            *_head_check(loaded, together, batch),
+            *_attention_checks(together, batch.lengths),
+        ]
+    return Certificate(tuple(checks), len(rows), sum(batch.lengths))
+
+
+def require(certificate: Certificate, model_name: str) -> None:
+    """Raise unless every check held.
+
+    Raises:
+        CaptureError: Names the checks that failed with their figures.
+    """
+    failed = [f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in certificate.checks if not c.passed]
+    if failed:
+        raise CaptureError(
+            f"{model_name} failed its certificate: {'; '.join(failed)}. Nothing was written, because the traces "
+            "would not be what the model computed."
+        )
+
+
+def _cut(encoding: Encoding) -> Encoding:
+    return Encoding(encoding.ids[:TOKENS], encoding.offsets[:TOKENS], encoding.truncated)
+
+
+def _record(loaded: LoadedModel, anatomy: Anatomy, sites: Sequence[str], batch: TokenBatch) -> _Pass:
+    n, longest = batch.input_ids.shape
+    dims = Dims(n, anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads, anatomy.d_head, anatomy.d_model, longest)
+    buffers = BlockBuffers(sites, dims, n, "float32")
+    buffers.start(batch.lengths)
+    outputs: list[Tensor] = []
+
+    def keep(call: AttentionCall) -> None:
+        outputs.append(call.output.float().cpu())
+
+    recorder = Recorder(loaded.model, anatomy, buffers)
+    with watch_attention(keep), recorder.recording(range(n), batch.lengths):
+        logits = all_logits(loaded.model, batch, loaded.device)
+    buffers.check_finite()
+    return _Pass({site: b.data for site, b in buffers.sites.items()}, logits, outputs)
+
+
+def _exact(name: str, a: Tensor, b: Tensor) -> Check:
+    worst = 0.0 if torch.equal(a, b) else float((a.float() - b.float()).abs().max())
+    return Check(name, worst, 0.0, torch.equal(a, b))
+
+
+def _within(name: str, worst: float, allowed: float) -> Check:
+    return Check(name, worst, allowed, worst <= allowed)
+
+
+def _chain(loaded: LoadedModel, batch: TokenBatch, together: _Pass) -> tuple[Tensor, Tensor]:
+    """Return the layers' inputs as captured, and as transformers itself reports them."""
+    output = loaded.model(
+        input_ids=batch.input_ids.to(loaded.device),
+        attention_mask=batch.attention_mask.to(loaded.device),
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    mask = batch.attention_mask.bool()
+    captured = torch.cat([together.sites[EMBED], together.sites[POST_MLP][:-1]])
+    reported = torch.stack([h.float().cpu() for h in output.hidden_states[:-1]])
+    return captured[:, mask], reported[:, mask]
+
+
+def _row_checks(loaded: LoadedModel, together: _Pass, alone: Sequence[_Pass], lengths: Sequence[int]) -> list[Check]:
+    allowed = TOLERANCE[next(loaded.model.parameters()).dtype]
+    worst: dict[str, float] = {}
+    for i, (single, n) in enumerate(zip(alone, lengths, strict=True)):
+        for site, value in single.sites.items():
+            both = (together.sites[site][:, i], value[:, 0])
+            if site == ATTN:
+                cut = [v[:, :, :n, :n] for v in both]
+            else:
+                cut = [v[:, :n] if site in {EMBED, POST_ATTN, POST_MLP, FINAL} else v[:, :, :n] for v in both]
+            worst[site] = max([worst.get(site, 0.0), *(relative_difference(a, b) for a, b in zip(*cut, strict=True))])
+    return [_within(f"{site}: a row in the batch equals the row alone", w, allowed) for site, w in worst.items()]
+
+
+def _head_check(loaded: LoadedModel, together: _Pass, batch: TokenBatch) -> list[Check]:
+    """The unembedding of the last hidden state gives the logits, where the model does nothing to them after."""
+    head = loaded.model.get_output_embeddings()  # type: ignore[operator]
+    mask = batch.attention_mask.bool()
+    hidden = together.sites[FINAL][0][mask].to(loaded.device, head.weight.dtype)
+    logits = together.logits[mask.to(loaded.device)]
+    text = loaded.config.get_text_config()
+    if any(getattr(text, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
+        return []
+    allowed = TOLERANCE[head.weight.dtype]
+    return [_within("the unembedding of hidden[L] gives the logits", relative_difference(head(hidden), logits), allowed)]
+
+
+def _attention_checks(together: _Pass, lengths: Sequence[int]) -> list[Check]:
+    if ATTN not in together.sites:
+        return []
+    probabilities = together.sites[ATTN]
+    later = rows = 0.0
+    for i, n in enumerate(lengths):
+        part = probabilities[:, i, :, :n, :n]
+        later = max(later, float(part.triu(1).abs().max()))
+        rows = max(rows, float((part.sum(-1) - 1).max()))
+    checks = [
+        _within("attention: no probability on later tokens", later, 0.0),
+        _within("attention: rows sum to at most 1", rows, 1e-2),
+    ]
+    if V in together.sites:
+        checks.append(_within("attention: probabilities times v give the output", _mixing(together, lengths), 2e-2))
+    return checks
+
+
+def _mixing(together: _Pass, lengths: Sequence[int]) -> float:
+    """Return how far attn @ v is from what the model's attention function gave."""
+    worst = 0.0
+    groups = together.sites[ATTN].shape[2] // together.sites[V].shape[2]
+    for layer, output in enumerate(together.attention_outputs):
+        for i, n in enumerate(lengths):
+            value = repeat(together.sites[V][layer, i, :, :n], "h t d -> (h g) t d", g=groups)
+            mixed = (together.sites[ATTN][layer, i, :, :n, :n] @ value).transpose(0, 1)
+            worst = max(worst, relative_difference(mixed, output[i, :n]))
+    return worst

@@ -1,0 +1,60 @@
+"""One forward pass of a batch, with the vocabulary projection only where an outcome is wanted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from decision_traces.errors import CaptureError
+from decision_traces.tokens import TokenBatch
+
+
+@contextmanager
+def _project_only(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator[None]:
+    """Let the unembedding see one position a row: for GPT-2 the full projection is a quarter of the computation.
+
+    The positions are picked in front of the output embedding, so that whatever the model does with its logits
+    afterwards (caps, scales) is done to these as well.
+    """
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+
+    def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        return (hidden[rows, positions].unsqueeze(1), *args[1:])
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def all_logits(model: nn.Module, batch: TokenBatch, device: torch.device) -> Float[Tensor, "batch n_positions vocab"]:
+    """Run the model and return the logits of every position."""
+    output = model(
+        input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False
+    )
+    logits: Tensor = output.logits
+    return logits
+
+
+def logits_at(
+    model: nn.Module, batch: TokenBatch, positions: Int[Tensor, " batch"], device: torch.device
+) -> Float[Tensor, "batch vocab"]:
+    """Run the model and return the logits of one position a row.
+
+    Args:
+        model: A causal language model.
+        batch: The examples.
+        positions: The position of each row whose logits are wanted.
+        device: Where the model is.
+    """
+    with _project_only(model, positions.to(device)):
+        logits = all_logits(model, batch, device)
+    if logits.shape[1] != 1:
+        raise CaptureError("the model does not compute its logits through its output embedding")
+    return logits[:, 0]

@@ -1,0 +1,99 @@
+"""Seeing every attention call of a model, through its own attention function.
+
+Transformers models ask `AttentionInterface.get_interface` for their attention function on every call. While a
+watcher is active that method returns a wrapper around the function the model would have got: the model computes
+exactly what it would have computed, and the watcher sees what went in and what came out. Registering a custom
+attention name instead would silently change masks (they become None) and confuse models that test the name.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Final
+
+from torch import Tensor, nn
+from transformers.modeling_utils import AttentionInterface
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """What one call of a model's attention function saw and gave.
+
+    Attributes:
+        module: The attention module that called.
+        query: (batch, n_heads, n_query, d_head).
+        key: (batch, n_kv_heads, n_key, d_head), before repetition for grouped queries.
+        value: (batch, n_kv_heads, n_key, d_head).
+        scaling: The factor on the scores; None means 1/sqrt(d_head).
+        output: (batch, n_query, n_heads, d_head), before the output projection.
+        probabilities: (batch, n_heads, n_query, n_key), or None where the implementation does not give them (SDPA).
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float | None
+    output: Tensor
+    probabilities: Tensor | None
+
+
+Watcher = Callable[[AttentionCall], None]
+
+# A context variable, so that a model running in another thread is not seen by this thread's watcher.
+_watcher: ContextVar[Watcher | None] = ContextVar("decision_traces_attention_watcher", default=None)
+_lock: Final = threading.Lock()
+_users = 0
+_original: Callable[..., Any] | None = None
+
+
+def _observed(function: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:
+    @wraps(function)
+    def call(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = function(module, query, key, value, *args, **kwargs)
+        output, probabilities = result[0], result[1]
+        watcher(AttentionCall(module, query, key, value, kwargs.get("scaling"), output, probabilities))
+        return result
+
+    return call
+
+
+def _install() -> None:
+    global _users, _original
+    with _lock:
+        _users += 1
+        if _users > 1:
+            return
+        original = _original = AttentionInterface.get_interface
+
+        @wraps(original)
+        def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+            function: Callable[..., Any] = original(self, *args, **kwargs)
+            watcher = _watcher.get()
+            return function if watcher is None else _observed(function, watcher)
+
+        AttentionInterface.get_interface = get_interface
+
+
+def _remove() -> None:
+    global _users, _original
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            AttentionInterface.get_interface = _original
+            _original = None
+
+
+@contextmanager
+def watch_attention(watcher: Watcher) -> Iterator[None]:
+    """Call `watcher` after every attention call made in this thread inside the block; nothing stays behind."""
+    _install()
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+        _remove()
