@@ -1,0 +1,1 @@
+"""Where texts come from: `Example`, and the sources that yield it."""

@@ -1,0 +1,99 @@
+"""Local files: the user's own texts (`--text_file`), and what to say when a published file is not there."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from decision_traces.data.example import Example, make_example_id
+from decision_traces.errors import DataError
+
+TEXT_SUFFIXES: Final = (".txt", ".jsonl", ".csv", ".parquet")
+
+
+def missing_local(dataset: str, split: str, data_dir: Path, names: list[str], folder: str) -> DataError:
+    """Return the error for a split that a local folder does not have, naming the splits and files that are there."""
+    if not data_dir.is_dir():
+        return DataError(f"--data_dir {data_dir}: there is no such folder.")
+    here = [data_dir, *(p for p in sorted(data_dir.iterdir()) if p.is_dir() and p.name.startswith(folder))]
+    there = sorted(p.relative_to(data_dir).as_posix() for place in here for p in place.iterdir() if p.is_file())
+    return DataError(
+        f"--data_dir {data_dir} has no {split} split of {dataset}: looked for {' or '.join(names)} there and under "
+        f"{folder}*/. It holds: {', '.join(there[:12]) or 'no files'}."
+    )
+
+
+def _txt(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8", newline=None) as stream:
+        for row, line in enumerate(stream):
+            text = line.rstrip("\n")
+            if text:
+                yield row, text
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8") as stream:
+        for row, line in enumerate(stream):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"--text_file {path}, line {row + 1}: not JSON ({error.msg}).") from error
+            yield row, _text_of(record, path, f"line {row + 1}")
+
+
+def _text_of(record: object, path: Path, where: str) -> str:
+    if not isinstance(record, dict) or "text" not in record:
+        keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+        raise DataError(f"--text_file {path}, {where}: needs a column named text; it has: {keys}.")
+    return "" if record["text"] is None else str(record["text"])
+
+
+def _table(path: Path) -> Iterator[tuple[int, str]]:
+    import pandas as pd
+
+    try:
+        frame = (
+            pd.read_csv(path, keep_default_na=False, dtype=str)
+            if path.suffix.lower() == ".csv"
+            else pd.read_parquet(path)
+        )
+    except (ValueError, OSError) as error:  # pandas and pyarrow errors for malformed files are both
+        raise DataError(f"--text_file {path}: cannot be read as {path.suffix[1:]} ({error}).") from error
+    if "text" not in frame.columns:
+        raise DataError(f"--text_file {path}: needs a column named text; it has: {', '.join(map(str, frame.columns))}.")
+    for row, text in enumerate(frame["text"]):
+        yield row, "" if text is None or text != text else str(text)
+
+
+def text_file_examples(path: Path) -> Iterator[Example]:
+    """Yield the texts of a .txt (one a line, empty lines are no examples), .jsonl, .csv or .parquet file.
+
+    In the last three a `text` column is needed, and a row with an empty text is an example of no characters.
+
+    Raises:
+        DataError: No such file, unknown suffix, no `text` column, malformed content.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TEXT_SUFFIXES:
+        raise DataError(f"--text_file {path}: expected one of {', '.join(TEXT_SUFFIXES)}, got {suffix or 'no suffix'!r}.")
+    if not path.is_file():
+        raise DataError(f"--text_file {path}: there is no such file.")
+    rows = {".txt": _txt, ".jsonl": _jsonl}.get(suffix, _table)(path)
+    try:
+        for row, text in rows:
+            yield Example(make_example_id(path.stem, "all", row, text), text)
+    except UnicodeDecodeError as error:
+        raise DataError(f"--text_file {path}: not UTF-8 ({error.reason} at byte {error.start}).") from error
+
+
+def fingerprint(examples: list[Example]) -> str:
+    """Return the SHA-256 over ids and texts in order: two runs with the same value saw the same data."""
+    digest = hashlib.sha256()
+    for example in examples:
+        text = example.text.encode("utf-8", errors="surrogatepass")
+        digest.update(f"{example.example_id} {len(text)}\n".encode())
+        digest.update(text)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""What the model decided: from logits to columns, vectorised and pure."""

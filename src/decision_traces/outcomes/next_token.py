@@ -1,0 +1,81 @@
+"""Next-token outcomes: from logits and the actual next tokens to the columns of a table."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int, Int32
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokenOutcomes:
+    """One prediction a row. Probabilities in [0, 1], entropy in nats, margin in logits, rank 1 = top.
+
+    Attributes:
+        true_id: (n,) actual next token.
+        pred_id: (n,) most probable token.
+        correct: (n,) whether they are the same.
+        true_prob: (n,) probability of the actual token.
+        pred_prob: (n,) probability of the predicted token.
+        entropy: (n,) of the whole distribution.
+        true_rank: (n,) one more than the number of tokens with a larger logit than the actual one.
+        margin: (n,) top-1 minus top-2 logit.
+        topk_ids: (n, k) most probable tokens, best first.
+        topk_probs: (n, k) their probabilities.
+    """
+
+    true_id: Int32[np.ndarray, " n"]
+    pred_id: Int32[np.ndarray, " n"]
+    correct: Bool[np.ndarray, " n"]
+    true_prob: Float32[np.ndarray, " n"]
+    pred_prob: Float32[np.ndarray, " n"]
+    entropy: Float32[np.ndarray, " n"]
+    true_rank: Int32[np.ndarray, " n"]
+    margin: Float32[np.ndarray, " n"]
+    topk_ids: Int32[np.ndarray, "n k"]
+    topk_probs: Float32[np.ndarray, "n k"]
+
+    def columns(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the fields by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def next_token_outcomes(
+    logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, " n"], k: int
+) -> NextTokenOutcomes:
+    """Describe the prediction in every row.
+
+    Args:
+        logits: Scores over the vocabulary, any float type; computed with in float32.
+        true_ids: The actual next tokens.
+        k: How many of the most probable tokens to keep; cut to the size of the vocabulary.
+    """
+    logits = logits.float()
+    log_probs = torch.log_softmax(logits, dim=-1)
+    probs = log_probs.exp()
+    top = torch.topk(logits, max(2, min(k, logits.shape[-1])), dim=-1)
+    kept = top.indices[:, : min(k, logits.shape[-1])]
+    truth = true_ids.to(logits.device, torch.long).unsqueeze(1)
+    pred = top.indices[:, :1]
+    return NextTokenOutcomes(
+        true_id=_int32(truth[:, 0]),
+        pred_id=_int32(pred[:, 0]),
+        correct=(truth == pred)[:, 0].cpu().numpy(),
+        true_prob=_float32(probs.gather(1, truth)[:, 0]),
+        pred_prob=_float32(probs.gather(1, pred)[:, 0]),
+        entropy=_float32(torch.special.entr(probs).sum(-1)),
+        true_rank=_int32((logits > logits.gather(1, truth)).sum(-1) + 1),
+        margin=_float32(top.values[:, 0] - top.values[:, 1]),
+        topk_ids=_int32(kept),
+        topk_probs=_float32(probs.gather(1, kept)),
+    )
+
+
+def _int32(value: Tensor) -> np.ndarray[Any, Any]:
+    return value.to(torch.int32).cpu().numpy()
+
+
+def _float32(value: Tensor) -> np.ndarray[Any, Any]:
+    return value.to(torch.float32).cpu().numpy()
