@@ -1,0 +1,1 @@
+"""The commands: flags to a frozen dataclass, dataclass to the package, result to the terminal."""

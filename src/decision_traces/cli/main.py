@@ -1,0 +1,32 @@
+"""`decision-traces <command>`: finds the command and hands its flags on. Commands load only when called."""
+
+import sys
+from importlib import import_module
+from typing import Final, NoReturn
+
+from decision_traces._version import __version__
+
+COMMANDS: Final = {
+    "demo": "the first minute: trace the embedded model, check the run, see a table and a picture",
+    "nexttok": "trace a decoder over texts, with what it predicts next",
+    "index": "index a run folder; --validate checks every number in it",
+    "ls": "list the runs in a folder",
+}
+
+
+def main() -> NoReturn:
+    """Run the command named by the first argument."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in {"-V", "--version"}:
+        sys.stdout.write(f"decision-traces {__version__}\n")
+        sys.exit(0)
+    if name not in COMMANDS:
+        wrong = name not in {"-h", "--help"}
+        lines = [f"error: there is no command {name!r}"] if wrong else []
+        lines += ["usage: decision-traces <command> [flags]", ""]
+        lines += [f"  {command:<9} {does}" for command, does in COMMANDS.items()]
+        lines += ["", "`decision-traces <command> --help` lists a command's flags."]
+        (sys.stderr if wrong else sys.stdout).write("\n".join(lines) + "\n")
+        sys.exit(2 if wrong else 0)
+    import_module(f"decision_traces.cli.{name}").main(sys.argv[2:])
+    sys.exit(0)

@@ -1,0 +1,212 @@
+"""Workflow A: decoder traces with next-token outcomes, over any text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+import tyro
+
+from decision_traces.capture.forward import all_logits, logits_at
+from decision_traces.data.example import Example
+from decision_traces.data.registry import DatasetName, DataSource
+from decision_traces.errors import UsageError
+from decision_traces.extract.job import Job, JobOptions, run_job
+from decision_traces.extract.progress import Progress, Silent
+from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
+from decision_traces.models.load import LoadedModel, ModelDtype, ModelSource
+from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
+from decision_traces.schema import (
+    NEXT_TOKEN_COLUMNS,
+    OUTCOMES_FILE,
+    POSITION_COLUMNS,
+    TOKEN_COLUMNS,
+    TOKENS_FILE,
+    Capture,
+    StorageDtype,
+)
+from decision_traces.tokens import Encoding, TokenBatch
+
+
+@dataclass(frozen=True)
+class NextTokenConfig:
+    """Trace a decoder over texts: what it predicts next, and everything inside that led there."""
+
+    model: str = "gpt2"
+    """Hub id, or "demo" for the embedded model; a name for the run when --model_path is given."""
+    model_path: Path | None = None
+    """Local folder with config, weights and tokenizer."""
+    gguf_file: str | None = None
+    """Name of a GGUF file in the model's folder or repository."""
+    revision: str | None = None
+    """Branch, tag or commit of the model on the hub."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    model_dtype: ModelDtype = "auto"
+    """Type of weights and computation; auto is float32 on CPU and the checkpoint's own elsewhere."""
+    dataset: DatasetName = "wikitext2"
+    """Which data set."""
+    split: str = "validation"
+    """train, validation or test."""
+    data_dir: Path | None = None
+    """Folder with the published files, instead of the hub; default $DECISION_TRACES_DATA."""
+    text_file: Path | None = None
+    """Your own texts, instead of a data set: .txt (one a line), or .jsonl, .csv, .parquet with a text column."""
+    limit: int | None = None
+    """Take the first so many examples; default all."""
+    max_seq_len: int | Literal["auto"] = "auto"
+    """T: longer texts are cut after so many tokens; auto fits the longest text, up to the model's context."""
+    capture: tuple[Capture, ...] = ("hidden", "resid")
+    """Which arrays to keep."""
+    batch_size: int = 8
+    """Most rows of a batch."""
+    dtype: StorageDtype = "float16"
+    """Type of the arrays on disk."""
+    next_topk: int = 10
+    """How many of the most probable tokens to keep."""
+    all_positions: bool = False
+    """Also write token_outcomes.parquet: the outcome at every position."""
+    block_mb: int = 512
+    """Memory for the captures of one block, MiB; two blocks are in flight."""
+    out_dir: Path | None = None
+    """The run's folder; default traces/<RUN_ID>."""
+    overwrite: bool = False
+    """Replace a run that is already there, once the new one is complete."""
+    resume: bool = False
+    """Go on with an unfinished run."""
+    seed: int = 0
+    """Seed of everything random (nothing in this workflow is, on CPU)."""
+    quiet: bool = False
+    """No progress."""
+    command: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=(), compare=False)
+
+
+def extract_next_token(config: NextTokenConfig, progress: Progress | None = None) -> Path:
+    """Run workflow A and return the run's folder.
+
+    Args:
+        config: The same options as on the command line.
+        progress: Who is told how far it is; nobody by default.
+
+    Raises:
+        TraceError: One of its children; see `errors`.
+    """
+    if config.next_topk < 1:
+        raise UsageError(f"--next_topk {config.next_topk}: needs at least 1.")
+    job = Job(
+        objective="next_token",
+        kind="nexttok",
+        model=ModelSource(
+            config.model, config.model_path, config.gguf_file, config.revision, config.device, config.model_dtype
+        ),
+        data=DataSource(config.dataset, config.split, config.data_dir, config.text_file, config.limit),
+        options=JobOptions(
+            config.capture, config.dtype, config.max_seq_len, config.batch_size, config.block_mb,
+            config.out_dir, config.overwrite, config.resume, config.seed, config.command,
+        ),
+        settings={"next_topk": config.next_topk, "all_positions": config.all_positions},
+        workflow=lambda *context: NextTokenWorkflow(*context, config.next_topk, config.all_positions),
+    )  # fmt: skip
+    return run_job(job, progress or Silent())
+
+
+class NextTokenWorkflow:
+    """Keeps the next-token outcome of every example of the block in work."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        encodings: Sequence[Encoding],
+        loaded: LoadedModel,
+        pad: int,
+        n_positions: int,
+        topk: int,
+        all_positions: bool,
+    ) -> None:
+        self._examples, self._encodings, self._loaded = examples, encodings, loaded
+        self._pad, self._n_positions, self._topk, self._all = pad, n_positions, topk, all_positions
+        self._field_types = field_types(examples)
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._positions: dict[int, NextTokenOutcomes] = {}
+
+    def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
+        """Run the model, projecting on the vocabulary only where an outcome is wanted."""
+        last = torch.tensor([max(0, n - 2) for n in batch.lengths])
+        if self._all:
+            self._keep_all(all_logits(loaded.model, batch, loaded.device), batch, first_row)
+            return
+        logits = logits_at(loaded.model, batch, last, loaded.device)
+        truth = batch.input_ids[torch.arange(len(last)), (last + 1).clamp(max=batch.input_ids.shape[1] - 1)]
+        outcomes = next_token_outcomes(logits, truth, self._topk).columns()
+        for i, (row, n) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
+            if n > 1:
+                self._rows[first_row + row] = {name: values[i] for name, values in outcomes.items()}
+
+    def _keep_all(self, logits: torch.Tensor, batch: TokenBatch, first_row: int) -> None:
+        for i, (row, n) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
+            if n > 1:
+                found = next_token_outcomes(logits[i, : n - 1], batch.input_ids[i, 1:n], self._topk)
+                self._positions[first_row + row] = found
+                self._rows[first_row + row] = {name: values[-1] for name, values in found.columns().items()}
+
+    def tables(self, rows: range) -> Mapping[str, pa.Table]:
+        """Return the rows of `tokens.parquet`, and of `token_outcomes.parquet` where it was asked for."""
+        examples, encodings = self._examples[rows.start : rows.stop], self._encodings[rows.start : rows.stop]
+        columns = token_columns(examples, encodings, self._loaded.tokenizer, self._pad, self._n_positions)
+        columns |= self._outcome_columns(rows, encodings)
+        specs = (*TOKEN_COLUMNS, *NEXT_TOKEN_COLUMNS)
+        tables = {TOKENS_FILE: to_table(specs, columns, field_columns(examples, self._field_types))}
+        if self._all:
+            tables[OUTCOMES_FILE] = self._position_table(rows)
+        return tables
+
+    def _outcome_columns(self, rows: range, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
+        kept = [self._rows.pop(row, None) for row in rows]
+        columns: dict[str, list[Any]] = {"next_pos": [e.n_tokens - 2 if e.n_tokens > 1 else -1 for e in encodings]}
+        for column in NEXT_TOKEN_COLUMNS[1:]:
+            name = column.name.removeprefix("next_")
+            columns[column.name] = [None if k is None else self._value(name, k) for k in kept]
+        return columns
+
+    def _value(self, name: str, outcome: Mapping[str, Any]) -> Any:
+        """Return one outcome column of one row; token texts are decoded from the ids."""
+        if name == "topk_tokens":
+            return [self._text(i) for i in outcome["topk_ids"]]
+        if name.endswith("_token"):
+            return self._text(outcome[name.replace("_token", "_id")])
+        return outcome[name]
+
+    def _text(self, token: int) -> str:
+        text: str = self._loaded.tokenizer.decode([int(token)])
+        return text
+
+    def figures(self, tokens: pa.Table) -> dict[str, Any]:
+        """Return the accuracy figures of the whole run for its meta; nll and entropy in nats."""
+        known = {c: tokens[c].drop_null().to_numpy() for c in ("next_correct", "next_true_prob", "next_entropy")}
+        if len(known["next_correct"]) == 0:
+            return {"n_predictions": 0}
+        nll = -np.log(np.maximum(known["next_true_prob"], np.finfo(np.float32).tiny))
+        return {
+            "n_predictions": len(nll),
+            "next_accuracy": float(known["next_correct"].mean()),
+            "mean_next_nll": float(nll.mean()),
+            "mean_next_entropy": float(known["next_entropy"].mean()),
+        }
+
+    def _position_table(self, rows: range) -> pa.Table:
+        columns: dict[str, list[Any]] = {column.name: [] for column in POSITION_COLUMNS}
+        for row in rows:
+            found = self._positions.pop(row, None)
+            if found is None:
+                continue
+            values = found.columns()
+            for pos in range(len(found.true_id)):
+                outcome = {name: column[pos] for name, column in values.items()}
+                identity = {"row": row, "example_id": self._examples[row].example_id, "pos": pos}
+                for column in POSITION_COLUMNS:
+                    name = column.name
+                    columns[name].append(identity[name] if name in identity else self._value(name, outcome))
+        return to_table(POSITION_COLUMNS, columns, {})

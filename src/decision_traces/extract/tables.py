@@ -1,0 +1,57 @@
+"""The rows of `tokens.parquet`: one example a row, token columns padded to T."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from decision_traces.data.example import Example
+from decision_traces.schema import TOKEN_COLUMNS, Column
+from decision_traces.tokens import Encoding
+
+
+def token_columns(
+    examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int
+) -> dict[str, Any]:
+    """Return the token columns of some examples, by name, as lists of length T."""
+    columns: dict[str, list[Any]] = {column.name: [] for column in TOKEN_COLUMNS}
+    pad_token = tokenizer.convert_ids_to_tokens(pad)
+    for example, encoding in zip(examples, encodings, strict=True):
+        missing = n_positions - encoding.n_tokens
+        row = {
+            "example_id": example.example_id,
+            "text": example.text,
+            "input_ids": np.pad(encoding.ids, (0, missing), constant_values=pad),
+            "attention_mask": np.pad(np.ones(encoding.n_tokens, np.int8), (0, missing)),
+            "offset_mapping": np.pad(encoding.offsets, ((0, missing), (0, 0))).tolist(),
+            "tokens": [*tokenizer.convert_ids_to_tokens(encoding.ids.tolist()), *[pad_token] * missing],
+            "n_tokens": encoding.n_tokens,
+            "truncated": encoding.truncated,
+        }
+        for name, value in row.items():
+            columns[name].append(value)
+    return columns
+
+
+def field_types(examples: Sequence[Example]) -> dict[str, pa.DataType]:
+    """Return the Arrow type of each of the data set's own columns, from all its examples."""
+    return {name: _field_type([e.fields[name] for e in examples]) for name in examples[0].fields}
+
+
+def _field_type(values: list[Any]) -> pa.DataType:
+    example = next((v for v in values if v is not None), "")
+    if isinstance(example, list):
+        return pa.list_(pa.string())
+    return pa.int32() if isinstance(example, int) else pa.string()
+
+
+def field_columns(examples: Sequence[Example], types: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
+    """Return the data set's own columns of some examples."""
+    return {name: pa.array([e.fields[name] for e in examples], kind) for name, kind in types.items()}
+
+
+def to_table(specs: Sequence[Column], columns: Mapping[str, Any], extra: Mapping[str, pa.Array]) -> pa.Table:
+    """Return a table with the columns of the schema in order, and then the data set's own."""
+    arrays = {spec.name: pa.array(columns[spec.name], spec.type) for spec in specs}
+    return pa.table({**arrays, **{name: values for name, values in extra.items() if name not in arrays}})

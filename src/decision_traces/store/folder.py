@@ -1,0 +1,139 @@
+"""The plain files of a run folder: meta.json, manifest.json, and the checksums that tie everything together.
+
+`manifest.json` lists every file of the run but the three JSON files themselves with its size and CRC-32C;
+`meta.json` carries the manifest's CRC-32C and a SHA-256 of its own content. One changed byte anywhere is
+found.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import google_crc32c
+
+from decision_traces.errors import DamagedRunError, RunError
+from decision_traces.schema import INDEX_FILE, MANIFEST_FILE, META_FILE
+
+_CHUNK: Final = 1 << 22
+UNLISTED: Final = frozenset({META_FILE, MANIFEST_FILE, INDEX_FILE})
+
+FileRecord = tuple[int, str]
+"""Size in bytes and CRC-32C in hex of one file."""
+
+
+def canonical_json(value: object) -> str:
+    """Return the one text form in which this package writes a JSON value."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file so that a reader sees the old file or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(canonical_json(value), encoding="utf-8", newline="\n")
+    partial.replace(path)
+
+
+def checksum(path: Path) -> FileRecord:
+    """Return size and CRC-32C of one file, read in pieces."""
+    crc, size = 0, 0
+    with path.open("rb") as stream:
+        while piece := stream.read(_CHUNK):
+            crc = google_crc32c.extend(crc, piece)
+            size += len(piece)
+    return size, f"{crc:08x}"
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(dict(meta)).encode()).hexdigest()
+
+
+def write_manifest(run: Path, files: Mapping[str, FileRecord]) -> str:
+    """Write `manifest.json` and return its CRC-32C."""
+    write_json(run / MANIFEST_FILE, {"files": {name: list(files[name]) for name in sorted(files)}})
+    return checksum(run / MANIFEST_FILE)[1]
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with the digest of its content as the last key."""
+    body = {k: v for k, v in value.items() if k != "digest"}
+    write_json(path, {**body, "digest": _digest(body)})
+
+
+def write_meta(run: Path, meta: Mapping[str, Any]) -> None:
+    """Write `meta.json` with its digest as the last key."""
+    write_sealed(run / META_FILE, meta)
+
+
+def _load_object(path: Path, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedRunError(f"{path} is damaged: it is not JSON ({error}). {what}") from error
+    if not isinstance(value, dict):
+        got = type(value).__name__
+        raise DamagedRunError(f"{path} is damaged: expected a JSON object, got {got}. {what}")
+    return value
+
+
+def read_meta(run: Path) -> dict[str, Any]:
+    """Return the content of `meta.json`.
+
+    Raises:
+        RunError: There is no such folder, or it has no `meta.json` (so it is not a complete run).
+        DamagedRunError: The file is not JSON.
+    """
+    if not run.is_dir():
+        raise RunError(f"No run folder at {run}. `decision-traces ls` lists the runs that are there.")
+    path = run / META_FILE
+    if not path.is_file():
+        raise RunError(f"{run} is not a complete run: it has no {META_FILE}, which is written last.")
+    return _load_object(path, "Restore it from a copy, or extract the run again.")
+
+
+def meta_problem(run: Path) -> str | None:
+    """Return what is wrong with the bytes of `meta.json`, or None; see `sealed_problem`."""
+    return sealed_problem(run / META_FILE)
+
+
+def sealed_problem(path: Path) -> str | None:
+    """Return what is wrong with the bytes of a file of `write_sealed`, or None.
+
+    Files of older tools carry neither digest nor format_version, and nothing can be said against them.
+    """
+    try:
+        value = _load_object(path, "Restore it from a copy.")
+    except DamagedRunError as error:
+        return str(error)
+    if "format_version" not in value and "digest" not in value:
+        return None
+    body = {k: v for k, v in value.items() if k != "digest"}
+    expected = canonical_json({**body, "digest": _digest(body)}).encode()
+    return None if path.read_bytes() == expected else f"{path.name} differs from its own digest"
+
+
+def read_manifest(run: Path) -> dict[str, FileRecord]:
+    """Return the listed files with size and CRC-32C; empty for runs of older tools, which have no manifest.
+
+    Raises:
+        DamagedRunError: The run should have a manifest and has none, or it is not the one meta.json names.
+    """
+    meta, path = read_meta(run), run / MANIFEST_FILE
+    named = meta.get("manifest_crc32c")
+    if named is None and not path.exists():
+        return {}
+    if not path.is_file():
+        raise DamagedRunError(f"{path} is missing. Restore it from a copy, or extract the run again.")
+    if checksum(path)[1] != named:
+        raise DamagedRunError(f"{path} is damaged: its CRC-32C is not the one {META_FILE} names.")
+    files = _load_object(path, "Restore it from a copy.")["files"]
+    return {name: (int(size), str(crc)) for name, (size, crc) in files.items()}
+
+
+def run_files(run: Path) -> Iterable[str]:
+    """Yield the run's files as relative paths with forward slashes, but for the JSON files of `UNLISTED`."""
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if path.is_file() and name not in UNLISTED:
+            yield name

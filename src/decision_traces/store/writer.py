@@ -1,0 +1,377 @@
+"""Writing a run folder: blocks go to a hidden partial folder, which gets its name when `meta.json` is written.
+
+Every finished block is a line in an append-only, fsynced ledger. Whatever happens before the last rename,
+nothing stands under the run's own name, and a run that stood there before is untouched.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from decision_traces.errors import DiskSpaceError, RunError, RunExistsError
+from decision_traces.schema import META_FILE, ArraySpec, Dims, StorageDtype
+from decision_traces.store.arrays import RUST_PIPELINE
+from decision_traces.store.folder import (
+    FileRecord,
+    canonical_json,
+    checksum,
+    run_files,
+    write_manifest,
+    write_meta,
+)
+
+LEDGER_FILE: Final = "ledger.jsonl"
+_PARTS: Final = "parts"
+_DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+
+Site = tuple[str, int]
+"""A distinct tensor of the forward pass: its name and layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunLayout:
+    """What a run will hold: fixed before the first forward pass.
+
+    Attributes:
+        specs: The arrays.
+        dims: Their sizes.
+        dtype: Type on disk.
+        block_rows: Examples in a block; a block is the unit of writing and of resuming.
+    """
+
+    specs: tuple[ArraySpec, ...]
+    dims: Dims
+    dtype: StorageDtype
+    block_rows: int
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.dims.n_examples // self.block_rows)
+
+    def rows(self, block: int) -> range:
+        """Return the rows of one block."""
+        start = block * self.block_rows
+        return range(start, min(start + self.block_rows, self.dims.n_examples))
+
+    def places(self) -> dict[Site, list[tuple[ArraySpec, int]]]:
+        """Return for every distinct tensor the arrays and layer indices where it stands."""
+        places: dict[Site, list[tuple[ArraySpec, int]]] = {}
+        for spec in self.specs:
+            size = self.dims.shape(spec.axes)[1] if spec.layered else 1
+            for index in range(size):
+                places.setdefault(spec.source(index, self.dims.n_layers), []).append((spec, index))
+        return places
+
+    def chunk(self, spec: ArraySpec, rows: int) -> tuple[int, ...]:
+        """Return the shape of `rows` examples of one layer."""
+        shape = self.dims.shape(spec.axes)
+        return (rows, 1, *shape[2:]) if spec.layered else (rows, *shape[1:])
+
+
+def partial_folder(run: Path) -> Path:
+    """Return where a run is built before it gets its name."""
+    return run.with_name(f".{run.name}.partial")
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises, through whichever library, into one sentence.
+
+    Raises:
+        DiskSpaceError: No space left.
+        RunError: The folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RunError):
+            raise
+        full = getattr(error, "errno", None) in _DISK_FULL or os.strerror(errno.ENOSPC).lower() in str(error).lower()
+        if full:
+            raise DiskSpaceError(
+                f"The disk of {folder} is full. Nothing was committed; finished blocks are kept in it. "
+                "Free some space and run the same command with --resume, or delete the folder."
+            ) from error
+        if isinstance(error, OSError):
+            raise RunError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        raise
+
+
+class RunWriter:
+    """Builds one run folder. Create with `RunWriter.create` or `RunWriter.resume`."""
+
+    def __init__(self, run: Path, layout: RunLayout) -> None:
+        self.run, self.layout = run, layout
+        self.folder = partial_folder(run)
+        self.done: dict[int, dict[str, Any]] = {}
+        self.bytes_written = 0
+        self._places = layout.places()
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self.links = True
+
+    # -- beginning ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, run: Path, layout: RunLayout, plan: Mapping[str, Any], *, overwrite: bool) -> "RunWriter":
+        """Begin a new run.
+
+        Args:
+            run: The run's folder, not yet there (or a run, with `overwrite`).
+            layout: What it will hold.
+            plan: What a resumed run must agree with; written as the ledger's first line.
+            overwrite: Whether a complete run at `run` may be replaced once the new one is complete, and an
+                unfinished one be discarded.
+
+        Raises:
+            RunExistsError: There is something already.
+            RunError: The folder cannot be written.
+        """
+        refuse_existing(run, overwrite=overwrite)
+        writer = cls(run, layout)
+        if writer.folder.exists():
+            if not overwrite:
+                raise RunExistsError(
+                    f"{writer.folder} holds an unfinished run (or one that is being written now). "
+                    "Go on with it by --resume, discard it by --overwrite, or choose another --out_dir."
+                )
+            shutil.rmtree(writer.folder)
+        with disk_errors(run.parent):
+            run.parent.mkdir(parents=True, exist_ok=True)
+            writer.folder.mkdir()
+            (writer.folder / _PARTS).mkdir()
+            writer._create_arrays()
+            writer._append({"plan": plan})
+        writer.links = writer._can_link()
+        return writer
+
+    @classmethod
+    def resume(cls, run: Path, layout: RunLayout, plan: Mapping[str, Any]) -> "RunWriter":
+        """Go on with an unfinished run.
+
+        Raises:
+            RunError: There is none, or it was begun with other settings; the message names them.
+        """
+        writer = cls(run, layout)
+        ledger = writer.folder / LEDGER_FILE
+        if not ledger.is_file():
+            raise RunError(f"--resume: there is no unfinished run at {writer.folder}. Leave --resume out to begin one.")
+        begun, *blocks = _read_ledger(ledger)
+        differing = [k for k in plan if json.loads(canonical_json(plan[k])) != begun.get("plan", {}).get(k)]
+        if differing:
+            was = begun.get("plan", {})
+            named = "; ".join(f"{k} was {was.get(k)!r}, is {plan[k]!r}" for k in differing)
+            raise RunError(f"--resume: {writer.folder} was begun with other settings: {named}.")
+        writer.done = {record["block"]: record for record in blocks if writer._intact(record)}
+        writer.bytes_written = sum(record["bytes"] for record in writer.done.values())
+        with zarr.config.set({"codec_pipeline.path": RUST_PIPELINE}):
+            for spec in layout.specs:
+                array = zarr.open_array(writer.folder / spec.path, mode="r+")
+                writer._arrays[spec.name] = array.with_config({"write_empty_chunks": False})
+        writer.links = writer._can_link()
+        return writer
+
+    def _create_arrays(self) -> None:
+        for group in dict.fromkeys(spec.group for spec in self.layout.specs):
+            zarr.create_group(self.folder / group)
+        with zarr.config.set({"codec_pipeline.path": RUST_PIPELINE}):
+            for spec in self.layout.specs:
+                self._arrays[spec.name] = zarr.create_array(
+                    self.folder / spec.path,
+                    shape=self.layout.dims.shape(spec.axes),
+                    dtype=self.layout.dtype,
+                    chunks=self.layout.chunk(spec, 1),
+                    shards=self.layout.chunk(spec, self.layout.block_rows),
+                    compressors=[ZstdCodec(level=1), Crc32cCodec()],
+                    fill_value=0,
+                    dimension_names=spec.axes,
+                )
+
+    def _can_link(self) -> bool:
+        """Return whether the file system has hard links."""
+        probe, link = self.folder / "probe", self.folder / "probe-link"
+        probe.write_bytes(b"")
+        try:
+            link.hardlink_to(probe)
+        except OSError:
+            return False
+        finally:
+            probe.unlink()
+            link.unlink(missing_ok=True)
+        return True
+
+    # -- blocks ---------------------------------------------------------------------------------------------
+
+    def write_block(
+        self,
+        block: int,
+        tensors: Mapping[str, np.ndarray[Any, Any]],
+        tables: Mapping[str, pa.Table],
+        facts: Mapping[str, Any],
+    ) -> int:
+        """Write one block and enter it in the ledger.
+
+        Args:
+            block: Its number.
+            tensors: Site to (layers, rows, ...) in the storage type; each distinct tensor is written once.
+            tables: File name to the block's rows of that table.
+            facts: JSON values to keep with the block (largest values, ...); read back by `facts`.
+
+        Returns:
+            Bytes this block takes on disk.
+
+        Raises:
+            DiskSpaceError, RunError: The disk is full, or the folder cannot be written.
+        """
+        with disk_errors(self.folder):
+            files: dict[str, FileRecord] = {}
+            for (site, layer), places in self._places.items():
+                files |= self._write_shards(block, tensors[site][layer], places)
+            for name, table in tables.items():
+                pq.write_table(table, self._part(name, block), compression="zstd", write_page_checksum=True)
+            distinct = {(self.folder / name).stat().st_ino: size for name, (size, _) in files.items()}
+            size = sum(distinct.values())
+            self._append({"block": block, "files": files, "bytes": size, "facts": dict(facts)})
+        self.done[block] = {"block": block, "files": files, "bytes": size, "facts": dict(facts)}
+        self.bytes_written += size
+        return size
+
+    def _write_shards(
+        self, block: int, tensor: np.ndarray[Any, Any], places: Sequence[tuple[ArraySpec, int]]
+    ) -> dict[str, FileRecord]:
+        rows = self.layout.rows(block)
+        spec, index = places[0]
+        part = slice(rows.start, rows.stop)
+        selection = (part, slice(index, index + 1)) if spec.layered else (part,)
+        data = tensor[: len(rows)]
+        self._arrays[spec.name][selection] = data[:, None] if spec.layered else data
+        first = self._shard(spec, block, index)
+        if not first.exists():  # nothing but padding
+            return {}
+        record = checksum(first)
+        for other, other_index in places[1:]:
+            self._duplicate(first, self._shard(other, block, other_index))
+        return {self._shard(s, block, i).relative_to(self.folder).as_posix(): record for s, i in places}
+
+    def _shard(self, spec: ArraySpec, block: int, index: int) -> Path:
+        rank = len(spec.axes)
+        place = (block, index, *[0] * (rank - 2)) if spec.layered else (block, *[0] * (rank - 1))
+        return self.folder / spec.path / self._arrays[spec.name].metadata.encode_chunk_key(place)
+
+    def _duplicate(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        if self.links:
+            target.hardlink_to(source)
+        else:
+            shutil.copyfile(source, target)
+
+    def _part(self, name: str, block: int) -> Path:
+        return self.folder / _PARTS / f"{block:06d}-{name}"
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with (self.folder / LEDGER_FILE).open("a", encoding="utf-8") as ledger:
+            ledger.write(json.dumps(record, ensure_ascii=False) + "\n")
+            ledger.flush()
+            os.fsync(ledger.fileno())
+
+    def _intact(self, record: Mapping[str, Any]) -> bool:
+        """Return whether a block of the ledger is still there byte for byte."""
+        files = record["files"].items()
+        return all((self.folder / n).is_file() and checksum(self.folder / n) == tuple(r) for n, r in files)
+
+    # -- the end --------------------------------------------------------------------------------------------
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return what was kept with each block, in order."""
+        return [self.done[block]["facts"] for block in sorted(self.done)]
+
+    def join_tables(self) -> None:
+        """Make the run's Parquet tables from the blocks' parts."""
+        names = {path.name.split("-", 1)[1] for path in (self.folder / _PARTS).iterdir()}
+        with disk_errors(self.folder):
+            for name in sorted(names):
+                _join_parts([self._part(name, b) for b in range(self.layout.n_blocks)], self.folder / name)
+
+    def commit(self, meta: Mapping[str, Any]) -> Path:
+        """Write the manifest and last `meta.json`, and give the folder its name; the tables are joined already.
+
+        Args:
+            meta: Content of `meta.json`, without bytes and checksums.
+        """
+        with disk_errors(self.folder):
+            shutil.rmtree(self.folder / _PARTS)
+            (self.folder / LEDGER_FILE).unlink()
+            files = {name: tuple(r) for record in self.done.values() for name, r in record["files"].items()}
+            others = {name: checksum(self.folder / name) for name in run_files(self.folder) if name not in files}
+            manifest = write_manifest(self.folder, {**files, **others})
+            size = self.bytes_written + sum(size for size, _ in others.values())
+            write_meta(self.folder, {**meta, "bytes": size, "hard_links": self.links, "manifest_crc32c": manifest})
+            self._rename()
+        return self.run
+
+    def _rename(self) -> None:
+        """Put the finished folder in place; a run that is replaced goes only now."""
+        old = self.run.with_name(f".{self.run.name}.old")
+        if self.run.exists():
+            self.run.rename(old)
+        self.folder.rename(self.run)
+        if old.exists():
+            shutil.rmtree(old)
+
+    def discard(self) -> None:
+        """Remove the partial folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space of the disk that a folder (or the nearest parent that exists) lies on."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(there).free
+
+
+def refuse_existing(run: Path, *, overwrite: bool) -> None:
+    """Raise if something stands where a run is to go and may not be replaced.
+
+    Raises:
+        RunExistsError: Says what is there.
+    """
+    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        return
+    if not (run / META_FILE).is_file():
+        raise RunExistsError(f"{run} is there and is not a run folder (no {META_FILE}); it will not be touched.")
+    if not overwrite:
+        raise RunExistsError(f"{run} already holds a run. Replace it with --overwrite, or choose another --out_dir.")
+
+
+def _read_ledger(path: Path) -> list[dict[str, Any]]:
+    """Return the ledger's records; a last line that was cut off by a crash does not count."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    if not records or "plan" not in records[0]:
+        raise RunError(f"{path} is damaged: it does not begin with a plan. Discard the folder by --overwrite.")
+    return records
+
+
+def _join_parts(parts: Sequence[Path], path: Path) -> None:
+    """Write one Parquet file from the blocks' parts, one row group each, without holding them all."""
+    schema = pq.read_schema(parts[0])
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part))
