@@ -1,0 +1,98 @@
+"""`decision-traces demo`: the first minute. No network, no flags needed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from decision_traces.analysis.depth import decision_depth
+from decision_traces.analysis.lens import logit_lens
+from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._progress import make_progress
+from decision_traces.cli.nexttok import report
+from decision_traces.errors import DamagedRunError
+from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
+from decision_traces.models.load import DEMO_MODEL
+from decision_traces.schema import ANALYSIS_DIR, CAPTURES
+from decision_traces.store.reader import TraceStore
+from decision_traces.store.validate import failures, validate_run
+from decision_traces.views.tables import decision_table, kind_table
+from decision_traces.views.trajectories import save_trajectories
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Trace the embedded model over 200 examples of its own small world, check the run, and look at it."""
+
+    limit: int = 200
+    """How many validation examples."""
+    out_dir: Path | None = None
+    """The run's folder; default traces/<RUN_ID>."""
+    overwrite: bool = False
+    """Replace a run that is already there."""
+    quiet: bool = False
+    """No progress."""
+
+
+def run(config: DemoConfig) -> int:
+    """Extract, validate, look."""
+    console, progress = make_console(), make_progress(make_console(stderr=True), quiet=config.quiet)
+    folder = extract_next_token(
+        NextTokenConfig(
+            model=DEMO_MODEL,
+            dataset="tinyworld",
+            limit=config.limit,
+            capture=CAPTURES,
+            batch_size=32,
+            out_dir=config.out_dir,
+            overwrite=config.overwrite,
+            command=("decision-traces", "demo"),
+        ),
+        progress,
+    )
+    report(folder, console)
+    _validate(folder, console)
+    _look(folder, console)
+    _next_steps(folder, console)
+    return 0
+
+
+def _validate(folder: Path, console: Console) -> None:
+    results = validate_run(folder)
+    failed = failures(results)
+    if failed:
+        raise DamagedRunError(f"{folder} failed its checks: {', '.join(r.name for r in failed)}.")
+    console.print(f"Validated: all {len(results)} checks hold (every array, table and file).")
+
+
+def _look(folder: Path, console: Console) -> None:
+    store = TraceStore(folder)
+    lens = logit_lens(store, load_unembedding(store))
+    depth = decision_depth(lens)
+    console.print()
+    console.print(decision_table(lens, depth))
+    console.print(kind_table(depth, store.tokens.set_index("example_id")["kind"]))
+    data = f"{store.meta['dataset']}/{store.meta['split']}"
+    title = f"Logit lens: {store.meta['model']} model on {data}, {store.n} examples"
+    picture = save_trajectories(lens, depth, folder / ANALYSIS_DIR / "lens_trajectories.png", title)
+    console.print(f"\nPicture: {picture}", markup=False, soft_wrap=True)
+
+
+def _next_steps(folder: Path, console: Console) -> None:
+    python = f"from decision_traces import TraceStore; st = TraceStore(r'{folder}'); print(st.arrays())"
+    lines = [
+        "",
+        "Next:",
+        f"  decision-traces index {folder} --validate",
+        f'  python -c "{python}; print(st.attn(0, layer=2, head=1, trim=True).round(2))"',
+        "  decision-traces nexttok --model gpt2 --dataset wikitext2 --limit 100 --max_seq_len 256",
+    ]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command."""
+    run_command(DemoConfig, run, argv, prog="decision-traces demo")

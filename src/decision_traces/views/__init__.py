@@ -1,0 +1,1 @@
+"""Tables and pictures of results: one drawing per result type. Needs no torch."""
