@@ -17,6 +17,7 @@ TOKENS_FILE: Final = "tokens.parquet"
 OUTCOMES_FILE: Final = "token_outcomes.parquet"
 INDEX_FILE: Final = "index.json"
 MANIFEST_FILE: Final = "manifest.json"
+ANALYSIS_DIR: Final = "analysis"
 
 Capture = Literal["attn", "qkv", "hidden", "resid"]
 CAPTURES: Final[tuple[Capture, ...]] = ("attn", "qkv", "hidden", "resid")
@@ -92,7 +93,14 @@ def _family(prefix: str, lead: tuple[str, ...]) -> list[ArraySpec]:
         for which, head in ((Q, HEAD), (K, KV_HEAD), (V, KV_HEAD))
     ]
     rows.append(
-        ArraySpec(f"{prefix}_hidden", f"{prefix}_hidden.zarr", "h", (*lead, DEPTH, POSITION, D_MODEL), "hidden", "hidden")
+        ArraySpec(
+            f"{prefix}_hidden",
+            f"{prefix}_hidden.zarr",
+            "h",
+            (*lead, DEPTH, POSITION, D_MODEL),
+            "hidden",
+            "hidden",
+        )
     )
     rows.append(ArraySpec(f"{res}_embed", f"{res}_embed.zarr", "x", (*lead, POSITION, D_MODEL), "resid", EMBED))
     rows += [
@@ -104,7 +112,11 @@ def _family(prefix: str, lead: tuple[str, ...]) -> list[ArraySpec]:
 
 ARRAYS: Final[Mapping[str, ArraySpec]] = {
     spec.name: spec
-    for spec in (*_family("dec", (EXAMPLE,)), *_family("enc", (EXAMPLE,)), *_family("enc_mc", (EXAMPLE, CHOICE)))
+    for spec in (
+        *_family("dec", (EXAMPLE,)),
+        *_family("enc", (EXAMPLE,)),
+        *_family("enc_mc", (EXAMPLE, CHOICE)),
+    )
 }
 
 
@@ -159,7 +171,11 @@ TOKEN_COLUMNS: Final = (
     Column("text", pa.string(), "the text as tokenised"),
     Column("input_ids", pa.list_(pa.int32()), "token ids, padded on the right to T"),
     Column("attention_mask", pa.list_(pa.int8()), "1 for tokens, 0 for padding"),
-    Column("offset_mapping", pa.list_(pa.list_(pa.int32(), 2)), "character span of each token, (0, 0) for padding"),
+    Column(
+        "offset_mapping",
+        pa.list_(pa.list_(pa.int32(), 2)),
+        "character span of each token, (0, 0) for padding",
+    ),
     Column("tokens", pa.list_(pa.string()), "token strings, padded with the pad token"),
     Column("n_tokens", pa.int32(), "tokens that are not padding"),
     Column("truncated", pa.bool_(), "whether the text was longer than T tokens"),
@@ -196,7 +212,8 @@ POSITION_COLUMNS: Final = (
 
 CONVENTIONS: Final[Mapping[str, str]] = {
     "padding": "right; position p of an array is token p; padded slots, query rows and keys are zero",
-    "hidden": "hidden[0] embedding output, hidden[l] input of layer l, hidden[L] last hidden state (after the final norm where there is one)",
+    "hidden": "hidden[0] embedding output, hidden[l] input of layer l, hidden[L] last hidden state "
+    "(after the final norm where there is one)",
     "pre_attn": "residual stream at the input of the layer; pre_attn[l+1] == post_mlp[l] == hidden[l+1] for l+1 < L",
     "post_mlp": "residual stream at the output of the layer; post_mlp[L-1] is before the final norm",
     "q": "as it enters the score: after rotary embedding and q/k norms, before attention_scale",

@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 from decision_traces.errors import NonFiniteError
-from decision_traces.schema import ATTN, EMBED, FINAL, POST_ATTN, POST_MLP, ArraySpec, Dims, K, Q, StorageDtype, V
+from decision_traces.schema import (
+    ATTN,
+    EMBED,
+    FINAL,
+    POST_ATTN,
+    POST_MLP,
+    ArraySpec,
+    Dims,
+    K,
+    Q,
+    StorageDtype,
+    V,
+)
 
 TORCH_DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
 _ROW_FIRST: Final = frozenset({EMBED, POST_ATTN, POST_MLP, FINAL})

@@ -103,7 +103,10 @@ def certify(
         alone = [_record(loaded, anatomy, wanted, make_batch([0], [row], pad)) for row in rows]
         checks = [
             _exact("logits with capture equal logits without", plain, together.logits),
-            _exact("residual stream: a layer's input is the output of the one before", *_chain(loaded, batch, together)),
+            _exact(
+                "residual stream: a layer's input is the output of the one before",
+                *_chain(loaded, batch, together),
+            ),
             *_row_checks(loaded, together, alone, batch.lengths),
             *_head_check(loaded, together, batch),
             *_attention_checks(together, batch.lengths),
@@ -193,7 +196,13 @@ def _head_check(loaded: LoadedModel, together: _Pass, batch: TokenBatch) -> list
     if any(getattr(text, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
         return []
     allowed = TOLERANCE[head.weight.dtype]
-    return [_within("the unembedding of hidden[L] gives the logits", relative_difference(head(hidden), logits), allowed)]
+    return [
+        _within(
+            "the unembedding of hidden[L] gives the logits",
+            relative_difference(head(hidden), logits),
+            allowed,
+        )
+    ]
 
 
 def _attention_checks(together: _Pass, lengths: Sequence[int]) -> list[Check]:

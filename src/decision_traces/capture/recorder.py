@@ -8,6 +8,7 @@ once a layer; anything else is an error, never a row of zeros.
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,20 +56,20 @@ class Recorder:
     def _taps(self) -> Iterator[tuple[Tap, Handler]]:
         sites, layers = self.buffers.sites, self.anatomy.layers
         if EMBED in sites:
-            yield layers[0].pre_attn, lambda t: self._put(EMBED, 0, t)
+            yield layers[0].pre_attn, partial(self._put, EMBED, 0)
         for layer, plan in enumerate(layers):
             if POST_ATTN in sites:
                 yield from self._post_attn_taps(layer, plan.pre_attn, plan.post_attn, plan.attn_write)
             if POST_MLP in sites:
-                yield plan.post_mlp, lambda t, layer=layer: self._put(POST_MLP, layer, t)
+                yield plan.post_mlp, partial(self._put, POST_MLP, layer)
         if FINAL in sites:
-            yield self.anatomy.final, lambda t: self._put(FINAL, 0, t)
+            yield self.anatomy.final, partial(self._put, FINAL, 0)
 
     def _post_attn_taps(
         self, layer: int, before: Tap, after: Tap | None, write: Tap | None
     ) -> Iterator[tuple[Tap, Handler]]:
         if after is not None:
-            yield after, lambda t: self._put(POST_ATTN, layer, t)
+            yield after, partial(self._put, POST_ATTN, layer)
         elif write is not None:
             yield before, self._hold
             yield write, lambda t: self._put(POST_ATTN, layer, self._held() + t)
@@ -141,9 +142,11 @@ class _Hook:
 
     def on_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """Hand the tapped results on."""
-        values = tuple(output.values()) if isinstance(output, dict) else output
         for tap, handler in self._due():
-            handler(values if tap.key is None else values[tap.key])  # type: ignore[index]
+            if isinstance(tap.key, int):  # into a tuple, or a ModelOutput, which is a dict with an order
+                handler((tuple(output.values()) if isinstance(output, dict) else output)[tap.key])
+            else:
+                handler(output)
 
     def _due(self) -> list[tuple[Tap, Handler]]:
         due = [(tap, handler) for tap, handler in self._taps if tap.call == self._calls]

@@ -78,7 +78,9 @@ def text_file_examples(path: Path) -> Iterator[Example]:
     """
     suffix = path.suffix.lower()
     if suffix not in TEXT_SUFFIXES:
-        raise DataError(f"--text_file {path}: expected one of {', '.join(TEXT_SUFFIXES)}, got {suffix or 'no suffix'!r}.")
+        raise DataError(
+            f"--text_file {path}: expected one of {', '.join(TEXT_SUFFIXES)}, got {suffix or 'no suffix'!r}."
+        )
     if not path.is_file():
         raise DataError(f"--text_file {path}: there is no such file.")
     rows = {".txt": _txt, ".jsonl": _jsonl}.get(suffix, _table)(path)

@@ -88,7 +88,12 @@ class Engine:
         progress.advance(sum(e.n_tokens == 0 for e in encodings), 0)
 
     def _submit(
-        self, pool: ThreadPoolExecutor, block: int, buffers: BlockBuffers, workflow: Workflow, writer: RunWriter
+        self,
+        pool: ThreadPoolExecutor,
+        block: int,
+        buffers: BlockBuffers,
+        workflow: Workflow,
+        writer: RunWriter,
     ) -> Future[int]:
         tensors = {site: b.data.numpy() for site, b in buffers.sites.items()}
         peaks = {site: [float(p) for p in b.peak] for site, b in buffers.sites.items()}

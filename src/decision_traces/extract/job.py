@@ -216,7 +216,8 @@ def _check_ids(encodings: Sequence[Encoding], loaded: LoadedModel) -> None:
     rows = int(loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     if largest >= rows:
         raise UsageError(
-            f"The tokenizer gives the id {largest}, but the model's vocabulary has {rows} entries: they do not belong together."
+            f"The tokenizer gives the id {largest}, but the model's vocabulary has {rows} entries: "
+            "they do not belong together."
         )
 
 
@@ -279,7 +280,12 @@ def _open_writer(job: Job, run: Path, prepared: Prepared, plan: Mapping[str, Any
 
 def _extract(job: Job, prepared: Prepared, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
     engine = Engine(
-        prepared.loaded, prepared.anatomy, prepared.encodings, prepared.layout, job.options.batch_size, prepared.pad
+        prepared.loaded,
+        prepared.anatomy,
+        prepared.encodings,
+        prepared.layout,
+        job.options.batch_size,
+        prepared.pad,
     )
     open_rows = [r for b in range(prepared.layout.n_blocks) if b not in writer.done for r in prepared.layout.rows(b)]
     progress.start(len(open_rows), sum(prepared.encodings[r].n_tokens for r in open_rows))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -108,7 +109,7 @@ def extract_next_token(config: NextTokenConfig, progress: Progress | None = None
             config.out_dir, config.overwrite, config.resume, config.seed, config.command,
         ),
         settings={"next_topk": config.next_topk, "all_positions": config.all_positions},
-        workflow=lambda *context: NextTokenWorkflow(*context, config.next_topk, config.all_positions),
+        workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
     )  # fmt: skip
     return run_job(job, progress or Silent())
 
@@ -123,6 +124,7 @@ class NextTokenWorkflow:
         loaded: LoadedModel,
         pad: int,
         n_positions: int,
+        *,
         topk: int,
         all_positions: bool,
     ) -> None:

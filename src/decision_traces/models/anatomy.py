@@ -14,6 +14,7 @@ checked its numbers on another input.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -23,6 +24,8 @@ from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.models.dataflow import AttentionNode, Dataflow, ModuleCall, record_forward
 
 _MAX_STEPS = 8
+
+IDENTITY = "identity"
 
 PostAttn = Literal["stream", "derived", "post_norm"]
 
@@ -71,8 +74,8 @@ class Anatomy:
         layers: One plan a layer, in the order of execution.
         attention_modules: Names of the attention modules in call order, one a layer.
         final: Tap of the last hidden state.
-        final_norm: Name of the module that leads from the last layer's output to the last hidden state; None
-            where they are the same tensor, or where no single module does it.
+        final_norm: Name of the module that leads from the last layer's output to the last hidden state;
+            `IDENTITY` where they are the same tensor, None where no single module does it.
         n_heads, n_kv_heads, d_head, d_model: Sizes read off the tensors.
         attention_scale: The factor on q·k, one a layer.
     """
@@ -120,7 +123,8 @@ def find_anatomy(model: nn.Module, vocab_size: int) -> Anatomy:
         return _Finder(model, flow).anatomy()
     except _Refused as reason:
         raise UnsupportedArchitecture(
-            f"{type(model).__name__} is not understood: {reason}. Nothing was extracted, because a guess could be wrong."
+            f"{type(model).__name__} is not understood: {reason}. "
+            "Nothing was extracted, because a guess could be wrong."
         ) from None
 
 
@@ -204,7 +208,7 @@ class _Finder:
     def _check_chain(self, calls: list[ModuleCall]) -> None:
         """Every layer must read exactly what the one before it wrote."""
         root = self.flow.root
-        for before, after in zip(calls, calls[1:], strict=False):
+        for before, after in pairwise(calls):
             if root(self._stream_out(before)[1]) != root(self._stream_in(after)[1]):
                 raise _Refused(f"the input of layer {after.name!r} is not the output of {before.name!r}")
 
@@ -248,9 +252,7 @@ class _Finder:
                 return
             yield call
 
-    def _steps(
-        self, source: int, result: int, inside: list[ModuleCall]
-    ) -> Iterator[tuple[int, list[int], bool]]:
+    def _steps(self, source: int, result: int, inside: list[ModuleCall]) -> Iterator[tuple[int, list[int], bool]]:
         """Walk the stream from a layer's output to its input: (earlier state, what was added to it, normed after)."""
         for _ in range(_MAX_STEPS):
             if result == source:
@@ -328,6 +330,8 @@ class _Finder:
         if call.shapes[node][-1] != self._width(last):
             raise _Refused("its last hidden state is not as wide as its residual stream")
         before, after = self.flow.root(last), self.flow.root(node)
+        if before == after:
+            return self._tap(call, "output", key), IDENTITY
         norms = [
             c.name
             for c in self.flow.module_calls

@@ -55,11 +55,11 @@ class AttentionNode:
     scaling: float
 
 
-class Dataflow(TorchDispatchMode):
+class Dataflow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every operation as a node of a graph. Use `record_forward`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
         self.module_calls: list[ModuleCall] = []
         self.attention: list[AttentionNode] = []

@@ -184,7 +184,11 @@ def _load_weights(source: ModelSource, options: dict[str, Any], device: torch.de
     dtype = auto if source.model_dtype == "auto" else getattr(torch, source.model_dtype)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=dtype, attn_implementation=source.attention, output_loading_info=True, **options
+            source.location,
+            dtype=dtype,
+            attn_implementation=source.attention,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _load_error(source, error) from error

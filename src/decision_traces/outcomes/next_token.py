@@ -42,9 +42,7 @@ class NextTokenOutcomes:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
-def next_token_outcomes(
-    logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, " n"], k: int
-) -> NextTokenOutcomes:
+def next_token_outcomes(logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, " n"], k: int) -> NextTokenOutcomes:
     """Describe the prediction in every row.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import google_crc32c
 
 from decision_traces.errors import DamagedRunError, RunError
-from decision_traces.schema import INDEX_FILE, MANIFEST_FILE, META_FILE
+from decision_traces.schema import ANALYSIS_DIR, INDEX_FILE, MANIFEST_FILE, META_FILE
 
 _CHUNK: Final = 1 << 22
 UNLISTED: Final = frozenset({META_FILE, MANIFEST_FILE, INDEX_FILE})
@@ -132,8 +132,11 @@ def read_manifest(run: Path) -> dict[str, FileRecord]:
 
 
 def run_files(run: Path) -> Iterable[str]:
-    """Yield the run's files as relative paths with forward slashes, but for the JSON files of `UNLISTED`."""
+    """Yield the run's files as relative paths with forward slashes.
+
+    The JSON files of `UNLISTED` and what analyses have put into the run's analysis folder do not count.
+    """
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
-        if path.is_file() and name not in UNLISTED:
+        if path.is_file() and name not in UNLISTED and not name.startswith(f"{ANALYSIS_DIR}/"):
             yield name
