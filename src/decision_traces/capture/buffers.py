@@ -24,6 +24,7 @@ from decision_traces.schema import (
 
 TORCH_DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
 _ROW_FIRST: Final = frozenset({EMBED, POST_ATTN, POST_MLP, FINAL})
+_ORDER: Final = (EMBED, Q, K, V, ATTN, POST_ATTN, POST_MLP, FINAL)
 
 
 def site_shape(site: str, dims: Dims) -> tuple[int, ...]:
@@ -125,12 +126,15 @@ class BlockBuffers:
         Raises:
             NonFiniteError: Names the tensor, the layer, the largest value and the advice.
         """
-        for site, buffer in self.sites.items():
-            limit = torch.finfo(buffer.data.dtype).max
-            bad = ~(buffer.peak <= limit)
-            if bad.any():
-                layer = int(bad.nonzero()[0])
-                raise _too_large(site, layer, float(buffer.peak[layer]), buffer.data.dtype)
+        bad = [
+            (site == FINAL, layer, _ORDER.index(site), site)
+            for site, buffer in self.sites.items()
+            for layer in (~(buffer.peak <= torch.finfo(buffer.data.dtype).max)).nonzero()[:, 0].tolist()
+        ]
+        if bad:
+            _, layer, _, site = min(bad)  # the first in order of computation
+            buffer = self.sites[site]
+            raise _too_large(site, layer, float(buffer.peak[layer]), buffer.data.dtype)
 
 
 def _allocate(site: str, dims: Dims, rows: int, dtype: torch.dtype) -> SiteBuffer:

@@ -108,7 +108,8 @@ def certify(
                 *_chain(loaded, batch, together),
             ),
             *_row_checks(loaded, together, alone, batch.lengths),
-            *_head_check(loaded, together, batch),
+            _causal_check(loaded, anatomy, rows, alone, pad),
+            *_head_check(loaded, anatomy, together, batch),
             *_attention_checks(together, batch.lengths),
         ]
     return Certificate(tuple(checks), len(rows), sum(batch.lengths))
@@ -186,23 +187,29 @@ def _row_checks(loaded: LoadedModel, together: _Pass, alone: Sequence[_Pass], le
     return [_within(f"{site}: a row in the batch equals the row alone", w, allowed) for site, w in worst.items()]
 
 
-def _head_check(loaded: LoadedModel, together: _Pass, batch: TokenBatch) -> list[Check]:
-    """The unembedding of the last hidden state gives the logits, where the model does nothing to them after."""
+def _causal_check(
+    loaded: LoadedModel, anatomy: Anatomy, rows: Sequence[Encoding], alone: Sequence[_Pass], pad: int
+) -> Check:
+    """The first half of a text, run by itself, gives what it gave inside the whole text."""
+    worst = 0.0
+    for row, whole in zip(rows, alone, strict=True):
+        half = (row.n_tokens + 1) // 2
+        cut = Encoding(row.ids[:half], row.offsets[:half], row.truncated)
+        first = _record(loaded, anatomy, (POST_MLP,), make_batch([0], [cut], pad)).sites[POST_MLP]
+        pairs = zip(whole.sites[POST_MLP][:, 0, :half], first[:, 0], strict=True)
+        worst = max([worst, *(relative_difference(a, b) for a, b in pairs)])
+    allowed = TOLERANCE[next(loaded.model.parameters()).dtype]
+    return _within("causal: no position depends on later tokens", worst, allowed)
+
+
+def _head_check(loaded: LoadedModel, anatomy: Anatomy, together: _Pass, batch: TokenBatch) -> list[Check]:
+    if not anatomy.logits_are_unembedded:
+        return []
     head = loaded.model.get_output_embeddings()  # type: ignore[operator]
     mask = batch.attention_mask.bool()
     hidden = together.sites[FINAL][0][mask].to(loaded.device, head.weight.dtype)
-    logits = together.logits[mask.to(loaded.device)]
-    text = loaded.config.get_text_config()
-    if any(getattr(text, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
-        return []
-    allowed = TOLERANCE[head.weight.dtype]
-    return [
-        _within(
-            "the unembedding of hidden[L] gives the logits",
-            relative_difference(head(hidden), logits),
-            allowed,
-        )
-    ]
+    worst = relative_difference(head(hidden), together.logits[mask.to(loaded.device)])
+    return [_within("the unembedding of hidden[L] gives the logits", worst, TOLERANCE[head.weight.dtype])]
 
 
 def _attention_checks(together: _Pass, lengths: Sequence[int]) -> list[Check]:

@@ -48,7 +48,10 @@ def _text_of(record: object, path: Path, where: str) -> str:
     if not isinstance(record, dict) or "text" not in record:
         keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
         raise DataError(f"--text_file {path}, {where}: needs a column named text; it has: {keys}.")
-    return "" if record["text"] is None else str(record["text"])
+    text = "" if record["text"] is None else str(record["text"])
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise DataError(f"--text_file {path}, {where}: half a surrogate pair is not valid Unicode.")
+    return text
 
 
 def _table(path: Path) -> Iterator[tuple[int, str]]:
@@ -61,7 +64,8 @@ def _table(path: Path) -> Iterator[tuple[int, str]]:
             else pd.read_parquet(path)
         )
     except (ValueError, OSError) as error:  # pandas and pyarrow errors for malformed files are both
-        raise DataError(f"--text_file {path}: cannot be read as {path.suffix[1:]} ({error}).") from error
+        reason = str(error).splitlines()[0]
+        raise DataError(f"--text_file {path}: cannot be read as {path.suffix[1:]} ({reason}).") from error
     if "text" not in frame.columns:
         raise DataError(f"--text_file {path}: needs a column named text; it has: {', '.join(map(str, frame.columns))}.")
     for row, text in enumerate(frame["text"]):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ _IN_FLIGHT: Final = 2
 """Buffers: one is filled while the other is written."""
 
 
+@runtime_checkable
 class Workflow(Protocol):
     """What a workflow adds to the loop: its forward pass with what it keeps of the outcome, and its tables."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,7 @@ _MOST_BLOCK_ROWS: Final = 256
 _PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "zarrs", "numpy", "pyarrow")
 
 
+@runtime_checkable
 class JobWorkflow(Workflow, Protocol):
     """A workflow as a job needs it: the loop's part, and the figures for the meta."""
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 import tyro
+from jaxtyping import Int32
 
 from decision_traces.capture.forward import all_logits, logits_at
 from decision_traces.data.example import Example
@@ -30,6 +31,9 @@ from decision_traces.schema import (
     StorageDtype,
 )
 from decision_traces.tokens import Encoding, TokenBatch
+
+_NO_IDS: Final = np.array([], np.int32)
+_IDENTITY: Final = frozenset({"row", "example_id", "pos"})
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ class NextTokenWorkflow:
         self._examples, self._encodings, self._loaded = examples, encodings, loaded
         self._pad, self._n_positions, self._topk, self._all = pad, n_positions, topk, all_positions
         self._field_types = field_types(examples)
-        self._rows: dict[int, dict[str, Any]] = {}
+        self._text: dict[int, str] = {}
+        self._rows: dict[int, NextTokenOutcomes] = {}
         self._positions: dict[int, NextTokenOutcomes] = {}
 
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
@@ -142,17 +147,17 @@ class NextTokenWorkflow:
             return
         logits = logits_at(loaded.model, batch, last, loaded.device)
         truth = batch.input_ids[torch.arange(len(last)), (last + 1).clamp(max=batch.input_ids.shape[1] - 1)]
-        outcomes = next_token_outcomes(logits, truth, self._topk).columns()
+        outcomes = next_token_outcomes(logits, truth, self._topk)
         for i, (row, n) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
             if n > 1:
-                self._rows[first_row + row] = {name: values[i] for name, values in outcomes.items()}
+                self._rows[first_row + row] = outcomes.rows(slice(i, i + 1))
 
     def _keep_all(self, logits: torch.Tensor, batch: TokenBatch, first_row: int) -> None:
         for i, (row, n) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
             if n > 1:
                 found = next_token_outcomes(logits[i, : n - 1], batch.input_ids[i, 1:n], self._topk)
                 self._positions[first_row + row] = found
-                self._rows[first_row + row] = {name: values[-1] for name, values in found.columns().items()}
+                self._rows[first_row + row] = found.rows(slice(n - 2, n - 1))
 
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
         """Return the rows of `tokens.parquet`, and of `token_outcomes.parquet` where it was asked for."""
@@ -165,25 +170,33 @@ class NextTokenWorkflow:
             tables[OUTCOMES_FILE] = self._position_table(rows)
         return tables
 
-    def _outcome_columns(self, rows: range, encodings: Sequence[Encoding]) -> dict[str, list[Any]]:
-        kept = [self._rows.pop(row, None) for row in rows]
-        columns: dict[str, list[Any]] = {"next_pos": [e.n_tokens - 2 if e.n_tokens > 1 else -1 for e in encodings]}
-        for column in NEXT_TOKEN_COLUMNS[1:]:
-            name = column.name.removeprefix("next_")
-            columns[column.name] = [None if k is None else self._value(name, k) for k in kept]
+    def _outcome_columns(self, rows: range, encodings: Sequence[Encoding]) -> dict[str, Any]:
+        """Return the `next_` columns; rows without a prediction are null."""
+        kept = {row: self._rows.pop(row) for row in rows if row in self._rows}
+        arrow = self._arrow(list(kept.values()))
+        place = {row: i for i, row in enumerate(kept)}
+        index = pa.array([place.get(row) for row in rows], pa.int32())
+        columns: dict[str, Any] = {f"next_{name}": values.take(index) for name, values in arrow.items()}
+        columns["next_pos"] = [e.n_tokens - 2 if e.n_tokens > 1 else -1 for e in encodings]
         return columns
 
-    def _value(self, name: str, outcome: Mapping[str, Any]) -> Any:
-        """Return one outcome column of one row; token texts are decoded from the ids."""
-        if name == "topk_tokens":
-            return [self._text(i) for i in outcome["topk_ids"]]
-        if name.endswith("_token"):
-            return self._text(outcome[name.replace("_token", "_id")])
-        return outcome[name]
+    def _arrow(self, outcomes: Sequence[NextTokenOutcomes]) -> dict[str, pa.Array]:
+        """Return outcomes as Arrow columns without a prefix, token texts decoded from the ids."""
+        types = {c.name: c.type for c in POSITION_COLUMNS}
+        parts = [o.columns() for o in outcomes]
+        joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]} if parts else {}
+        columns = {name: pa.array(list(values), types[name]) for name, values in joined.items()}
+        for which in ("true", "pred"):
+            columns[f"{which}_token"] = pa.array(self._texts(joined.get(f"{which}_id", _NO_IDS)), pa.string())
+        topk = [self._texts(ids) for ids in joined.get("topk_ids", _NO_IDS)]
+        columns["topk_tokens"] = pa.array(topk, types["topk_tokens"])
+        return {name: columns.get(name, pa.array([], types[name])) for name in types if name not in _IDENTITY}
 
-    def _text(self, token: int) -> str:
-        text: str = self._loaded.tokenizer.decode([int(token)])
-        return text
+    def _texts(self, ids: Int32[np.ndarray, " n"]) -> list[str]:
+        """Return the text of each id, each distinct one decoded once."""
+        for token in set(ids.tolist()) - self._text.keys():
+            self._text[token] = self._loaded.tokenizer.decode([token])
+        return [self._text[token] for token in ids.tolist()]
 
     def figures(self, tokens: pa.Table) -> dict[str, Any]:
         """Return the accuracy figures of the whole run for its meta; nll and entropy in nats."""
@@ -199,16 +212,13 @@ class NextTokenWorkflow:
         }
 
     def _position_table(self, rows: range) -> pa.Table:
-        columns: dict[str, list[Any]] = {column.name: [] for column in POSITION_COLUMNS}
-        for row in rows:
-            found = self._positions.pop(row, None)
-            if found is None:
-                continue
-            values = found.columns()
-            for pos in range(len(found.true_id)):
-                outcome = {name: column[pos] for name, column in values.items()}
-                identity = {"row": row, "example_id": self._examples[row].example_id, "pos": pos}
-                for column in POSITION_COLUMNS:
-                    name = column.name
-                    columns[name].append(identity[name] if name in identity else self._value(name, outcome))
+        found = {row: self._positions.pop(row) for row in rows if row in self._positions}
+        counts = [len(outcomes.true_id) for outcomes in found.values()]
+        numbers = np.repeat(np.fromiter(found, np.int32, len(found)), counts)
+        columns: dict[str, Any] = {
+            "row": numbers,
+            "example_id": [self._examples[row].example_id for row in numbers.tolist()],
+            "pos": [pos for n in counts for pos in range(n)],
+            **self._arrow(list(found.values())),
+        }
         return to_table(POSITION_COLUMNS, columns, {})

@@ -1,8 +1,9 @@
 """What an extraction tells whoever watches; the command line draws it, a notebook may ignore it."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Receives what happens during an extraction."""
 

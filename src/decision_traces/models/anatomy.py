@@ -76,6 +76,8 @@ class Anatomy:
         final: Tap of the last hidden state.
         final_norm: Name of the module that leads from the last layer's output to the last hidden state;
             `IDENTITY` where they are the same tensor, None where no single module does it.
+        logits_are_unembedded: Whether the logits are just the output embedding of the last hidden state, with
+            nothing before (BERT's head has a transform) and nothing after (Gemma 2 caps, Cohere scales).
         n_heads, n_kv_heads, d_head, d_model: Sizes read off the tensors.
         attention_scale: The factor on q·k, one a layer.
     """
@@ -84,6 +86,7 @@ class Anatomy:
     attention_modules: tuple[str, ...]
     final: Tap
     final_norm: str | None
+    logits_are_unembedded: bool
     n_heads: int
     n_kv_heads: int
     d_head: int
@@ -152,6 +155,7 @@ class _Finder:
             attention_modules=tuple(a.module for a in attention),
             final=final,
             final_norm=norm,
+            logits_are_unembedded=self._unembedded(final),
             **sizes,
             d_model=calls[0].shapes[self._stream_in(calls[0])[1]][-1],
             attention_scale=tuple(a.scaling for a in attention),
@@ -338,6 +342,17 @@ class _Finder:
             if before in map(self.flow.root, c.inputs.values()) and after in map(self.flow.root, c.outputs.values())
         ]
         return self._tap(call, "output", key), norms[-1] if norms else None
+
+    def _unembedded(self, final: Tap) -> bool:
+        head = next((n for n, m in self.modules.items() if m is self.model.get_output_embeddings()), None)  # type: ignore[operator]
+        calls = {c.name: c for c in self.flow.module_calls}
+        if head not in calls:
+            return False
+        state = self._stream_out(calls[final.module])[1]
+        reads = {self.flow.root(n) for n in calls[head].inputs.values()}
+        writes = {self.flow.root(n) for n in calls[head].outputs.values()}
+        logits = {self.flow.root(n) for n in calls[""].outputs.values()}
+        return self.flow.root(state) in reads and bool(writes & logits)
 
     def _width(self, node: int) -> int:
         return next(c.shapes[node][-1] for c in self.flow.module_calls if node in c.shapes)

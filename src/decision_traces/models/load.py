@@ -176,20 +176,23 @@ def load_decoder(source: ModelSource) -> LoadedModel:
         model = _load_weights(source, options, device)
         tokenizer = _load_tokenizer(source, options)
     revision = getattr(model.config, "_commit_hash", None)
-    return LoadedModel(model, tokenizer, model.config, device, revision, source.attention)
+    return LoadedModel(model, tokenizer, model.config, device, revision, model.config._attn_implementation)
 
 
 def _load_weights(source: ModelSource, options: dict[str, Any], device: torch.device) -> Any:
     auto = torch.float32 if device.type == "cpu" else "auto"
     dtype = auto if source.model_dtype == "auto" else getattr(torch, source.model_dtype)
+    wanted = {"dtype": dtype, "output_loading_info": True, **options}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            dtype=dtype,
-            attn_implementation=source.attention,
-            output_loading_info=True,
-            **options,
-        )
+        try:
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.location, attn_implementation=source.attention, **wanted
+            )
+        except ValueError as error:
+            if "attn_implementation" not in str(error):
+                raise
+            # A family without SDPA says so here; eager is what it always runs.
+            model, report = AutoModelForCausalLM.from_pretrained(source.location, attn_implementation="eager", **wanted)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _load_error(source, error) from error
     missing = sorted(report.get("missing_keys", ()))

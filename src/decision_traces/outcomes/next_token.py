@@ -1,7 +1,6 @@
 """Next-token outcomes: from logits and the actual next tokens to the columns of a table."""
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +36,13 @@ class NextTokenOutcomes:
     topk_ids: Int32[np.ndarray, "n k"]
     topk_probs: Float32[np.ndarray, "n k"]
 
-    def columns(self) -> dict[str, np.ndarray[Any, Any]]:
+    def columns(self) -> dict[str, np.ndarray]:
         """Return the fields by name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def rows(self, part: slice) -> "NextTokenOutcomes":
+        """Return some of the rows."""
+        return NextTokenOutcomes(**{name: values[part] for name, values in self.columns().items()})
 
 
 def next_token_outcomes(logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, " n"], k: int) -> NextTokenOutcomes:
@@ -71,9 +74,9 @@ def next_token_outcomes(logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, 
     )
 
 
-def _int32(value: Tensor) -> np.ndarray[Any, Any]:
+def _int32(value: Tensor) -> np.ndarray:
     return value.to(torch.int32).cpu().numpy()
 
 
-def _float32(value: Tensor) -> np.ndarray[Any, Any]:
+def _float32(value: Tensor) -> np.ndarray:
     return value.to(torch.float32).cpu().numpy()

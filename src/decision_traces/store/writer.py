@@ -217,7 +217,7 @@ class RunWriter:
     def write_block(
         self,
         block: int,
-        tensors: Mapping[str, np.ndarray[Any, Any]],
+        tensors: Mapping[str, np.ndarray],
         tables: Mapping[str, pa.Table],
         facts: Mapping[str, Any],
     ) -> int:
@@ -249,7 +249,7 @@ class RunWriter:
         return size
 
     def _write_shards(
-        self, block: int, tensor: np.ndarray[Any, Any], places: Sequence[tuple[ArraySpec, int]]
+        self, block: int, tensor: np.ndarray, places: Sequence[tuple[ArraySpec, int]]
     ) -> dict[str, FileRecord]:
         rows = self.layout.rows(block)
         spec, index = places[0]

@@ -1,0 +1,289 @@
+"""What workflow A promises besides the numbers: tables, limits, refusals, resuming, nothing harmed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from decision_traces import TraceStore
+from decision_traces.errors import (
+    CaptureError,
+    DataError,
+    DiskSpaceError,
+    Interrupted,
+    ModelError,
+    NonFiniteError,
+    RunError,
+    RunExistsError,
+    TraceError,
+    UnsupportedArchitecture,
+    UsageError,
+)
+from decision_traces.extract import engine
+from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
+from decision_traces.schema import NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS
+from decision_traces.testing.models import byte_tokenizer, tiny_decoder
+
+LINES = [f"Line {i} has {'many ' * (i % 7)}words." for i in range(23)]
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "lines.txt"
+    path.write_text("\n".join(LINES) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config(tiny_folder, lines: Path, tmp_path: Path):
+    def make(**options) -> NextTokenConfig:
+        settings = {"model_path": tiny_folder("gpt2"), "text_file": lines, "out_dir": tmp_path / "run", **options}
+        return NextTokenConfig(model="tiny", **settings)
+
+    return make
+
+
+def test_tables_have_the_columns_of_the_schema_in_order(config) -> None:
+    run = extract_next_token(config())
+    names = pq.read_schema(run / "tokens.parquet").names
+    assert names == [c.name for c in (*TOKEN_COLUMNS, *NEXT_TOKEN_COLUMNS)]
+    tokens = TraceStore(run).tokens
+    assert tokens["text"].tolist() == LINES
+    assert tokens["example_id"].is_unique
+    assert tokens["next_true_token"].tolist() == ["."] * len(LINES)
+
+
+def test_all_positions_hold_what_a_longer_and_longer_text_would_predict(config, tiny_folder) -> None:
+    run = extract_next_token(config(all_positions=True, limit=3, capture=("hidden",)))
+    table = pd.read_parquet(run / "token_outcomes.parquet")
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder("gpt2"), dtype=torch.float32)
+    ids = byte_tokenizer()(LINES[2])["input_ids"]
+    mine = table[table["row"] == 2]
+    assert mine["pos"].tolist() == list(range(len(ids) - 1))
+    assert mine["true_id"].tolist() == ids[1:]
+    for pos in (0, 5, len(ids) - 2):
+        with torch.no_grad():
+            probs = torch.softmax(model(torch.tensor([ids[: pos + 1]])).logits[0, -1].double(), -1).numpy()
+        np.testing.assert_allclose(mine["true_prob"].iloc[pos], probs[ids[pos + 1]], atol=1e-5)
+        assert mine["pred_id"].iloc[pos] == probs.argmax()
+    last = table.groupby("row").last()
+    tokens = TraceStore(run).tokens
+    np.testing.assert_array_equal(last["pred_id"], tokens["next_pred_id"])
+    np.testing.assert_array_equal(last["true_prob"], tokens["next_true_prob"])
+
+
+def test_example_ids_do_not_depend_on_the_limit(config, tmp_path: Path) -> None:
+    few = TraceStore(extract_next_token(config(limit=2, out_dir=tmp_path / "few"))).tokens
+    all_ = TraceStore(extract_next_token(config(out_dir=tmp_path / "all"))).tokens
+    assert few["example_id"].tolist() == all_["example_id"].tolist()[:2]
+
+
+def test_a_number_for_max_seq_len_is_t_and_auto_fits_the_longest(config, tmp_path: Path) -> None:
+    assert TraceStore(extract_next_token(config(max_seq_len=90, out_dir=tmp_path / "a"))).T == 90
+    longest = max(len(line) for line in LINES)
+    assert longest == TraceStore(extract_next_token(config(out_dir=tmp_path / "b"))).T
+    cut = TraceStore(extract_next_token(config(max_seq_len=10, out_dir=tmp_path / "c")))
+    assert cut.meta["n_truncated"] == len(LINES) and cut.tokens["truncated"].all()
+
+
+def test_the_seed_of_meta_is_there(config) -> None:
+    meta = json.loads((extract_next_token(config(limit=2)) / "meta.json").read_text())
+    wanted = "run_id model arch objective dataset split n_examples n_choices max_seq_len num_layers num_heads head_dim"
+    assert set(wanted.split()) | {"dtype", "capture", "time"} <= meta.keys()
+    assert (meta["arch"], meta["n_examples"], meta["num_layers"], meta["num_heads"]) == ("dec", 2, 3, 4)
+    assert meta["certificate"]["passed"] is True
+
+
+@pytest.mark.parametrize("capture", [(), ("attn",), ("qkv",), ("hidden",), ("resid",), ("hidden", "qkv")])
+def test_any_subset_of_captures(capture: tuple, config) -> None:
+    store = TraceStore(extract_next_token(config(capture=capture, limit=4)))
+    by = {"attn": 1, "qkv": 3, "hidden": 1, "resid": 4}
+    assert len(store.arrays()) == sum(by[c] for c in capture)
+
+
+def test_identical_tensors_are_one_file(config) -> None:
+    run = extract_next_token(config())
+    shard = "c/0/1/0/0"
+    inodes = {(run / name / shard).stat().st_ino for name in ("dec_hidden.zarr/h", "dec_res_pre_attn.zarr/x")} | {
+        (run / "dec_res_post_mlp.zarr/x/c/0/0/0/0").stat().st_ino
+    }
+    assert len(inodes) == 1
+
+
+def test_padding_left_by_a_longer_block_is_zeroed(config) -> None:
+    # The buffers of block 0 (long texts) are used again for block 2 (short ones).
+    run = extract_next_token(config(block_mb=1, max_seq_len=90, capture=("attn", "qkv", "hidden", "resid")))
+    store = TraceStore(run)
+    assert store.meta["block_rows"] < len(LINES) / 2
+    for row in range(len(LINES)):
+        n = store.n_tokens(row)
+        assert not store.hidden(row)[:, n:].any()
+        assert not store.qkv(row, which="k")[:, :, n:].any()
+        assert not store.attn(row)[..., n:, :].any() and not store.attn(row)[..., n:].any()
+
+
+# -- refusals -----------------------------------------------------------------------------------------------
+
+
+def _broken_model(folder: Path, change) -> Path:
+    model = tiny_decoder("gpt2")
+    with torch.no_grad():
+        change(model)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_float16_overflow_stops_with_the_place_the_value_and_the_advice(config, tmp_path: Path) -> None:
+    folder = _broken_model(tmp_path / "big", lambda m: m.transformer.h[1].mlp.c_proj.bias.fill_(90_000.0))
+    with pytest.raises(NonFiniteError, match=r"post_mlp of layer 1 reaches 90,.*float16.*--dtype float32"):
+        extract_next_token(config(model_path=folder))
+    assert not list(tmp_path.glob("*run*"))
+    store = TraceStore(extract_next_token(config(model_path=folder, dtype="float32")))
+    assert store.meta["arrays"]["dec_res_post_mlp"]["max_abs"] > 89_000
+
+
+def test_nan_in_the_weights_stops(config, tmp_path: Path) -> None:
+    folder = _broken_model(tmp_path / "nan", lambda m: m.transformer.h[2].ln_1.weight.fill_(float("nan")))
+    with pytest.raises(NonFiniteError, match="NaN in post_attn of layer 2"):
+        extract_next_token(config(model_path=folder))
+    assert not list(tmp_path.glob("*run*"))
+
+
+def _refused(config, error: type[TraceError], match: str, **options) -> None:
+    with pytest.raises(error, match=match):
+        extract_next_token(config(**options))
+
+
+def test_bad_input_is_one_clear_error(config, tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DECISION_TRACES_DATA", raising=False)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    no_weights = tmp_path / "no_weights"
+    shutil.copytree(tiny_folder("gpt2"), no_weights)
+    (no_weights / "model.safetensors").unlink()
+    wrong_column = tmp_path / "wrong.jsonl"
+    wrong_column.write_text('{"sentence": "x"}\n')
+    _refused(config, ModelError, "there is no such folder", model_path=tmp_path / "nowhere")
+    _refused(config, ModelError, "holds no model that can be loaded", model_path=empty)
+    _refused(config, ModelError, r"holds no model that can be loaded.*config\.json", model_path=no_weights)
+    _refused(config, DataError, "needs a column named text; it has: sentence", text_file=wrong_column)
+    _refused(config, DataError, "no such file", text_file=tmp_path / "none.txt")
+    _refused(config, DataError, r"expected one of \.txt", text_file=tmp_path / "none.pdf")
+    _refused(config, UsageError, "--limit 0: needs at least 1", limit=0)
+    _refused(config, UsageError, "--max_seq_len 500: .* built for 96 tokens", max_seq_len=500)
+    _refused(config, UsageError, "--split dev: .*train, validation, test", text_file=None, split="dev")
+    _refused(config, DataError, "--data_dir, or set", text_file=None)
+    _refused(config, DataError, "no train split of wikitext2", text_file=None, split="train", data_dir=empty)
+    _refused(config, UsageError, "--next_topk 0", next_topk=0)
+    _refused(config, UsageError, "--device warp9", device="warp9")
+    assert not list(tmp_path.glob("*run*"))
+
+
+def test_an_unknown_model_without_network_is_said_at_once(config) -> None:
+    with pytest.raises(ModelError, match=r"--model gpt2-none: not to be had from the Hugging Face hub.*--model_path"):
+        extract_next_token(NextTokenConfig(model="gpt2-none", text_file=config().text_file))
+
+
+def test_models_of_another_kind_are_refused(config, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, BloomConfig, BloomForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 258}
+    encoder = BertModel(BertConfig(**sizes, intermediate_size=48))
+    bloom = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=258))
+    for name, model in (("encoder", encoder), ("bloom", bloom)):
+        model.save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+    _refused(
+        config, ModelError, "is not a decoder: model type 'bert', built as BertModel", model_path=tmp_path / "encoder"
+    )
+    _refused(config, UnsupportedArchitecture, "BloomForCausalLM is not understood", model_path=tmp_path / "bloom")
+
+
+def test_an_existing_run_is_replaced_only_on_request_and_only_when_the_new_one_is_complete(
+    config, tmp_path: Path
+) -> None:
+    run = extract_next_token(config(limit=2))
+    _refused(config, RunExistsError, "already holds a run.*--overwrite", limit=3)
+    broken = _broken_model(tmp_path / "nan", lambda m: m.transformer.h[2].ln_1.weight.fill_(float("nan")))
+    _refused(config, NonFiniteError, "NaN", model_path=broken, overwrite=True)
+    assert TraceStore(run).n == 2
+    assert TraceStore(extract_next_token(config(limit=3, overwrite=True))).n == 3
+
+
+def test_a_folder_that_is_no_run_is_never_touched(config, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    _refused(config, RunExistsError, "is not a run folder", overwrite=True)
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_run_that_does_not_fit_is_refused_before_the_first_forward_pass(
+    config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from decision_traces.extract import job
+
+    monkeypatch.setattr(job, "free_bytes", lambda _folder: 1000)
+    _refused(config, DiskSpaceError, r"may take .* GB and .* has 0.00 GB free.*--out_dir")
+    assert not list(tmp_path.glob("*run*"))
+
+
+def test_a_site_that_does_not_fire_is_an_error_not_zeros(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    from decision_traces.capture.recorder import Recorder
+
+    attach = Recorder._attach
+
+    def drop_one(self: Recorder):
+        removers = list(attach(self))
+        removers[-1]()  # one hook is lost
+        return iter(removers)
+
+    monkeypatch.setattr(Recorder, "_attach", drop_one)
+    _refused(config, CaptureError, "fired 0 times in one forward pass")
+
+
+# -- stopping and going on ----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_says_what_is_left_and_resume_ends_the_same(config, tmp_path: Path, monkeypatch) -> None:
+    options = {"block_mb": 1, "max_seq_len": 90, "capture": ("attn", "qkv", "hidden", "resid"), "all_positions": True}
+    whole = TraceStore(extract_next_token(config(out_dir=tmp_path / "whole", **options)))
+    compute, calls = engine.Engine._compute, []
+
+    def stop_in_the_third(self, *args) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        compute(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Engine, "_compute", stop_in_the_third)
+        with pytest.raises(Interrupted, match=r"of 23 examples are kept in .*\.run\.partial.*--resume"):
+            extract_next_token(config(**options))
+    assert not (tmp_path / "run").exists()
+    _refused(config, RunExistsError, "unfinished run", **options)
+    _refused(config, RunError, "begun with other settings: .*dtype was 'float16', is 'float32'",
+             **{**options, "resume": True, "dtype": "float32"})  # fmt: skip
+    resumed = TraceStore(extract_next_token(config(resume=True, **options)))
+    for name in whole.arrays():
+        np.testing.assert_array_equal(np.asarray(resumed.to_xarray(name)), np.asarray(whole.to_xarray(name)))
+    pd.testing.assert_frame_equal(resumed.tokens, whole.tokens)
+    for table in ("tokens.parquet", "token_outcomes.parquet"):
+        assert pq.read_table(resumed.run_dir / table).equals(pq.read_table(whole.run_dir / table))
+    assert not (tmp_path / ".run.partial").exists()
+
+
+def test_ctrl_c_before_the_first_block_leaves_nothing(config, tmp_path: Path, monkeypatch) -> None:
+    def stop(*_args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine.Engine, "_compute", stop)
+    _refused(config, Interrupted, "nothing is left behind")
+    assert not list(tmp_path.glob("*run*"))
+    _refused(config, RunError, "--resume: there is no unfinished run", resume=True)

@@ -1,0 +1,93 @@
+"""The anatomy of known families, against what their source code says (literal), and refusals with reasons."""
+
+import pytest
+import transformers as hf
+
+from decision_traces.errors import UnsupportedArchitecture
+from decision_traces.models.anatomy import IDENTITY, find_anatomy
+from decision_traces.testing.models import tiny_decoder
+
+# family: (what post_attn is, module that reads it or None, module of the attention write or None, final norm)
+LAST = {
+    "gpt2": ("stream", "transformer.h.2.ln_2", "transformer.h.2.attn", "transformer.ln_f"),
+    "llama": ("stream", "model.layers.2.post_attention_layernorm", "model.layers.2.self_attn", "model.norm"),
+    "qwen2": ("stream", "model.layers.2.post_attention_layernorm", "model.layers.2.self_attn", "model.norm"),
+    "qwen3": ("stream", "model.layers.2.post_attention_layernorm", "model.layers.2.self_attn", "model.norm"),
+    "mistral": ("stream", "model.layers.2.post_attention_layernorm", "model.layers.2.self_attn", "model.norm"),
+    "gemma": ("stream", "model.layers.2.post_attention_layernorm", "model.layers.2.self_attn", "model.norm"),
+    "gemma2": (
+        "stream",
+        "model.layers.2.pre_feedforward_layernorm",
+        "model.layers.2.post_attention_layernorm",
+        "model.norm",
+    ),
+    "gemma3": (
+        "stream",
+        "model.layers.2.pre_feedforward_layernorm",
+        "model.layers.2.post_attention_layernorm",
+        "model.norm",
+    ),
+    "opt": (
+        "stream",
+        "model.decoder.layers.2.final_layer_norm",
+        "model.decoder.layers.2.self_attn",
+        "model.decoder.final_layer_norm",
+    ),
+    "opt_post_norm": ("post_norm", "model.decoder.layers.2.fc1", "model.decoder.layers.2.self_attn", IDENTITY),
+    "gpt_neox": ("derived", None, "gpt_neox.layers.2.attention", "gpt_neox.final_layer_norm"),
+    "gpt_neox_sequential": (
+        "stream",
+        "gpt_neox.layers.2.post_attention_layernorm",
+        "gpt_neox.layers.2.attention",
+        "gpt_neox.final_layer_norm",
+    ),
+    "phi": ("derived", None, "model.layers.2.self_attn", "model.final_layernorm"),
+    "cohere": ("derived", None, "model.layers.2.self_attn", "model.norm"),
+    "olmo2": ("stream", "model.layers.2.mlp", "model.layers.2.post_attention_layernorm", "model.norm"),
+    "granite": ("stream", "model.layers.2.post_attention_layernorm", None, "model.norm"),
+}
+ONE_KV_HEAD_PER_HEAD = {"gpt2", "opt", "opt_post_norm", "gpt_neox", "gpt_neox_sequential", "phi"}
+
+
+@pytest.mark.parametrize("family", LAST)
+def test_finds_the_path_that_the_source_shows(family: str) -> None:
+    anatomy = find_anatomy(tiny_decoder(family), 258)
+    kind, reader, write, norm = LAST[family]
+    last = anatomy.layers[2]
+    assert anatomy.post_attn_kind == kind
+    assert (last.post_attn and last.post_attn.module) == reader
+    assert (last.attn_write and last.attn_write.module) == write
+    assert anatomy.final_norm == norm
+    assert (anatomy.n_layers, anatomy.n_heads, anatomy.d_head, anatomy.d_model) == (3, 4, 8, 32)
+    assert anatomy.n_kv_heads == (4 if family in ONE_KV_HEAD_PER_HEAD else 2)
+
+
+def test_attention_scale_is_the_models_own() -> None:
+    assert find_anatomy(tiny_decoder("llama"), 258).attention_scale == pytest.approx([8**-0.5] * 3)
+    # OPT scales its queries itself, so its attention function gets a factor of one.
+    assert find_anatomy(tiny_decoder("opt"), 258).attention_scale == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=99), "attention interface"),
+        (hf.GPTJConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=99, rotary_dim=4), "attention interface"),
+        (
+            hf.OPTConfig(
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                ffn_dim=48,
+                vocab_size=99,
+                word_embed_proj_dim=16,
+            ),
+            "not as wide as its residual stream",
+        ),
+    ],
+    ids=["bloom", "gptj", "opt-350m-like"],
+)
+def test_refuses_by_name_with_the_reason(config: hf.PretrainedConfig, reason: str) -> None:
+    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UnsupportedArchitecture, match=rf"^{type(model).__name__} is not understood: .*{reason}"):
+        find_anatomy(model, 99)

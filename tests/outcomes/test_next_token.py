@@ -1,0 +1,41 @@
+"""Outcomes against hand-computed values and an independent softmax in numpy."""
+
+import numpy as np
+import torch
+
+from decision_traces.outcomes.next_token import next_token_outcomes
+
+
+def test_hand_computed_row() -> None:
+    # Probabilities 1/2, 1/4, 1/8, 1/8: entropy = 1.75 ln 2.
+    logits = torch.log(torch.tensor([[0.125, 0.5, 0.25, 0.125]]))
+    found = next_token_outcomes(logits, torch.tensor([2]), 3)
+    assert (found.true_id[0], found.pred_id[0], bool(found.correct[0]), found.true_rank[0]) == (2, 1, False, 2)
+    np.testing.assert_allclose([found.true_prob[0], found.pred_prob[0]], [0.25, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(found.entropy[0], 1.75 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(found.margin[0], np.log(2), rtol=1e-6)
+    assert found.topk_ids[0, :2].tolist() == [1, 2]
+    np.testing.assert_allclose(found.topk_probs[0], [0.5, 0.25, 0.125], rtol=1e-6)
+
+
+def test_against_numpy_in_double_precision() -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=(50, 300)) * 4
+    truth = rng.integers(0, 300, 50)
+    found = next_token_outcomes(torch.from_numpy(scores).float(), torch.from_numpy(truth), 10)
+    probs = np.exp(scores - scores.max(1, keepdims=True))
+    probs /= probs.sum(1, keepdims=True)
+    order = np.argsort(-scores, axis=1)
+    np.testing.assert_array_equal(found.topk_ids, order[:, :10])
+    np.testing.assert_allclose(found.topk_probs, np.take_along_axis(probs, order[:, :10], 1), atol=1e-6)
+    np.testing.assert_allclose(found.true_prob, probs[np.arange(50), truth], atol=1e-6)
+    np.testing.assert_allclose(found.entropy, -(probs * np.log(probs)).sum(1), rtol=1e-4)
+    np.testing.assert_array_equal(found.true_rank, [list(order[i]).index(truth[i]) + 1 for i in range(50)])
+    np.testing.assert_array_equal(found.correct, order[:, 0] == truth)
+
+
+def test_token_id_zero_is_a_token_and_bfloat16_is_computed_in_float32() -> None:
+    found = next_token_outcomes(torch.tensor([[9.0, 0.0]], dtype=torch.bfloat16), torch.tensor([0]), 5)
+    assert bool(found.correct[0]) and found.true_id[0] == 0
+    assert found.topk_ids.shape == (1, 2)
+    np.testing.assert_allclose(found.true_prob[0], 1 / (1 + np.exp(-9.0)), rtol=1e-6)

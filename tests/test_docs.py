@@ -1,0 +1,64 @@
+"""What the README says exists: its commands, their flags, its snippets."""
+
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from decision_traces.cli.main import COMMANDS
+from decision_traces.extract.next_token import NextTokenConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FLAGS = {f"--{f.name}" for f in fields(NextTokenConfig)}
+
+
+def test_the_two_commands_stand_in_the_readme() -> None:
+    assert "\npython -m pip install -c constraints.txt -e . && decision-traces demo\n" in README
+    assert '\npython -m pip install -c constraints.txt -e ".[dev]" && python -m pytest\n' in README
+
+
+def test_every_command_and_flag_of_the_readme_exists() -> None:
+    commands = set(re.findall(r"decision-traces ([a-z]+)", README))
+    assert {"demo", "nexttok", "index", "ls"} <= commands <= COMMANDS.keys()
+    for script in re.findall(r"python -m src\.cli\.(\w+)", README):
+        assert (ROOT / "src" / "cli" / f"{script}.py").is_file()
+    assert set(re.findall(r"(--[a-z_]+)", README)) <= FLAGS | {"--validate", "--help"}
+
+
+def test_every_command_has_a_main() -> None:
+    for name in COMMANDS:
+        assert "def main(" in (ROOT / "src" / "decision_traces" / "cli" / f"{name}.py").read_text()
+
+
+def test_the_python_of_the_readme_runs(tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from decision_traces.extract.next_token import extract_next_token
+
+    monkeypatch.chdir(tmp_path)
+    texts = tmp_path / "lines.txt"
+    texts.write_text("one line\nanother line\n")
+    out = Path("traces/wt2_val500_gpt2")
+    extract_next_token(
+        NextTokenConfig(
+            model_path=tiny_folder("gpt2", n_layer=6), text_file=texts, out_dir=out, capture=("hidden", "resid")
+        )
+    )
+    scope: dict = {}
+    for snippet in re.findall(r"```python\n(.*?)```", README, flags=re.S):
+        exec(snippet, scope)
+    assert scope["X"].shape == (2, 32) and scope["R"].shape == (8, 32)
+    assert "dec_res_post_mlp" in capsys.readouterr().out
+
+
+def test_constraints_pin_every_dependency_within_the_stated_ranges() -> None:
+    from packaging.requirements import Requirement
+
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for requirement in map(Requirement, wanted + project["optional-dependencies"]["gguf"]):
+        if requirement.name != "decision-traces":
+            assert requirement.specifier.contains(pins[requirement.name]), requirement

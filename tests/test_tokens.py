@@ -1,0 +1,49 @@
+"""Batches: every text once, right padding, limits kept."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decision_traces.testing.models import byte_tokenizer
+from decision_traces.tokens import Encoding, batches, encode, pad_id
+
+
+def _encoding(n: int) -> Encoding:
+    return Encoding(np.arange(1, n + 1, dtype=np.int32), np.zeros((n, 2), np.int32), False)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.integers(1, 6), st.integers(1, 90))
+def test_every_text_with_tokens_once_within_the_limits(lengths: list[int], batch_size: int, budget: int) -> None:
+    seen: list[int] = []
+    for batch in batches([_encoding(n) for n in lengths], batch_size, budget, pad=77):
+        rows, width = batch.input_ids.shape
+        assert rows == len(batch.rows) <= batch_size
+        assert rows == 1 or rows * width <= budget
+        assert width == max(batch.lengths)
+        for i, (row, n) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
+            assert n == lengths[row]
+            assert batch.input_ids[i].tolist() == [*range(1, n + 1), *[77] * (width - n)]
+            assert batch.attention_mask[i].tolist() == [1] * n + [0] * (width - n)
+        seen += batch.rows
+    assert sorted(seen) == [i for i, n in enumerate(lengths) if n]
+
+
+def test_encoding_cuts_and_says_so() -> None:
+    short, long, empty = encode(byte_tokenizer(), ["ab", "abcdef", ""], 4)
+    assert (short.n_tokens, short.truncated) == (2, False)
+    assert (long.n_tokens, long.truncated) == (4, True)
+    assert (empty.n_tokens, empty.truncated, empty.offsets.shape) == (0, False, (0, 2))
+    assert long.offsets.tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
+
+
+def test_first_token_is_added_once_where_the_tokenizer_adds_one() -> None:
+    (encoding,) = encode(byte_tokenizer(bos=True), ["a"], None)
+    assert encoding.ids[0] == 1 and encoding.n_tokens == 2
+    assert encoding.offsets[0].tolist() == [0, 0]
+
+
+def test_padding_with_id_zero_is_not_taken_for_none() -> None:
+    tokenizer = byte_tokenizer()
+    assert tokenizer.pad_token_id == 0 and pad_id(tokenizer) == 0
+    assert torch.is_tensor(next(batches([_encoding(1)], 1, 1, pad_id(tokenizer))).input_ids)
