@@ -1,6 +1,5 @@
 """What every command shares: parsing, one-line errors, exit codes, paths as users type them."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -11,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from decision_traces.errors import Interrupted, TraceError
+from decision_traces.store.runs import portable_path
 
 CommandT = TypeVar("CommandT")
 _WIDTH_WITHOUT_TERMINAL = 120
@@ -23,16 +23,11 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
 
 
-def as_path(path: Path) -> Path:
-    r"""Return a path typed with backslashes (traces\run) as one of this system, unless it exists as it stands."""
-    return Path(str(path).replace("\\", "/")) if os.sep == "/" and "\\" in str(path) and not path.exists() else path
-
-
 def _with_paths(command: Any) -> Any:
     """Return a dataclass with all its paths made ones of this system."""
     if not is_dataclass(command) or isinstance(command, type):
         return command
-    paths = {f.name: as_path(v) for f in fields(command) if isinstance(v := getattr(command, f.name), Path)}
+    paths = {f.name: portable_path(v) for f in fields(command) if isinstance(v := getattr(command, f.name), Path)}
     return replace(command, **paths)
 
 

@@ -31,6 +31,7 @@ from decision_traces.store.folder import (
     write_manifest,
     write_meta,
 )
+from decision_traces.store.table import write_table
 
 LEDGER_FILE: Final = "ledger.jsonl"
 _PARTS: Final = "parts"
@@ -165,6 +166,8 @@ class RunWriter:
             RunError: There is none, or it was begun with other settings; the message names them.
         """
         writer = cls(run, layout)
+        if writer.complete:
+            return writer
         ledger = writer.folder / LEDGER_FILE
         if not ledger.is_file():
             raise RunError(f"--resume: there is no unfinished run at {writer.folder}. Leave --resume out to begin one.")
@@ -240,7 +243,7 @@ class RunWriter:
             for (site, layer), places in self._places.items():
                 files |= self._write_shards(block, tensors[site][layer], places)
             for name, table in tables.items():
-                pq.write_table(table, self._part(name, block), compression="zstd", write_page_checksum=True)
+                write_table(self._part(name, block), table)
             distinct = {(self.folder / name).stat().st_ino: size for name, (size, _) in files.items()}
             size = sum(distinct.values())
             self._append({"block": block, "files": files, "bytes": size, "facts": dict(facts)})
@@ -312,13 +315,25 @@ class RunWriter:
             meta: Content of `meta.json`, without bytes and checksums.
         """
         with disk_errors(self.folder):
-            shutil.rmtree(self.folder / _PARTS)
-            (self.folder / LEDGER_FILE).unlink()
             files = {name: tuple(r) for record in self.done.values() for name, r in record["files"].items()}
-            others = {name: checksum(self.folder / name) for name in run_files(self.folder) if name not in files}
+            others = {
+                n: checksum(self.folder / n) for n in run_files(self.folder) if n not in files and not _scaffold(n)
+            }
             manifest = write_manifest(self.folder, {**files, **others})
             size = self.bytes_written + sum(size for size, _ in others.values())
             write_meta(self.folder, {**meta, "bytes": size, "hard_links": self.links, "manifest_crc32c": manifest})
+        return self.finish()
+
+    @property
+    def complete(self) -> bool:
+        """Whether only the name is missing: a commit that was interrupted after `meta.json`."""
+        return (self.folder / META_FILE).is_file()
+
+    def finish(self) -> Path:
+        """Remove what only the writing needed and give the folder its name."""
+        with disk_errors(self.folder):
+            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+            (self.folder / LEDGER_FILE).unlink(missing_ok=True)
             self._rename()
         return self.run
 
@@ -367,6 +382,11 @@ def _read_ledger(path: Path) -> list[dict[str, Any]]:
     if not records or "plan" not in records[0]:
         raise RunError(f"{path} is damaged: it does not begin with a plan. Discard the folder by --overwrite.")
     return records
+
+
+def _scaffold(name: str) -> bool:
+    """Return whether a file is there only for the writing."""
+    return name == LEDGER_FILE or name.startswith(f"{_PARTS}/")
 
 
 def _join_parts(parts: Sequence[Path], path: Path) -> None:

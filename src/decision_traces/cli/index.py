@@ -1,0 +1,120 @@
+"""`decision-traces index`: what a run holds; with --validate, every number of it checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from decision_traces.cli._app import make_console, run_command
+from decision_traces.store.checks import CheckResult
+from decision_traces.store.index import RunIndex, index_run
+
+
+@dataclass(frozen=True, slots=True)
+class IndexCommand:
+    """Write index.json for a run folder; with --validate, check it from end to end.
+
+    Attributes:
+        run: The run folder.
+        validate: Check every file, array and prediction; exit with 1 when one fails.
+        quiet: Print failures only.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    validate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def run(args: IndexCommand, console: Console) -> int:
+    """Index the run, print what it holds and how the checks went, and return the exit code."""
+    if args.validate and console.is_terminal and not args.quiet:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("checking", total=None)
+            index = index_run(
+                args.run,
+                validate=True,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    else:
+        index = index_run(args.run, validate=args.validate)
+    if not args.quiet:
+        console.print(_contents(index))
+        if args.validate:
+            console.print(_checks(index.checks))
+    return _verdict(index, console)
+
+
+def _contents(index: RunIndex) -> Table:
+    table = Table(
+        title=f"{index.run_id}: {index.model}, {index.dataset}, {index.n_examples} examples",
+        title_justify="left",
+    )
+    for heading in ("array", "dims", "shape", "dtype", "files", "MB on disk", "MB of values"):
+        table.add_column(heading, justify="right" if heading in {"files", "MB on disk", "MB of values"} else "left")
+    for a in index.arrays:
+        sizes = (f"{a.bytes_on_disk / 1e6:.2f}", f"{a.nominal_bytes / 1e6:.2f}")
+        table.add_row(a.name, " ".join(a.dims), "×".join(map(str, a.shape)), a.dtype, str(a.files), *sizes)
+    return table
+
+
+def _checks(checks: Sequence[CheckResult]) -> Table:
+    """Return one row per check that holds, with its worst figure over all arrays, and one per failure."""
+    table = Table(title="Checks", title_justify="left")
+    table.add_column("")
+    table.add_column("check", min_width=20, overflow="fold")
+    table.add_column("of", justify="right")
+    table.add_column("worst", justify="right")
+    table.add_column("where", overflow="fold")
+    table.add_column("what", overflow="fold")
+    for name in dict.fromkeys(check.name for check in checks):
+        same = [check for check in checks if check.name == name]
+        held, failed = [c for c in same if c.ok], [c for c in same if not c.ok]
+        if held:
+            worst = max(held, key=lambda c: -1.0 if c.worst is None else c.worst)
+            where = worst.where if worst.worst else ""
+            _row(table, "ok", name, str(len(held)), _figure(worst.worst), where, worst.detail)
+        for c in failed:
+            where = c.where if c.array in c.where else f"{c.array}: {c.where}"
+            _row(table, "FAIL", name, "1", _figure(c.worst), where, c.detail)
+    return table
+
+
+def _row(table: Table, *cells: str) -> None:
+    """Add a row of plain text: square brackets are indices here, not rich's markup."""
+    table.add_row(*map(Text, cells), style="red" if cells[0] == "FAIL" else None)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _verdict(index: RunIndex, console: Console) -> int:
+    if index.valid is None:
+        console.print(f"Indexed: {index.path}. Add --validate to check it.", markup=False, soft_wrap=True)
+        return 0
+    failed = [check for check in index.checks if not check.ok]
+    for c in failed:
+        console.print(f"FAIL {c.name}: {c.array}: {c.where}: {c.detail}", style="red", markup=False, soft_wrap=True)
+    size = f"{index.bytes_on_disk / 1e6:.2f} MB on disk"
+    if failed:
+        console.print(f"{len(failed)} of {len(index.checks)} checks FAILED", style="red", markup=False)
+        return 1
+    console.print(f"All {len(index.checks)} checks hold: {index.n_examples} examples, {size}.", markup=False)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command."""
+    run_command(IndexCommand, lambda args: run(args, make_console()), argv, prog="index")

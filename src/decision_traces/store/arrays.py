@@ -1,0 +1,252 @@
+"""One Zarr array of a run: opened with its own codec pipelines, read so that damage is never silent.
+
+The Rust pipeline (zarrs 0.2.3) verifies checksums only when it decodes a file whole: asked for one inner chunk
+of a shard it skips that chunk's CRC-32C, and a changed byte comes back as another number. So whole files go
+through Rust, with all cores, and anything less goes through Zarr's own pipeline, which verifies always.
+"""
+
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zarr
+from jaxtyping import Shaped
+from zarr import Array
+
+from decision_traces.errors import DamagedRunError
+from decision_traces.schema import CHOICE, DEPTH, EXAMPLE, KEY, LAYER, POSITION, QUERY, ArraySpec
+from decision_traces.store.folder import FileRecord, checksum
+from decision_traces.store.table import Spans
+
+RUST_PIPELINE: Final = "zarrs.ZarrsCodecPipeline"
+PYTHON_PIPELINE: Final = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+
+DECODE_ERRORS: Final = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What the codecs and Zarr itself raise on damaged bytes; there is no common parent."""
+
+RESTORE: Final = "Restore it from a copy, or extract the run again; `index RUN --validate` checks all of it."
+
+Box = tuple[slice, ...]
+"""One slice with start and stop per axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """An array of a run folder, open for reading.
+
+    Attributes:
+        spec: Its row of the schema table.
+        folder: The array's folder.
+        zarr: The open Zarr array; for reading whole files.
+        careful: The same, through Zarr's own pipeline; for reading parts of files.
+        spans: Gives the tokens of every example; asked only when a file is missing.
+    """
+
+    spec: ArraySpec
+    folder: Path
+    zarr: "Array[Any]"
+    careful: "Array[Any]"
+    spans: Callable[[], Spans]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size along each of the spec's axes."""
+        return self.zarr.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float16 or float32, as stored."""
+        return np.dtype(self.zarr.dtype)
+
+    @property
+    def files_shape(self) -> tuple[int, ...]:
+        """How much of each axis one file holds: the shard where there are shards, else the chunk."""
+        return self.zarr.shards or self.zarr.chunks
+
+    @property
+    def row_nbytes(self) -> int:
+        """Uncompressed bytes of one example."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+    def size(self, axis: str) -> int:
+        """Return the size of one axis by name."""
+        return self.shape[self.spec.axes.index(axis)]
+
+    def box(self, **picks: int | slice) -> Box:
+        """Return the selection as one slice per axis; axes that are not named are whole."""
+        box = []
+        for axis, size in zip(self.spec.axes, self.shape, strict=True):
+            pick = picks.get(axis, slice(None))
+            start, stop, _ = (slice(pick, pick + 1) if isinstance(pick, int) else pick).indices(size)
+            box.append(slice(start, stop))
+        return tuple(box)
+
+    def read(self, **picks: int | slice) -> Shaped[np.ndarray, "..."]:
+        """Read a part, named by axis; axes given as an int are dropped.
+
+        Args:
+            **picks: Axis name to an index or a slice of step 1, both already checked and not negative.
+
+        Raises:
+            DamagedRunError: A file of the part is missing though it covers tokens, or does not decode.
+        """
+        values = self.read_box(self.box(**picks))
+        drop = tuple(0 if isinstance(picks.get(axis), int) else slice(None) for axis in self.spec.axes)
+        part: np.ndarray = values[drop]
+        return part
+
+    def read_box(self, box: Box) -> Shaped[np.ndarray, "..."]:
+        """Read one box of the array; see `read`."""
+        for path, covered in self.files(box):
+            if not path.is_file() and self._holds_tokens(covered):
+                raise DamagedRunError(f"{path} is missing ({self.place(covered)}). {RESTORE}")
+        try:
+            return np.asarray((self.zarr if self.is_whole(box) else self.careful)[box])
+        except DECODE_ERRORS as error:
+            raise self._damage(box, error) from error
+
+    def is_whole(self, box: Box) -> bool:
+        """Return whether a box is made of whole files; one that reaches past the end of the array never is."""
+        return all(s.start % n == 0 and s.stop % n == 0 for s, n in zip(box, self.files_shape, strict=True))
+
+    def files(self, box: Box) -> Iterator[tuple[Path, Box]]:
+        """Yield each file that holds a piece of the box, with all that the file covers."""
+        steps = self.files_shape
+        ranges = [range(s.start // n, -(-s.stop // n)) for s, n in zip(box, steps, strict=True)]
+        for place in product(*ranges):
+            sizes = zip(place, steps, self.shape, strict=True)
+            covered = tuple(slice(i * n, min((i + 1) * n, size)) for i, n, size in sizes)
+            yield self.folder / self.zarr.metadata.encode_chunk_key(place), covered
+
+    def identity(self, box: Box) -> Hashable:
+        """Return what is equal for two boxes only if they are the same bytes read in the same way.
+
+        Hard links of one file have the same identity. None where a file is missing, or holds several layers.
+        """
+        axis = next((i for i, a in enumerate(self.spec.axes) if a in {LAYER, DEPTH}), None)
+        if axis is not None and self.files_shape[axis] != 1:
+            return None
+        inodes = []
+        for path, _ in self.files(box):
+            if not path.is_file():
+                return None
+            inodes.append((path.stat().st_dev, path.stat().st_ino))
+        codecs = self.zarr.metadata.to_dict().get("codecs")
+        return (box[0].start, box[0].stop, self.files_shape[0], str(self.dtype), str(codecs), tuple(inodes))
+
+    def place(self, box: Box) -> str:
+        """Say in words which array, rows and layers a box is: `dec_hidden, rows 0–15, depth 3`."""
+        words = [self.spec.name]
+        for axis, part, size in zip(self.spec.axes, box, self.shape, strict=True):
+            noun = "row" if axis == EXAMPLE else axis
+            if part.stop - part.start == 1:
+                words.append(f"{noun} {part.start}")
+            elif axis == EXAMPLE or part.stop - part.start < size:
+                words.append(f"{noun}s {part.start}–{part.stop - 1}")
+        return ", ".join(words)
+
+    def _holds_tokens(self, covered: Box) -> bool:
+        """Return whether a file must exist: all-zero files may be absent, and padding is all they can be.
+
+        A file covers tokens when some example in it has tokens among its positions; for attention both the
+        query and the key must be tokens, and a decoder's keys not later than its queries.
+        """
+        part = dict(zip(self.spec.axes, covered, strict=True))
+        spans = self.spans()
+        rows = (part[EXAMPLE], part[CHOICE])[: spans.start.ndim] if CHOICE in part else (part[EXAMPLE],)
+        start, stop = spans.start[rows], spans.stop[rows]
+
+        def tokens_in(axis: slice) -> np.ndarray:
+            inside: np.ndarray = np.maximum(start, axis.start) < np.minimum(stop, axis.stop)
+            return inside
+
+        if POSITION in part:
+            return bool(tokens_in(part[POSITION]).any())
+        held = tokens_in(part[QUERY]) & tokens_in(part[KEY])
+        if self.spec.name == "dec_self_attn":
+            first_key, last_query = np.maximum(start, part[KEY].start), np.minimum(stop, part[QUERY].stop) - 1
+            held &= first_key <= last_query
+        return bool(held.any())
+
+    def _damage(self, box: Box, error: BaseException) -> DamagedRunError:
+        """Find the first row of a box that does not decode, or else the first file, and name it."""
+        for path, covered in self.files(box):
+            part = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, covered, strict=True))
+            rows = [(slice(row, row + 1), *part[1:]) for row in range(part[0].start, part[0].stop)]
+            # Rows may all be well in a file that is not: damage to room that no example uses.
+            for one, array in [*((row, self.careful) for row in rows), (covered, self.zarr)]:
+                try:
+                    array[one]
+                except DECODE_ERRORS as reason:
+                    return DamagedRunError(f"{path} is damaged ({self.place(one)}): {reason}. {RESTORE}")
+        return DamagedRunError(f"{self.folder} is damaged ({self.place(box)}): {error}. {RESTORE}")
+
+
+def is_stored(run: Path, spec: ArraySpec) -> bool:
+    """Return whether the run folder has this array, in Zarr format 3 or 2."""
+    folder = run / spec.group / spec.key
+    return any((folder / name).is_file() for name in ("zarr.json", ".zarray"))
+
+
+def open_array(
+    run: Path,
+    spec: ArraySpec,
+    spans: Callable[[], Spans],
+    *,
+    expected: FileRecord | None = None,
+    pipeline: str = RUST_PIPELINE,
+) -> StoredArray:
+    """Open one array of a run for reading.
+
+    The codec pipeline is chosen for this array alone; the user's Zarr configuration stays as it is.
+
+    Args:
+        run: The run folder.
+        spec: The array's row of the schema table.
+        spans: Gives the tokens of every example when asked.
+        expected: Size and CRC-32C of the array's `zarr.json`, where the run has a manifest.
+        pipeline: Codec pipeline class that decodes whole files.
+
+    Raises:
+        DamagedRunError: The array's metadata is changed, unreadable or not of this format.
+    """
+    folder = run / spec.group / spec.key
+    if expected is not None and checksum(folder / "zarr.json") != tuple(expected):
+        path = folder / "zarr.json"
+        raise DamagedRunError(f"{path} is damaged: it is not the file the manifest names. {RESTORE}")
+    try:
+        with zarr.config.set({"codec_pipeline.path": pipeline}):
+            array = zarr.open_array(folder, mode="r")
+        with zarr.config.set({"codec_pipeline.path": PYTHON_PIPELINE}):
+            careful = zarr.open_array(folder, mode="r")
+    except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError) as error:
+        raise DamagedRunError(f"{folder} has damaged metadata: {error}. {RESTORE}") from error
+    problem = _layout_problem(array, spec)
+    if problem:
+        raise DamagedRunError(f"{folder} is not the array {spec.name}: {problem}. {RESTORE}")
+    return StoredArray(spec, folder, array, careful, spans)
+
+
+def _layout_problem(array: "Array[Any]", spec: ArraySpec) -> str | None:
+    if array.ndim != len(spec.axes):
+        return f"expected {len(spec.axes)} axes {spec.axes}, got shape {array.shape}"
+    if np.dtype(array.dtype) not in (np.dtype(np.float16), np.dtype(np.float32)):
+        return f"expected float16 or float32, got {array.dtype}"
+    if array.fill_value not in (0, None):
+        return f"expected fill value 0, got {array.fill_value}"
+    return None

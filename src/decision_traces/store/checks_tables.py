@@ -1,0 +1,132 @@
+"""Checks of tokens.parquet: rows, lengths, masks; and that every row has the tokens its counts say."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from decision_traces.schema import NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS, TOKENS_FILE, Column
+from decision_traces.store.checks import NAMED_FAILURES, CheckResult
+from decision_traces.store.opened import OpenRun
+from decision_traces.store.table import list_levels, rectangle
+
+
+def rule(
+    name: str,
+    bad: np.ndarray,
+    ids: Sequence[Any],
+    detail: str,
+    *,
+    figures: Any = None,
+    table: str = TOKENS_FILE,
+) -> CheckResult:
+    """Return the check that no row is bad.
+
+    Args:
+        name: What is checked.
+        bad: (rows,), or (rows, ...) of which any makes the row bad.
+        ids: What to call each row.
+        detail: What must hold.
+        figures: One number per row whose largest is the worst figure; the number of bad rows where left out.
+        table: The file.
+    """
+    rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)) if len(bad) else np.zeros(0, np.int64)
+    worst = float(np.max(figures)) if figures is not None and np.size(figures) else float(len(rows))
+    if not len(rows):
+        return CheckResult(name, True, worst, detail=detail, array=table)
+    named = "; ".join(f"example {ids[row]} (row {row})" for row in rows[:NAMED_FAILURES])
+    more = f" and {len(rows) - NAMED_FAILURES} more" if len(rows) > NAMED_FAILURES else ""
+    return CheckResult(name, False, worst, named + more, f"{len(rows)} of {len(bad)} rows break: {detail}", table)
+
+
+def like(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Return whether a column type is of the kind the schema asks for, whatever its width."""
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    if _is_list(wanted):
+        return _is_list(found) and like(found.value_type, wanted.value_type)
+    if _is_list(found):
+        # Token columns of multiple-choice runs have a choice level on top.
+        return like(found.value_type, wanted)
+    if pa.types.is_null(found):
+        return True
+    kinds: tuple[Callable[[pa.DataType], bool], ...] = (
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_boolean,
+        lambda t: bool(pa.types.is_string(t) or pa.types.is_large_string(t)),
+    )
+    return any(kind(found) and kind(wanted) for kind in kinds)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def check_columns(
+    table: pa.Table, columns: Sequence[Column], *, all_of_them: bool, file: str = TOKENS_FILE
+) -> tuple[CheckResult, set[str]]:
+    """Check that columns are there and of their type; return the result and the names that may be used."""
+    there = [c for c in columns if c.name in table.column_names]
+    missing = [c.name for c in columns if c not in there] if all_of_them else []
+    wrong = [c.name for c in there if not like(table.schema.field(c.name).type, c.type)]
+    said = [f"missing: {', '.join(missing)}"] if missing else []
+    said += [f"{n} has type {table.schema.field(n).type}" for n in wrong]
+    detail = "; ".join(said) or f"{table.num_columns} columns"
+    result = CheckResult("columns", not said, float(len(said)), file, detail, file)
+    return result, {c.name for c in there if c.name not in wrong}
+
+
+def token_columns(store: OpenRun) -> tuple[Column, ...]:
+    """Return the columns a run must have."""
+    next_token = store.meta.get("objective") == "next_token"
+    return TOKEN_COLUMNS + (NEXT_TOKEN_COLUMNS if next_token else ())
+
+
+def check_tokens(table: pa.Table, store: OpenRun, usable: set[str]) -> Iterator[CheckResult]:
+    """Check the rows and the token columns against the meta and one another.
+
+    Args:
+        table: tokens.parquet.
+        store: The run.
+        usable: Columns that are there with the right type.
+    """
+    meta, ours = store.meta, "format_version" in store.meta
+    wanted = meta.get("n_examples", table.num_rows)
+    detail = f"{table.num_rows} rows, n_examples is {wanted}"
+    off = float(abs(table.num_rows - wanted))
+    yield CheckResult("row count", off == 0, off, TOKENS_FILE, detail, TOKENS_FILE)
+    if "example_id" not in usable:
+        return
+    ids = table.column("example_id").to_pylist()
+    unique, first = np.unique([str(i) for i in ids], return_index=True)
+    repeated = np.setdiff1d(np.arange(len(ids)), first)
+    bad = np.isin(np.arange(len(ids)), repeated) | np.array([i is None for i in ids], dtype=bool)
+    yield rule("example_id unique", bad, ids, f"{len(unique)} different ids")
+    lists = [n for n in ("input_ids", "attention_mask", "offset_mapping", "tokens") if n in usable]
+    t = meta.get("max_seq_len")
+    depth = 2 if meta.get("n_choices") else 1
+    for name in lists:
+        sizes = list_levels(table.column(name))
+        ok = sizes is not None and (not isinstance(t, int) or not ids or sizes[depth - 1] == t or not ours)
+        detail = f"lists of length {sizes}" if sizes else "lists of different lengths, or nulls"
+        yield CheckResult(f"length of {name}", ok, where=TOKENS_FILE, detail=f"{detail}, T is {t}", array=TOKENS_FILE)
+    if "attention_mask" in lists and list_levels(table.column("attention_mask")) is not None:
+        yield from _masks(table, ids, usable, ours=ours)
+
+
+def _masks(table: pa.Table, ids: list[Any], usable: set[str], *, ours: bool) -> Iterator[CheckResult]:
+    mask = rectangle(table.column("attention_mask"))
+    yield rule("mask is 0 or 1", (mask != 0) & (mask != 1), ids, "attention_mask is 0 or 1")
+    rising = np.diff((mask != 0).astype(np.int8), axis=-1) > 0
+    if ours or not rising.any():
+        yield rule("padding on the right", rising, ids, "no token after padding")
+    else:
+        detail = f"older tool: {int(rising.any(axis=tuple(range(1, rising.ndim))).sum())} rows padded on the left"
+        yield CheckResult("padding on the right", True, detail=detail, array=TOKENS_FILE)
+    if "n_tokens" in usable and list_levels(table.column("n_tokens")) is not None:
+        counts = rectangle(table.column("n_tokens"))
+        sums = (mask != 0).sum(axis=-1)
+        bad = counts != sums if counts.shape == sums.shape else np.ones(len(sums), dtype=bool)
+        yield rule("n_tokens agrees with the mask", bad, ids, "n_tokens is the sum of attention_mask")

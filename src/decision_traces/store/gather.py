@@ -1,0 +1,118 @@
+"""One position of every example in one pass: the read that probes, lenses and depth curves need."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow.compute as pc
+from jaxtyping import Float, Int64
+
+from decision_traces.errors import DamagedRunError, SelectionError, UsageError
+from decision_traces.schema import CHOICE, EXAMPLE, POSITION, QUERY
+from decision_traces.store.arrays import StoredArray
+from decision_traces.store.examples import Examples
+from decision_traces.store.selection import Index, checked_index
+
+Position = str | Index | Sequence[int] | np.ndarray
+
+# Uncompressed bytes read at a time. Large enough for all cores to decode, small beside any model.
+_STEP_BYTES: Final = 64 << 20
+
+
+def resolve_positions(array: StoredArray, examples: Examples, position: Position) -> Int64[np.ndarray, "*examples"]:
+    """Return the position to read of every example, -1 where it has no token there.
+
+    Args:
+        array: The array to be read.
+        examples: The rows of the run.
+        position: As `TraceStore.gather` takes it.
+
+    Returns:
+        (N,), or (N, C) for runs with choices.
+    """
+    spans, size = examples.spans, array.size(POSITION if POSITION in array.spec.axes else QUERY)
+    if len(spans.start) != array.size(EXAMPLE):
+        rows = array.size(EXAMPLE)
+        raise DamagedRunError(f"The token table has {len(spans.start)} rows, but {array.folder} {rows}.")
+    if isinstance(position, str):
+        wanted = _named(examples, position)
+    elif isinstance(position, int | np.integer):
+        index = checked_index(position, size, "position")
+        wanted = spans.start + index if position >= 0 else spans.stop + int(position)
+    else:
+        wanted = np.asarray(position)
+        if wanted.shape not in {spans.start.shape, spans.start.shape[:1]} or wanted.dtype.kind not in "iu":
+            raise UsageError(
+                f"position must be integers of shape {spans.start.shape}, one per example; "
+                f"got {wanted.dtype} of shape {wanted.shape}."
+            )
+        if wanted.size and not -1 <= wanted.min() <= wanted.max() < size:
+            got = f"{wanted.min()} to {wanted.max()}"
+            raise SelectionError(f"Positions go from 0 to {size - 1} (-1 means none), got {got}.")
+    if wanted.ndim < spans.start.ndim:
+        wanted = wanted[:, None]
+    return np.where((wanted >= spans.start) & (wanted < spans.stop), wanted, -1).astype(np.int64)
+
+
+def _named(examples: Examples, position: str) -> np.ndarray:
+    if position == "last":
+        return examples.spans.stop - 1
+    if position != "next":
+        raise UsageError(f"No position {position!r}: valid are 'next', 'last', an int, or one int per row.")
+    if "next_pos" not in examples.table.column_names:
+        raise UsageError("This run has no next-token predictions: use position='last' or an int.")
+    return np.asarray(pc.fill_null(examples.column("next_pos"), -1).to_numpy())
+
+
+def gather(
+    array: StoredArray, examples: Examples, picks: Mapping[str, int], position: Position
+) -> Float[np.ndarray, "..."]:
+    """Read one position of every example; see `TraceStore.gather`.
+
+    Memory: the result, and `_STEP_BYTES` (or one example, where that is more) of the array at a time.
+    """
+    positions = resolve_positions(array, examples, position)
+    axes, n = array.spec.axes, array.size(EXAMPLE)
+    token_axis = axes.index(POSITION if POSITION in axes else QUERY)
+    dropped = {axes[token_axis], *picks}
+    result = np.full([array.size(a) for a in axes if a not in dropped], np.nan, dtype=array.dtype)
+    step = rows_per_step(array, picks)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        here = positions[start:stop]
+        if (here < 0).all():
+            continue
+        values = _read(array, slice(start, stop), picks)
+        taken = _take(values, here, here >= 0, token_axis, with_choice=CHOICE in axes)
+        result[start:stop] = taken.squeeze(tuple(axes.index(a) for a in dropped))
+    return result
+
+
+def _read(array: StoredArray, rows: slice, picks: Mapping[str, int]) -> np.ndarray:
+    """Read some rows at the picks, by way of whole files where that costs little memory: it is much faster."""
+    box = array.box(**picks, **{EXAMPLE: rows})
+    sides = list(zip(box, array.files_shape, array.shape, strict=True))
+    whole = tuple(slice(s.start // n * n, min(-(-s.stop // n) * n, size)) for s, n, size in sides)
+    if math.prod(s.stop - s.start for s in whole) * array.dtype.itemsize > _STEP_BYTES:
+        return array.read_box(box)
+    inside = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, whole, strict=True))
+    values: np.ndarray = array.read_box(whole)[inside]
+    return values
+
+
+def rows_per_step(array: StoredArray, picks: Mapping[str, int]) -> int:
+    """Return how many examples to read at a time: whole files where they fit the budget."""
+    row_bytes = array.row_nbytes
+    for axis in picks:
+        row_bytes //= max(1, array.size(axis))
+    rows, per_file = max(1, _STEP_BYTES // max(1, row_bytes)), array.files_shape[0]
+    return rows // per_file * per_file if rows >= per_file else rows
+
+
+def _take(values: np.ndarray, at: np.ndarray, valid: np.ndarray, axis: int, *, with_choice: bool) -> np.ndarray:
+    """Pick `at` on one axis, row by row, and put NaN where it is not valid."""
+    lead = at.shape if with_choice else at.shape[:1]
+    spread = (*lead, *(1,) * (values.ndim - len(lead)))
+    taken = np.take_along_axis(values, np.where(valid, at, 0).reshape(spread), axis=axis)
+    return np.where(valid.reshape(spread), taken, np.asarray(np.nan, dtype=values.dtype))

@@ -1,0 +1,251 @@
+"""`TraceStore`: opens a run folder and reads just what is asked for."""
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from jaxtyping import Float
+
+from decision_traces.errors import RunError
+from decision_traces.schema import CHOICE, EXAMPLE, KEY, POSITION, QUERY
+from decision_traces.store.arrays import StoredArray
+from decision_traces.store.gather import Position, gather
+from decision_traces.store.opened import OpenRun
+from decision_traces.store.runs import list_runs
+from decision_traces.store.selection import (
+    SIDES,
+    STAGES,
+    WHICH,
+    ExampleKey,
+    Index,
+    attention_name,
+    checked_picks,
+    checked_word,
+)
+
+if TYPE_CHECKING:
+    import torch.utils.data
+    import xarray
+
+_TOKEN_AXES: Final = (POSITION, QUERY, KEY)
+
+Trace = Float[np.ndarray, "..."]
+"""Values of the stored dtype, float16 or float32."""
+
+
+class TraceStore(OpenRun):
+    """A run folder, open for reading.
+
+    Opening reads `meta.json` alone. The table is read when first used and kept; arrays are sliced on disk.
+    Values come as NumPy arrays of the stored dtype. Positions past an example's tokens are zero; with
+    `trim=True` they are left out on the position, query and key axes. Indices may be negative and then count
+    from the end; one outside the axis is an error and never wraps.
+
+    Errors common to all accessors: `NotCapturedError` for an array the run does not have,
+    `UnknownExampleError` for an unknown example, `SelectionError` for a layer, head or row outside the run,
+    `UsageError` for a side, kind, stage or `which` that does not exist, and `DamagedRunError` when a file
+    that holds the values is missing or not as written.
+
+    Examples:
+        >>> st = TraceStore("traces/wt2_val500_gpt2")  # doctest: +SKIP
+        >>> st.resid(st.tokens.iloc[0]["example_id"], stage="post_mlp", layer=-1).shape  # doctest: +SKIP
+        (256, 768)
+    """
+
+    # Decoder, and plain encoder ----------------------------------------------------------------------------
+
+    def attn(
+        self,
+        eid: ExampleKey,
+        side: str = "dec",
+        kind: str = "self",
+        layer: Index | None = None,
+        head: Index | None = None,
+        *,
+        trim: bool = False,
+    ) -> Trace:
+        """Return attention probabilities, (query, key): (T, T), with layer and head in front unless named."""
+        return self._read(attention_name(side, kind, "attn"), eid, layer, head, trim=trim)
+
+    def qkv(
+        self,
+        eid: ExampleKey,
+        which: str = "q",
+        side: str = "dec",
+        kind: str = "self",
+        layer: Index | None = None,
+        head: Index | None = None,
+        *,
+        trim: bool = False,
+    ) -> Trace:
+        """Return queries, keys or values: (T, d_head), with layer and head axes in front unless named.
+
+        For `which="k"` and `"v"`, `head` counts key-value heads, as stored: with grouped queries there are
+        `n_kv_heads` of them, and query head h reads from h // (H // n_kv_heads).
+        """
+        name = attention_name(side, kind, checked_word(which, WHICH, "which"))
+        return self._read(name, eid, layer, head, trim=trim)
+
+    def hidden(self, eid: ExampleKey, side: str = "dec", layer: Index | None = None, *, trim: bool = False) -> Trace:
+        """Return hidden states: (L+1, T, d_model), or (T, d_model) at one depth of 0 (embedding) to L."""
+        return self._read(f"{checked_word(side, SIDES, 'side')}_hidden", eid, layer, trim=trim)
+
+    def resid(
+        self,
+        eid: ExampleKey,
+        stage: str = "post_mlp",
+        side: str = "dec",
+        layer: Index | None = None,
+        *,
+        trim: bool = False,
+    ) -> Trace:
+        """Return the residual stream at one stage: (L, T, d_model), or (T, d_model) at one layer.
+
+        `stage` is `pre_attn` (input of the layer), `post_attn` or `post_mlp` (output of the layer).
+        """
+        name = f"{checked_word(side, SIDES, 'side')}_res_{checked_word(stage, STAGES, 'stage')}"
+        return self._read(name, eid, layer, trim=trim)
+
+    def resid_embed(self, eid: ExampleKey, side: str = "dec", *, trim: bool = False) -> Trace:
+        """Return the embedding output that the residual stream starts from: (T, d_model)."""
+        return self._read(f"{checked_word(side, SIDES, 'side')}_res_embed", eid, trim=trim)
+
+    # Multiple choice ---------------------------------------------------------------------------------------
+
+    def mcq_attn(
+        self,
+        eid: ExampleKey,
+        choice_idx: Index,
+        layer: Index | None = None,
+        head: Index | None = None,
+        *,
+        trim: bool = False,
+    ) -> Trace:
+        """Return the attention probabilities of one choice; see `attn`."""
+        return self._read("enc_mc_attn", eid, layer, head, choice_idx, trim=trim)
+
+    def mcq_qkv(
+        self,
+        eid: ExampleKey,
+        choice_idx: Index,
+        which: str = "q",
+        layer: Index | None = None,
+        head: Index | None = None,
+        *,
+        trim: bool = False,
+    ) -> Trace:
+        """Return the queries, keys or values of one choice; see `qkv`."""
+        return self._read(f"enc_mc_{checked_word(which, WHICH, 'which')}", eid, layer, head, choice_idx, trim=trim)
+
+    def mcq_hidden(
+        self, eid: ExampleKey, choice_idx: Index, layer: Index | None = None, *, trim: bool = False
+    ) -> Trace:
+        """Return the hidden states of one choice; see `hidden`."""
+        return self._read("enc_mc_hidden", eid, layer, choice=choice_idx, trim=trim)
+
+    def mcq_resid(
+        self,
+        eid: ExampleKey,
+        choice_idx: Index,
+        stage: str = "post_mlp",
+        layer: Index | None = None,
+        *,
+        trim: bool = False,
+    ) -> Trace:
+        """Return the residual stream of one choice; see `resid`."""
+        name = f"enc_mc_res_{checked_word(stage, STAGES, 'stage')}"
+        return self._read(name, eid, layer, choice=choice_idx, trim=trim)
+
+    def mcq_resid_embed(self, eid: ExampleKey, choice_idx: Index, *, trim: bool = False) -> Trace:
+        """Return the embedding output of one choice; see `resid_embed`."""
+        return self._read("enc_mc_res_embed", eid, choice=choice_idx, trim=trim)
+
+    # Many examples at once ---------------------------------------------------------------------------------
+
+    def gather(
+        self,
+        name: str,
+        layer: Index | None = None,
+        head: Index | None = None,
+        position: Position = "next",
+    ) -> Trace:
+        """Read one position of every example: what a probe or a lens needs, in one pass over the files.
+
+        Args:
+            name: Array as `arrays()` calls it.
+            layer: Layer (or depth); the whole axis where left out.
+            head: Head (key-value head for k and v); the whole axis where left out.
+            position: `"next"`: where the run's prediction was made (`next_pos`); `"last"`: the last token; an
+                int: that token of every example, negative ones counting from its last token; or one position
+                per example, (N,) or (N, C), where -1 means none. For attention it picks the query row.
+
+        Returns:
+            (N, [C,] [L,] [H,] d), with d the last axis of the array (T for attention). Rows of examples that
+            have no token at the position are NaN.
+
+        Raises:
+            SelectionError: The layer, head or position is outside the array.
+            UsageError: The array has no head axis, or the run no `next_pos`.
+        """
+        return gather(self.array(name), self._examples, self._picks(self.array(name), layer, head), position)
+
+    def to_xarray(self, name: str) -> "xarray.DataArray":
+        """Return an array with labelled axes; values are read when indexed, without dask.
+
+        Coordinates: `example` (example_id), `n_tokens` along it, and 0, 1, … on layer, depth, choice, head
+        and position axes.
+        """
+        from decision_traces.store.labelled import labelled
+
+        return labelled(self.array(name), self._examples)
+
+    def torch_dataset(
+        self, name: str, layer: Index | None = None, head: Index | None = None
+    ) -> "torch.utils.data.Dataset[dict[str, Any]]":
+        """Return one array as a map-style PyTorch data set over the examples.
+
+        An item is a dict of `values` (a tensor of the stored dtype), `mask` (True at tokens), `example_id`
+        and `row`. It works with worker processes, forked or spawned.
+        """
+        from decision_traces.store.torch_data import TraceDataset
+
+        return TraceDataset(self, name, self._picks(self.array(name), layer, head))
+
+    def _picks(
+        self, array: StoredArray, layer: Index | None, head: Index | None, choice: Index | None = None
+    ) -> dict[str, int]:
+        return checked_picks(array, self._n_heads, layer=layer, head=head, choice=choice)
+
+    def _read(
+        self,
+        name: str,
+        eid: ExampleKey,
+        layer: Index | None = None,
+        head: Index | None = None,
+        choice: Index | None = None,
+        *,
+        trim: bool,
+    ) -> Trace:
+        """Read one example of one array; every accessor ends here."""
+        array = self.array(name)
+        row = self.row(eid)
+        picks: dict[str, int | slice] = {EXAMPLE: row, **self._picks(array, layer, head, choice)}
+        if trim:
+            chosen = picks.get(CHOICE)
+            span = self._examples.span(row, chosen if isinstance(chosen, int) else None)
+            picks.update({axis: span for axis in _TOKEN_AXES if axis in array.spec.axes})
+        return array.read(**picks)
+
+
+def open_run(path: str | PathLike[str] | None = None, root: str | PathLike[str] = "traces") -> TraceStore:
+    """Open a run folder; the newest complete one under `root` where no path is given.
+
+    Raises:
+        RunError: There is none.
+    """
+    if path is not None:
+        return TraceStore(path)
+    newest = next((run for run in list_runs(root) if run.complete), None)
+    if newest is None:
+        raise RunError(f"No complete run under {root}. `decision-traces demo` makes one in a minute.")
+    return TraceStore(newest.path)
