@@ -287,3 +287,18 @@ def test_ctrl_c_before_the_first_block_leaves_nothing(config, tmp_path: Path, mo
     _refused(config, Interrupted, "nothing is left behind")
     assert not list(tmp_path.glob("*run*"))
     _refused(config, RunError, "--resume: there is no unfinished run", resume=True)
+
+
+def test_a_commit_interrupted_after_the_meta_needs_only_its_name(config, tmp_path: Path, monkeypatch) -> None:
+    from decision_traces.store.writer import RunWriter
+
+    def stop(_self: RunWriter) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunWriter, "finish", stop)
+        _refused(config, Interrupted, "--resume goes on from there")
+    assert not (tmp_path / "run").exists()
+    run = extract_next_token(config(resume=True))
+    assert TraceStore(run).n == len(LINES)
+    assert sorted(p.name for p in run.iterdir() if p.is_file()) == ["manifest.json", "meta.json", "tokens.parquet"]

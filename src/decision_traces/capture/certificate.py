@@ -28,6 +28,9 @@ TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e
 """Largest difference allowed, relative per element (see `relative_difference`); a few hundred roundings."""
 
 
+_SUM_TOLERANCE: Final = 1e-2
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One figure of the certificate: the largest difference found, what was allowed, and the verdict."""
@@ -40,11 +43,18 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The checks of one run and the rows they were made on."""
+    """The checks of one run and the rows they were made on.
+
+    Attributes:
+        checks: The figures.
+        rows, tokens: How many examples and tokens they were made on.
+        rows_sum_to_one: Whether the model's attention rows do; with attention sinks they sum to less.
+    """
 
     checks: tuple[Check, ...]
     rows: int
     tokens: int
+    rows_sum_to_one: bool = True
 
     @property
     def passed(self) -> bool:
@@ -112,7 +122,7 @@ def certify(
             *_head_check(loaded, anatomy, together, batch),
             *_attention_checks(together, batch.lengths),
         ]
-    return Certificate(tuple(checks), len(rows), sum(batch.lengths))
+    return Certificate(tuple(checks), len(rows), sum(batch.lengths), _rows_sum_to_one(together, batch.lengths))
 
 
 def require(certificate: Certificate, model_name: str) -> None:
@@ -223,11 +233,18 @@ def _attention_checks(together: _Pass, lengths: Sequence[int]) -> list[Check]:
         rows = max(rows, float((part.sum(-1) - 1).max()))
     checks = [
         _within("attention: no probability on later tokens", later, 0.0),
-        _within("attention: rows sum to at most 1", rows, 1e-2),
+        _within("attention: rows sum to at most 1", rows, _SUM_TOLERANCE),
     ]
     if V in together.sites:
         checks.append(_within("attention: probabilities times v give the output", _mixing(together, lengths), 2e-2))
     return checks
+
+
+def _rows_sum_to_one(together: _Pass, lengths: Sequence[int]) -> bool:
+    if ATTN not in together.sites:
+        return True
+    parts = (together.sites[ATTN][:, i, :, :n, :n] for i, n in enumerate(lengths))
+    return all(float((part.sum(-1) - 1).abs().max()) < _SUM_TOLERANCE for part in parts)
 
 
 def _mixing(together: _Pass, lengths: Sequence[int]) -> float:

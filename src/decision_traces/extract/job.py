@@ -130,7 +130,24 @@ def run_job(job: Job, progress: Progress) -> Path:
     run = job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))
     plan = _plan(job, prepared)
     writer = _open_writer(job, run, prepared, plan)
+    if writer.complete:
+        return writer.finish()
     clock.lap("plan_s")
+    try:
+        return _extract_and_commit(job, prepared, plan, writer, progress, clock, now)
+    except KeyboardInterrupt:
+        raise Interrupted(_what_is_left(writer, prepared)) from None
+
+
+def _extract_and_commit(
+    job: Job,
+    prepared: Prepared,
+    plan: Mapping[str, Any],
+    writer: RunWriter,
+    progress: Progress,
+    clock: Clock,
+    now: datetime,
+) -> Path:
     workflow = job.workflow(
         prepared.examples, prepared.encodings, prepared.loaded, prepared.pad, prepared.layout.dims.n_positions
     )
@@ -139,8 +156,8 @@ def run_job(job: Job, progress: Progress) -> Path:
     writer.join_tables()
     figures = workflow.figures(pq.read_table(writer.folder / TOKENS_FILE))
     clock.lap("tables_s")
-    return writer.commit({**_meta(job, prepared, writer, plan), "time": now.isoformat(), "run_id": run.name,
-                          "timings": _timings(clock, prepared), **figures})  # fmt: skip
+    about = {"run_id": writer.run.name, "time": now.isoformat(), "timings": _timings(clock, prepared)}
+    return writer.commit({**about, **_meta(job, prepared, writer, plan), **figures})
 
 
 def _check_options(options: JobOptions) -> None:
@@ -295,8 +312,6 @@ def _extract(job: Job, prepared: Prepared, workflow: Workflow, writer: RunWriter
     except CaptureError:
         writer.discard()
         raise
-    except KeyboardInterrupt:
-        raise Interrupted(_what_is_left(writer, prepared)) from None
     finally:
         progress.finish()
 
@@ -345,6 +360,7 @@ def _meta(job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str, An
         "capture": plan["capture"],
         "settings": dict(job.settings),
         "attention_scale": list(anatomy.attention_scale),
+        "attention_rows_sum_to_one": prepared.certificate.rows_sum_to_one,
         "final_norm": anatomy.final_norm,
         "conventions": _conventions(prepared),
         "arrays": {
