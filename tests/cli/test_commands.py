@@ -35,7 +35,7 @@ def test_extract_index_and_list(flags: list[str], tmp_path: Path, capsys: pytest
     printed = capsys.readouterr()
     assert f"Run: {out}" in printed.out and "certificate passed" in printed.out
     assert re.search(r"12 of 12 examples · .* examples/s · .* tokens/s · .* MB written · 0:00 left", printed.err)
-    assert TraceStore(out).meta["command"][1:3] == ["--model_path", flags[1]]
+    assert TraceStore(out).meta["command"] == ["decision-traces", "nexttok", *argv]
     assert _exit_code(index.main, str(out), "--validate") == 0
     assert (out / "index.json").is_file()
     capsys.readouterr()

@@ -182,6 +182,7 @@ def test_bad_input_is_one_clear_error(config, tiny_folder, tmp_path: Path, monke
     _refused(config, DataError, "--data_dir, or set", text_file=None)
     _refused(config, DataError, "no train split of wikitext2", text_file=None, split="train", data_dir=empty)
     _refused(config, UsageError, "--next_topk 0", next_topk=0)
+    _refused(config, ModelError, "--gguf_file x.gguf: not in .*GGUF files there: none", gguf_file="x.gguf")
     _refused(config, UsageError, "--device warp9", device="warp9")
     assert not list(tmp_path.glob("*run*"))
 

@@ -117,4 +117,4 @@ def _verdict(index: RunIndex, console: Console) -> int:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command."""
-    run_command(IndexCommand, lambda args: run(args, make_console()), argv, prog="index")
+    run_command(IndexCommand, lambda args: run(args, make_console()), argv, prog="decision-traces index")

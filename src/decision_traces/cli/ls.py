@@ -53,4 +53,4 @@ def run(args: LsCommand, console: Console) -> int:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command."""
-    run_command(LsCommand, lambda args: run(args, make_console()), argv, prog="ls")
+    run_command(LsCommand, lambda args: run(args, make_console()), argv, prog="decision-traces ls")

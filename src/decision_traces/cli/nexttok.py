@@ -16,9 +16,8 @@ from decision_traces.store.folder import read_meta
 
 def run(config: NextTokenConfig) -> int:
     """Extract, and say what came out and what to do next."""
-    given = tuple(sys.argv) if not config.command else config.command
     progress = make_progress(make_console(stderr=True), quiet=config.quiet)
-    folder = extract_next_token(replace(config, command=given), progress)
+    folder = extract_next_token(config, progress)
     if not config.quiet:
         report(folder, make_console())
     return 0
@@ -46,4 +45,8 @@ def report(folder: Path, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command."""
-    run_command(NextTokenConfig, run, argv, prog="nexttok")
+    flags = sys.argv[1:] if argv is None else argv
+    command = ("decision-traces", "nexttok", *flags)
+    run_command(
+        NextTokenConfig, lambda config: run(replace(config, command=command)), flags, prog="decision-traces nexttok"
+    )

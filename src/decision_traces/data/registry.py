@@ -36,6 +36,17 @@ class DataSource:
     text_file: Path | None = None
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before anything is loaded.
+
+        Raises:
+            UsageError: A limit below 1, or an unknown split.
+        """
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit {self.limit}: needs at least 1 (leave it out for all examples).")
+        if self.text_file is None and self.split not in SPLITS:
+            raise UsageError(f"--split {self.split}: {self.dataset} has the splits {', '.join(SPLITS)}.")
+
     @property
     def name(self) -> str:
         """Name of the data for ids and meta."""
@@ -51,11 +62,8 @@ def load_examples(source: DataSource) -> list[Example]:
     """Return the examples in the order of the published data.
 
     Raises:
-        UsageError: A limit below 1, or an unknown split.
         DataError: The data is not there, or holds no examples.
     """
-    if source.limit is not None and source.limit < 1:
-        raise UsageError(f"--limit {source.limit}: needs at least 1 (leave it out for all examples).")
     found = list(islice(_stream(source), source.limit))
     if not found:
         raise DataError(f"{source.name} ({source.split_name}) holds no examples.")
@@ -65,8 +73,6 @@ def load_examples(source: DataSource) -> list[Example]:
 def _stream(source: DataSource) -> Iterator[Example]:
     if source.text_file is not None:
         return text_file_examples(source.text_file)
-    if source.split not in SPLITS:
-        raise UsageError(f"--split {source.split}: {source.dataset} has the splits {', '.join(SPLITS)}.")
     if source.dataset == "tinyworld":
         return tinyworld.examples(source.split, source.limit)
     return wikitext.examples(source.dataset, source.split, _rows(source))

@@ -141,7 +141,7 @@ def _refuse_non_decoders(source: ModelSource, config: Any) -> None:
         built = ", ".join(getattr(config, "architectures", None) or ("unknown",))
         raise ModelError(
             f"{source.location} is not a decoder: model type {kind!r}, built as {built}. "
-            "This command needs a causal language model such as gpt2; for encoders see the multiple-choice commands."
+            "This command needs a causal language model, such as gpt2."
         )
 
 
@@ -170,6 +170,9 @@ def load_decoder(source: ModelSource) -> LoadedModel:
         options["gguf_file"] = source.gguf_file
     if source.model_path is not None and not source.model_path.is_dir():
         raise ModelError(f"--model_path {source.model_path}: there is no such folder.")
+    if source.model_path is not None and source.gguf_file and not (source.model_path / source.gguf_file).is_file():
+        there = ", ".join(sorted(p.name for p in source.model_path.glob("*.gguf"))) or "none"
+        raise ModelError(f"--gguf_file {source.gguf_file}: not in {source.model_path}; GGUF files there: {there}.")
     with _quiet_transformers():
         config = _load_config(source, options)
         _refuse_non_decoders(source, config)

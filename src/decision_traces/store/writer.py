@@ -358,12 +358,17 @@ def free_bytes(folder: Path) -> int:
 
 
 def refuse_existing(run: Path, *, overwrite: bool) -> None:
-    """Raise if something stands where a run is to go and may not be replaced.
+    """Raise if a run cannot go where it is to go: found out before a model is loaded.
 
     Raises:
+        RunError: The place cannot be written.
         RunExistsError: Says what is there.
     """
-    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+    there = next(p for p in (run, *run.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "is a read-only folder" if there.is_dir() else "is a file"
+        raise RunError(f"{run} cannot be written: {there} {what}. Choose another --out_dir.")
+    if not run.exists() or not any(run.iterdir()):
         return
     if not (run / META_FILE).is_file():
         raise RunExistsError(f"{run} is there and is not a run folder (no {META_FILE}); it will not be touched.")
