@@ -10,6 +10,10 @@ from jaxtyping import Int, Int32
 from torch import Tensor
 
 _TOKENISE_AT_ONCE = 1000
+# A batch is closed early where padding would take more than this share of it, once it has tokens enough to keep
+# the matrix products busy.
+_MOST_PADDING = 0.1
+_ENOUGH_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +102,16 @@ def batches(encodings: Sequence[Encoding], batch_size: int, token_budget: int, p
     """
     order = sorted((i for i, e in enumerate(encodings) if e.n_tokens), key=lambda i: encodings[i].n_tokens)
     group: list[int] = []
+    tokens = 0
     for i in order:
-        slots = (len(group) + 1) * encodings[i].n_tokens
-        if group and (len(group) == batch_size or slots > token_budget):
+        n = encodings[i].n_tokens
+        slots = (len(group) + 1) * n
+        full = len(group) == batch_size or slots > token_budget
+        wasteful = tokens >= _ENOUGH_TOKENS and slots - tokens - n > _MOST_PADDING * slots
+        if group and (full or wasteful):
             yield make_batch(group, [encodings[g] for g in group], pad)
-            group = []
+            group, tokens = [], 0
         group.append(i)
+        tokens += n
     if group:
         yield make_batch(group, [encodings[g] for g in group], pad)

@@ -303,3 +303,22 @@ def test_a_commit_interrupted_after_the_meta_needs_only_its_name(config, tmp_pat
     run = extract_next_token(config(resume=True))
     assert TraceStore(run).n == len(LINES)
     assert sorted(p.name for p in run.iterdir() if p.is_file()) == ["manifest.json", "meta.json", "tokens.parquet"]
+
+
+# -- the folder for other readers ---------------------------------------------------------------------------
+
+
+def test_every_array_opens_alone_in_zarr_and_xarray(config) -> None:
+    import xarray
+    import zarr
+
+    run = extract_next_token(config(capture=("attn", "qkv", "hidden", "resid")))
+    store = TraceStore(run)
+    spec = {"dec_hidden": ("dec_hidden.zarr", "h"), "dec_self_k": ("dec_self_qkv.zarr", "k")}
+    for name, (group, key) in spec.items():
+        expected = store.gather(name, position=2)
+        plain_zarr = zarr.open_group(run / group, mode="r")[key][:]
+        np.testing.assert_array_equal(plain_zarr.take(2, axis=-2), expected)
+        opened = xarray.open_zarr(run / group, consolidated=False, chunks=None)[key]
+        assert opened.dims == store.to_xarray(name).dims
+        np.testing.assert_array_equal(opened.isel(position=2).to_numpy(), expected)

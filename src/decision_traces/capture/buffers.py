@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,7 +74,7 @@ class BlockBuffers:
     def __init__(self, sites: Sequence[str], dims: Dims, rows: int, dtype: StorageDtype) -> None:
         self.sites = {site: _allocate(site, dims, rows, TORCH_DTYPES[dtype]) for site in sites}
         self._filled = [0] * rows
-        self.lengths = [0] * rows
+        self._extremes: list[tuple[str, int, Tensor, Tensor]] = []  # smallest and largest value of each piece
 
     def start(self, lengths: Sequence[int]) -> None:
         """Begin a block with these text lengths; what longer texts left behind is zeroed, and the peaks."""
@@ -85,7 +86,6 @@ class BlockBuffers:
                 for site in self.sites:
                     self._zero(site, row, length, self._filled[row])
             self._filled[row] = length
-        self.lengths = list(lengths)
 
     def _zero(self, site: str, row: int, start: int, stop: int) -> None:
         data = self.sites[site].data
@@ -116,9 +116,7 @@ class BlockBuffers:
             else:
                 piece, place = value[i, :, :n], target[row, :, :n]
             place.copy_(piece)
-            low, high = torch.aminmax(piece)
-            largest = torch.maximum(high, -low).float().cpu()
-            buffer.peak[layer] = torch.maximum(buffer.peak[layer], largest)
+            self._extremes.append((site, layer, *torch.aminmax(piece)))
 
     def check_finite(self) -> None:
         """Raise if anything written so far is not finite or does not fit the storage type.
@@ -126,6 +124,7 @@ class BlockBuffers:
         Raises:
             NonFiniteError: Names the tensor, the layer, the largest value and the advice.
         """
+        self._note_peaks()
         bad = [
             (site == FINAL, layer, _ORDER.index(site), site)
             for site, buffer in self.sites.items()
@@ -135,6 +134,17 @@ class BlockBuffers:
             _, layer, _, site = min(bad)  # the first in order of computation
             buffer = self.sites[site]
             raise _too_large(site, layer, float(buffer.peak[layer]), buffer.data.dtype)
+
+    def _note_peaks(self) -> None:
+        """Fold the extremes gathered since the last time into the peaks, in one step for all pieces."""
+        if not self._extremes:
+            return
+        lows = torch.stack([low for _, _, low, _ in self._extremes]).float().cpu()
+        highs = torch.stack([high for _, _, _, high in self._extremes]).float().cpu()
+        peaks = {site: buffer.peak.numpy() for site, buffer in self.sites.items()}
+        for (site, layer, *_), largest in zip(self._extremes, torch.maximum(highs, -lows).numpy(), strict=True):
+            peaks[site][layer] = np.maximum(peaks[site][layer], largest)  # keeps a NaN
+        self._extremes.clear()
 
 
 def _allocate(site: str, dims: Dims, rows: int, dtype: torch.dtype) -> SiteBuffer:

@@ -19,7 +19,9 @@ def run(config: NextTokenConfig) -> int:
     progress = make_progress(make_console(stderr=True), quiet=config.quiet)
     folder = extract_next_token(config, progress)
     if not config.quiet:
-        report(folder, make_console())
+        console = make_console()
+        report(folder, console)
+        console.print(f"Check it: decision-traces index {folder} --validate", markup=False, soft_wrap=True)
     return 0
 
 
@@ -40,7 +42,6 @@ def report(folder: Path, console: Console) -> None:
         )
     if meta["n_truncated"]:
         console.print(f"{meta['n_truncated']} texts were longer than T = {meta['max_seq_len']} tokens and were cut.")
-    console.print(f"Check it: decision-traces index {folder} --validate", markup=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
