@@ -57,7 +57,7 @@ def bare_forward(settings: Settings) -> tuple[float, int]:
     loaded = load_decoder(ModelSource("bare", settings.model_path))
     data = DataSource(settings.dataset, settings.split, settings.data_dir, limit=settings.limit)  # type: ignore[arg-type]
     encodings = encode(loaded.tokenizer, [e.text for e in load_examples(data)], settings.max_seq_len)
-    work = list(batches(encodings, settings.batch_size, TOKEN_BUDGET, pad_id(loaded.tokenizer)))
+    work = list(batches(encodings, settings.batch_size, TOKEN_BUDGET, pad_id(loaded.tokenizer, loaded.vocab_size)))
     last = [torch.tensor([max(0, n - 2) for n in batch.lengths]) for batch in work]
     with torch.inference_mode():
         logits_at(loaded.model, work[0], last[0], loaded.device)  # the first pass allocates

@@ -28,6 +28,14 @@ def test_every_command_and_flag_of_the_readme_exists() -> None:
     assert set(re.findall(r"(--[a-z_]+)", README)) <= FLAGS | {"--validate", "--help"}
 
 
+def test_every_linked_file_exists() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        assert "@@" not in text
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (page.parent / link).exists(), (page.name, link)
+
+
 def test_every_command_has_a_main() -> None:
     for name in COMMANDS:
         assert "def main(" in (ROOT / "src" / "decision_traces" / "cli" / f"{name}.py").read_text()

@@ -45,5 +45,12 @@ def test_first_token_is_added_once_where_the_tokenizer_adds_one() -> None:
 
 def test_padding_with_id_zero_is_not_taken_for_none() -> None:
     tokenizer = byte_tokenizer()
-    assert tokenizer.pad_token_id == 0 and pad_id(tokenizer) == 0
-    assert torch.is_tensor(next(batches([_encoding(1)], 1, 1, pad_id(tokenizer))).input_ids)
+    assert tokenizer.pad_token_id == 0 and pad_id(tokenizer, 258) == 0
+    assert torch.is_tensor(next(batches([_encoding(1)], 1, 1, pad_id(tokenizer, 258))).input_ids)
+
+
+def test_a_pad_token_the_model_does_not_know_is_not_used() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 258
+    assert pad_id(tokenizer, 258) == tokenizer.eos_token_id == 0

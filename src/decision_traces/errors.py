@@ -67,3 +67,13 @@ class SelectionError(TraceError, IndexError):
 
 class Interrupted(TraceError):
     """The user stopped a run; the message says what is left and how to go on."""
+
+
+class OutOfMemory(TraceError, MemoryError):
+    """Main memory or the accelerator's did not suffice; the message says what uses less."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, for use inside one of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]

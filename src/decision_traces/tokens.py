@@ -72,10 +72,13 @@ def _encoding(ids: list[int], offsets: list[tuple[int, int]], limit: int | None)
     )
 
 
-def pad_id(tokenizer: Any) -> int:
-    """Return the id that fills padding: the pad token, else the end-of-text token, else 0."""
+def pad_id(tokenizer: Any, vocab_size: int) -> int:
+    """Return the id that fills padding: the pad token, else the end-of-text token, else 0.
+
+    A pad token that was added without growing the model's embedding (id >= vocab_size) cannot be used.
+    """
     for value in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if value is not None:  # 0 is an id like any other
+        if value is not None and value < vocab_size:  # 0 is an id like any other
             return int(value)
     return 0
 

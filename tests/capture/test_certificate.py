@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -50,7 +49,7 @@ def test_swapped_layers_are_caught() -> None:
         anatomy,
         layers=(replace(first, post_mlp=second.post_mlp), replace(second, post_mlp=first.post_mlp), third),
     )
-    assert "residual stream: a layer's input is the output of the one before" in _failures(loaded, swapped)
+    assert "layer inputs are those transformers reports" in _failures(loaded, swapped)
 
 
 def test_a_hook_that_changes_the_model_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,18 +59,72 @@ def test_a_hook_that_changes_the_model_is_caught(monkeypatch: pytest.MonkeyPatch
     assert "logits with capture equal logits without" in _failures(loaded, find_anatomy(loaded.model, 258))
 
 
-def test_a_missing_norm_is_caught() -> None:
-    loaded = _loaded("llama")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite"])
+def test_a_missing_norm_is_caught(family: str) -> None:
+    loaded = _loaded(family)
     anatomy = find_anatomy(loaded.model, 258)
     unnormed = replace(anatomy, final=anatomy.layers[-1].post_mlp)
-    assert "the unembedding of hidden[L] gives the logits" in _failures(loaded, unnormed)
+    assert "hidden[L] is the base model's last hidden state" in _failures(loaded, unnormed)
+
+
+STREAM = [f for f in FAMILIES if f not in {"gpt_neox", "phi", "cohere", "opt_post_norm"}]
+
+
+@pytest.mark.parametrize("family", STREAM)
+def test_post_attn_taken_before_attention_is_caught(family: str) -> None:
+    loaded = _loaded(family)
+    anatomy = find_anatomy(loaded.model, 258)
+    early = replace(anatomy, layers=tuple(replace(p, post_attn=p.pre_attn) for p in anatomy.layers))
+    assert "post_attn: attention adds something to pre_attn" in _failures(loaded, early)
+
+
+@pytest.mark.parametrize("family", STREAM)
+def test_post_attn_taken_after_the_mlp_or_from_another_layer_is_caught(family: str) -> None:
+    loaded = _loaded(family)
+    anatomy = find_anatomy(loaded.model, 258)
+    late = replace(anatomy, layers=tuple(replace(p, post_attn=p.post_mlp) for p in anatomy.layers))
+    taps = [p.post_attn for p in anatomy.layers][::-1]
+    other = replace(anatomy, layers=tuple(replace(p, post_attn=t) for p, t in zip(anatomy.layers, taps, strict=True)))
+    for wrong in (late, other):
+        assert "post_attn: without attention, only a constant is added to pre_attn" in _failures(loaded, wrong)
+
+
+def test_values_of_another_layer_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = _loaded("llama")
+    put = Recorder._put
+    monkeypatch.setattr(
+        Recorder, "_put", lambda self, site, layer, t: put(self, site, 2 - layer if site == V else layer, t)
+    )
+    assert "attention: probabilities times v give the output" in _failures(loaded, find_anatomy(loaded.model, 258))
+
+
+def test_probabilities_that_do_not_explain_the_output_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = _loaded("llama")
+    put = Recorder._put
+    monkeypatch.setattr(
+        Recorder, "_put", lambda self, site, layer, t: put(self, site, layer, t / 2 if site == ATTN else t)
+    )
+    failed = {
+        c.name
+        for c in certify(loaded, find_anatomy(loaded.model, 258), (ATTN,), _encodings(), 0).checks
+        if not c.passed
+    }
+    assert failed == {"attention: probabilities times v give the output"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_in_half_precision_pass(family: str, dtype: torch.dtype) -> None:
+    loaded = _loaded(family)
+    loaded.model.to(dtype)
+    require(certify(loaded, find_anatomy(loaded.model, 258), SITES, _encodings(), 0), family)
 
 
 def test_a_failed_certificate_stops_and_names_the_check() -> None:
     loaded = _loaded("llama")
     anatomy = find_anatomy(loaded.model, 258)
     certificate = certify(loaded, replace(anatomy, final=anatomy.layers[-1].post_mlp), SITES, _encodings(), 0)
-    with pytest.raises(CaptureError, match=r"Llama failed its certificate: the unembedding of hidden\[L\].*worst"):
+    with pytest.raises(CaptureError, match=r"Llama failed its certificate: hidden\[L\] is the base model.*worst"):
         require(certificate, "Llama")
 
 
@@ -112,9 +165,10 @@ def test_nothing_stays_on_the_model_after_a_capture_that_raised(monkeypatch: pyt
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
-def test_without_a_prediction_to_check_there_is_nothing_to_certify() -> None:
+def test_single_tokens_are_checked_too_and_nothing_is_no_pass() -> None:
     loaded = _loaded("gpt2")
-    certificate = certify(loaded, find_anatomy(loaded.model, 258), SITES, encode(byte_tokenizer(), ["", "x"], 9), 0)
-    assert (certificate.checks, certificate.rows) == ((), 0)
-    assert certificate.to_meta()["passed"] is True
-    np.testing.assert_equal(certificate.tokens, 0)
+    anatomy = find_anatomy(loaded.model, 258)
+    single = certify(loaded, anatomy, SITES, encode(byte_tokenizer(), ["", "x", "y"], 9), 0)
+    assert (single.rows, single.tokens, single.passed) == (2, 2, True)
+    nothing = certify(loaded, anatomy, SITES, encode(byte_tokenizer(), [""], 9), 0)
+    assert (nothing.checks, nothing.passed) == ((), None)

@@ -19,6 +19,7 @@ from decision_traces.errors import (
     Interrupted,
     ModelError,
     NonFiniteError,
+    OutOfMemory,
     RunError,
     RunExistsError,
     TraceError,
@@ -28,6 +29,7 @@ from decision_traces.errors import (
 from decision_traces.extract import engine
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.schema import NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS
+from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.models import byte_tokenizer, tiny_decoder
 
 LINES = [f"Line {i} has {'many ' * (i % 7)}words." for i in range(23)]
@@ -249,6 +251,35 @@ def test_a_site_that_does_not_fire_is_an_error_not_zeros(config, monkeypatch: py
     _refused(config, CaptureError, "fired 0 times in one forward pass")
 
 
+def test_nan_logits_stop_even_without_captures(config, tmp_path: Path) -> None:
+    folder = _broken_model(tmp_path / "nan", lambda m: m.transformer.ln_f.weight.fill_(float("nan")))
+    _refused(config, TraceError, "NaN|certificate", model_path=folder, capture=())
+
+
+def test_a_full_memory_says_what_uses_less(config, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_args) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(engine.Engine, "_compute", fail)
+    _refused(config, OutOfMemory, r"Tried to allocate 2 GiB.*--batch_size, --block_mb.*nothing is left behind")
+    assert not list(tmp_path.glob("*run*"))
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"\x00" * 64, b""])
+def test_broken_weights_are_one_sentence(content: bytes, config, tiny_folder, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folder("gpt2"), folder)
+    (folder / "model.safetensors").write_bytes(content)
+    _refused(config, ModelError, "holds no model that can be loaded", model_path=folder)
+
+
+def test_the_meta_says_how_to_do_it_again(config, tiny_folder) -> None:
+    meta = TraceStore(extract_next_token(config(limit=3, next_topk=4))).meta
+    assert meta["model"] == "tiny" and meta["model_path"] == str(tiny_folder("gpt2"))
+    wanted = {"limit": 3, "next_topk": 4, "batch_size": 8, "gguf_file": None, "capture": ["hidden", "resid"]}
+    assert wanted.items() <= meta["settings"].items()
+
+
 # -- stopping and going on ----------------------------------------------------------------------------------
 
 
@@ -290,6 +321,32 @@ def test_ctrl_c_before_the_first_block_leaves_nothing(config, tmp_path: Path, mo
     _refused(config, RunError, "--resume: there is no unfinished run", resume=True)
 
 
+def test_half_a_file_of_the_last_block_does_not_stop_a_resume(config, tmp_path: Path, monkeypatch) -> None:
+    options = {"block_mb": 1, "max_seq_len": 90}
+    whole = TraceStore(extract_next_token(config(out_dir=tmp_path / "whole", **options)))
+    assert len(LINES) % whole.meta["block_rows"] != 0
+    last = -(-len(LINES) // whole.meta["block_rows"]) - 1
+
+    def stop(self, *_args) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("decision_traces.extract.job._extract_and_commit", stop)
+        patch.setattr("decision_traces.extract.job._what_is_left", lambda *_: "")
+        with pytest.raises(Interrupted):
+            extract_next_token(config(**options))
+    planted = tmp_path / ".run.partial" / f"dec_hidden.zarr/h/c/{last}/0/0/0"
+    planted.parent.mkdir(parents=True)
+    planted.write_bytes(b"half a shard")
+    with (tmp_path / ".run.partial" / "ledger.jsonl").open("ab") as ledger:
+        ledger.write(b'{"block": 0, "files": {"caf\xc3')  # a line that was torn by a crash
+    (tmp_path / ".run.partial" / ".meta.json.partial").write_text("{")
+    resumed = TraceStore(extract_next_token(config(resume=True, **options)))
+    for name in whole.arrays():
+        np.testing.assert_array_equal(np.asarray(resumed.to_xarray(name)), np.asarray(whole.to_xarray(name)))
+    assert failures(validate_run(resumed.run_dir)) == []
+
+
 def test_a_commit_interrupted_after_the_meta_needs_only_its_name(config, tmp_path: Path, monkeypatch) -> None:
     from decision_traces.store.writer import RunWriter
 
@@ -300,6 +357,7 @@ def test_a_commit_interrupted_after_the_meta_needs_only_its_name(config, tmp_pat
         patch.setattr(RunWriter, "finish", stop)
         _refused(config, Interrupted, "--resume goes on from there")
     assert not (tmp_path / "run").exists()
+    _refused(config, RunError, "begun with other settings: .*dtype", resume=True, dtype="float32")
     run = extract_next_token(config(resume=True))
     assert TraceStore(run).n == len(LINES)
     assert sorted(p.name for p in run.iterdir() if p.is_file()) == ["manifest.json", "meta.json", "tokens.parquet"]

@@ -45,6 +45,13 @@ def test_nothing_stays_after_an_error() -> None:
     assert AttentionInterface.get_interface is before
 
 
+def test_watchers_nest_and_each_sees_every_call() -> None:
+    outer, inner = [], []
+    with torch.no_grad(), watch_attention(outer.append), watch_attention(inner.append):
+        tiny_decoder("llama")(IDS)
+    assert len(outer) == len(inner) == 3
+
+
 def test_another_thread_is_not_watched() -> None:
     here: list[AttentionCall] = []
     there: list[AttentionCall] = []

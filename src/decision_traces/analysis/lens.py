@@ -6,9 +6,11 @@ from torch import Tensor
 
 from decision_traces.analysis.results import LensTrajectories
 from decision_traces.analysis.unembedding import Unembedding
+from decision_traces.errors import DataError, ModelError
 from decision_traces.store.reader import TraceStore
 
 _ROWS_AT_ONCE = 256
+_MOST_ERROR = 0.05  # far above the rounding of float16 or bfloat16, far below a norm or a scale left out
 
 
 def logit_lens(store: TraceStore, unembedding: Unembedding) -> LensTrajectories:
@@ -24,10 +26,14 @@ def logit_lens(store: TraceStore, unembedding: Unembedding) -> LensTrajectories:
 
     Raises:
         NotCapturedError: The run did not capture `hidden`.
+        DataError: No example of the run has a prediction.
+        ModelError: The last depth is not the model's own prediction, so that nothing before it can be trusted.
     """
     hidden = store.gather("dec_hidden", position="next")
     tokens = store.tokens
     rows = np.flatnonzero(tokens["next_pos"].to_numpy() >= 0)
+    if len(rows) == 0:
+        raise DataError(f"{store.run_dir} holds no prediction: all its texts have fewer than two tokens.")
     truth = torch.from_numpy(tokens["next_true_id"].to_numpy(dtype=np.int64, na_value=-1)[rows])
     final = torch.from_numpy(tokens["next_pred_id"].to_numpy(dtype=np.int64, na_value=-1)[rows])
     parts = [
@@ -36,10 +42,13 @@ def logit_lens(store: TraceStore, unembedding: Unembedding) -> LensTrajectories:
     ]
     columns = {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
     stored = tokens["next_pred_prob"].to_numpy(dtype=np.float32, na_value=np.nan)[rows]
+    model_error = float(np.abs(columns["final_prob"][:, -1] - stored).max())
+    if not model_error < _MOST_ERROR:
+        raise ModelError(f"The lens misses the model's own probabilities by {model_error:.3f} at the last layer.")
     return LensTrajectories(
         example_id=tuple(tokens["example_id"].iloc[rows]),
         correct=tokens["next_correct"].iloc[rows].to_numpy(dtype=bool),
-        model_error=float(np.abs(columns["final_prob"][:, -1] - stored).max()),
+        model_error=model_error,
         **columns,
     )
 

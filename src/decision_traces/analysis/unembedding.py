@@ -1,7 +1,9 @@
 """The model's own way from a residual vector to logits: final norm and output embedding, without the layers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,19 +44,22 @@ class Unembedding:
         return logits.float()
 
 
-def of_model(loaded: LoadedModel, final_norm: str | None) -> Unembedding:
+def of_model(loaded: LoadedModel, final_norm: str | None, *, logits_are_unembedded: bool = True) -> Unembedding:
     """Return the unembedding of a loaded model.
 
     Args:
         loaded: The model.
         final_norm: As in a run's meta.
+        logits_are_unembedded: As in a run's meta.
 
     Raises:
-        UnsupportedArchitecture: No single module leads from the last layer to the last hidden state.
+        UnsupportedArchitecture: No single module leads from the last layer to the last hidden state, or the
+            model does more than unembed it (caps, scales, a transform).
     """
-    if final_norm is None:
+    if final_norm is None or not logits_are_unembedded:
+        what = "has no single final norm" if final_norm is None else "caps, scales or transforms around its unembedding"
         raise UnsupportedArchitecture(
-            f"{type(loaded.model).__name__} has no single final norm, so its residual stream cannot be read by a lens."
+            f"{type(loaded.model).__name__} {what}; reading its residual stream by a lens is not supported yet."
         )
     norm = None if final_norm == IDENTITY else loaded.model.get_submodule(final_norm)
     return Unembedding(norm, loaded.model.get_output_embeddings())  # type: ignore[operator]
@@ -70,16 +75,23 @@ def load_unembedding(store: TraceStore, model_path: Path | None = None) -> Unemb
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
     """
-    name = str(store.meta["model"])
-    if model_path is None and name == DEMO_MODEL:
-        model_path = demo.MODEL_DIR
-    elif model_path is None and Path(name).is_dir():
-        model_path = Path(name)
-    dtype = store.meta.get("environment", {}).get("model_dtype", "auto")
-    loaded = load_decoder(ModelSource(name, model_path, revision=store.meta.get("model_revision"), model_dtype=dtype))
-    if store.meta.get("weights_digest") not in {None, loaded.weights_digest()}:
+    meta, name = store.meta, str(store.meta["model"])
+    if model_path is None:
+        model_path = demo.MODEL_DIR if name == DEMO_MODEL else _path_of(meta)
+    dtype = meta.get("environment", {}).get("model_dtype", "auto")
+    settings = meta.get("settings", {})
+    loaded = load_decoder(
+        ModelSource(name, model_path, settings.get("gguf_file"), settings.get("revision"), model_dtype=dtype)
+    )
+    if meta.get("weights_digest") not in {None, loaded.weights_digest()}:
         raise ModelError(
             f"The weights of {model_path or name} are not those the run was made with (their digests differ). "
             "Give the folder of the right ones."
         )
-    return of_model(loaded, store.meta.get("final_norm"))
+    direct = meta.get("logits_are_unembedded", True)
+    return of_model(loaded, meta.get("final_norm"), logits_are_unembedded=direct)
+
+
+def _path_of(meta: Mapping[str, Any]) -> Path | None:
+    path = meta.get("model_path")
+    return None if path is None else Path(path)

@@ -1,6 +1,6 @@
 """Preallocated storage for the distinct tensors of one block of examples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,7 +71,24 @@ class SiteBuffer:
 class BlockBuffers:
     """The storage of one block, reused for the next one; padding is zero at all times."""
 
-    def __init__(self, sites: Sequence[str], dims: Dims, rows: int, dtype: StorageDtype) -> None:
+    def __init__(
+        self,
+        sites: Sequence[str],
+        dims: Dims,
+        rows: int,
+        dtype: StorageDtype,
+        kept: Container[tuple[str, int]] | None = None,
+    ) -> None:
+        """Allocate.
+
+        Args:
+            sites: The distinct tensors.
+            dims: The run's sizes.
+            rows: Examples in a block.
+            dtype: Storage type.
+            kept: The (site, layer) pairs that an array stores; others are not copied. None keeps all.
+        """
+        self._kept = kept
         self.sites = {site: _allocate(site, dims, rows, TORCH_DTYPES[dtype]) for site in sites}
         self._filled = [0] * rows
         self._extremes: list[tuple[str, int, Tensor, Tensor]] = []  # smallest and largest value of each piece
@@ -106,6 +123,8 @@ class BlockBuffers:
             lengths: Number of tokens of each.
             value: (batch, n_positions, d_model), or (batch, n_heads, n_positions, d_head or n_positions).
         """
+        if self._kept is not None and (site, layer) not in self._kept:
+            return
         buffer = self.sites[site]
         target = buffer.data[layer]
         for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):

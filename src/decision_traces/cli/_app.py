@@ -1,5 +1,6 @@
 """What every command shares: parsing, one-line errors, exit codes, paths as users type them."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -48,6 +49,9 @@ def run_command(
     Raises:
         SystemExit: 0 done; 1 a `TraceError`, printed as one sentence; 2 flags that cannot be read; 130 Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console of another encoding must not end the command
     console = make_console(stderr=True)
     command = tyro.cli(command_cls, args=argv, prog=prog, use_underscores=True)
     try:

@@ -101,6 +101,8 @@ def _figure(value: float | None) -> str:
 
 
 def _verdict(index: RunIndex, console: Console) -> int:
+    if index.not_written:
+        console.print(f"{index.path} could not be written: {index.not_written}.", markup=False, soft_wrap=True)
     if index.valid is None:
         console.print(f"Indexed: {index.path}. Add --validate to check it.", markup=False, soft_wrap=True)
         return 0

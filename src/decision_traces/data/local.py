@@ -25,7 +25,7 @@ def missing_local(dataset: str, split: str, data_dir: Path, names: list[str], fo
 
 
 def _txt(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8", newline=None) as stream:
+    with path.open(encoding="utf-8-sig", newline=None) as stream:
         for row, line in enumerate(stream):
             text = line.rstrip("\n")
             if text:
@@ -33,7 +33,7 @@ def _txt(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as stream:
+    with path.open(encoding="utf-8-sig") as stream:
         for row, line in enumerate(stream):
             if not line.strip():
                 continue
@@ -69,7 +69,7 @@ def _table(path: Path) -> Iterator[tuple[int, str]]:
     if "text" not in frame.columns:
         raise DataError(f"--text_file {path}: needs a column named text; it has: {', '.join(map(str, frame.columns))}.")
     for row, text in enumerate(frame["text"]):
-        yield row, "" if text is None or text != text else str(text)
+        yield row, "" if pd.isna(text) else str(text)
 
 
 def text_file_examples(path: Path) -> Iterator[Example]:

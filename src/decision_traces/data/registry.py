@@ -10,7 +10,7 @@ from typing import Final, Literal
 from decision_traces.data import tinyworld, wikitext
 from decision_traces.data.example import Example
 from decision_traces.data.local import text_file_examples
-from decision_traces.errors import DataError, UsageError
+from decision_traces.errors import DataError, UsageError, first_line
 from decision_traces.hub import hub_reachable
 
 DatasetName = Literal["tinyworld", "wikitext2", "wikitext103"]
@@ -93,14 +93,16 @@ def _data_dir_from_environment() -> Path | None:
 def _hub_rows(repository: str, config: str, source: DataSource) -> Iterator[str]:
     import datasets
 
-    if not hub_reachable():
-        datasets.config.HF_HUB_OFFLINE = True
+    offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = offline or not hub_reachable()
     try:
         rows = datasets.load_dataset(repository, config, split=source.split)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
+        reason = first_line(error)
         raise DataError(
             f"--dataset {source.dataset}: {repository} is not to be had from the Hugging Face hub or its cache "
             f"({reason}). Give the published files with --data_dir, or set ${DATA_DIR_VARIABLE}."
         ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
     return (row["text"] for row in rows)

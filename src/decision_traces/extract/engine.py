@@ -65,7 +65,8 @@ class Engine:
         blocks = [b for b in range(self.layout.n_blocks) if b not in writer.done]
         sites = sites_of(self.layout.specs, self.layout.dims.n_layers)
         dims, rows, dtype = self.layout.dims, self.layout.block_rows, self.layout.dtype
-        sets = [BlockBuffers(sites, dims, rows, dtype) for _ in range(min(_IN_FLIGHT, max(1, len(blocks))))]
+        kept = frozenset(self.layout.places())
+        sets = [BlockBuffers(sites, dims, rows, dtype, kept) for _ in range(min(_IN_FLIGHT, max(1, len(blocks))))]
         writing: list[Future[int] | None] = [None] * len(sets)
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as pool, torch.inference_mode():
             for turn, block in enumerate(blocks):

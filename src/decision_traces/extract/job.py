@@ -3,13 +3,12 @@
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -20,7 +19,7 @@ from decision_traces.capture.certificate import Certificate, certify, require
 from decision_traces.data.example import Example
 from decision_traces.data.local import fingerprint
 from decision_traces.data.registry import DataSource, load_examples
-from decision_traces.errors import CaptureError, DiskSpaceError, Interrupted, UsageError
+from decision_traces.errors import CaptureError, DiskSpaceError, Interrupted, OutOfMemory, UsageError, first_line
 from decision_traces.extract.engine import Engine, Workflow, disk_estimate, largest_values, row_bytes
 from decision_traces.extract.progress import Progress
 from decision_traces.models.anatomy import Anatomy, find_anatomy
@@ -81,7 +80,8 @@ class Job:
         objective: Goes into the meta: next_token, ...
         kind: Last part of the run's name.
         model, data, options: What the user asked for.
-        settings: The workflow's own options, as JSON; a resumed run must have the same.
+        settings: All flags as JSON, for the meta.
+        decisive: Those of the settings that decide the workflow's numbers; a resumed run must have the same.
         workflow: Makes the workflow once data and model are there.
     """
 
@@ -91,6 +91,7 @@ class Job:
     data: DataSource
     options: JobOptions
     settings: Mapping[str, Any]
+    decisive: tuple[str, ...]
     workflow: WorkflowFactory
 
 
@@ -127,7 +128,7 @@ def run_job(job: Job, progress: Progress) -> Path:
     clock = Clock()
     prepared = _prepare(job, progress, clock)
     now = datetime.now().astimezone()
-    run = job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))
+    run = (job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))).absolute()
     plan = _plan(job, prepared)
     writer = _open_writer(job, run, prepared, plan)
     if writer.complete:
@@ -136,7 +137,15 @@ def run_job(job: Job, progress: Progress) -> Path:
     try:
         return _extract_and_commit(job, prepared, plan, writer, progress, clock, now)
     except KeyboardInterrupt:
-        raise Interrupted(_what_is_left(writer, prepared)) from None
+        raise Interrupted(f"Stopped. {_what_is_left(writer, prepared)}") from None
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        left = _what_is_left(writer, prepared)
+        raise OutOfMemory(
+            f"Not enough memory ({first_line(error)}). Use less with --batch_size, --block_mb, --max_seq_len or fewer "
+            f"--capture. {left}"
+        ) from error
 
 
 def _extract_and_commit(
@@ -151,13 +160,19 @@ def _extract_and_commit(
     workflow = job.workflow(
         prepared.examples, prepared.encodings, prepared.loaded, prepared.pad, prepared.layout.dims.n_positions
     )
-    _extract(job, prepared, workflow, writer, progress)
+    rows = [r for b in range(prepared.layout.n_blocks) if b not in writer.done for r in prepared.layout.rows(b)]
+    _extract(job, prepared, workflow, writer, progress, rows)
     clock.lap("extract_s")
     writer.join_tables()
     figures = workflow.figures(pq.read_table(writer.folder / TOKENS_FILE))
     clock.lap("tables_s")
-    about = {"run_id": writer.run.name, "time": now.isoformat(), "timings": _timings(clock, prepared)}
+    about = {"run_id": writer.run.name, "time": now.isoformat(), "timings": _timings(clock, prepared, rows)}
     return writer.commit({**about, **_meta(job, prepared, writer, plan), **figures})
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
 
 
 def _check_options(options: JobOptions) -> None:
@@ -173,14 +188,19 @@ def _check_options(options: JobOptions) -> None:
     if options.resume and options.out_dir is None:
         raise UsageError("--resume needs --out_dir: the folder of the run to go on with.")
     if options.out_dir is not None:
-        refuse_existing(options.out_dir, overwrite=options.overwrite)
+        refuse_existing(options.out_dir.absolute(), overwrite=options.overwrite)
 
 
 def _name(job: Job, now: datetime, n: int) -> str:
-    model = job.model.model
-    if job.model.model_path is not None and model == "gpt2":
-        model = job.model.model_path.resolve().name
-    return run_id(now, model.split("/")[-1], job.data.name, job.data.split_name, n, job.kind)
+    return run_id(now, job.model.name.split("/")[-1], job.data.name, job.data.split_name, n, job.kind)
+
+
+def as_settings(config: Any) -> dict[str, Any]:
+    """Return a command's flags as JSON values, but for the command line itself."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "command"}
+    return {
+        name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for name, v in values.items()
+    }
 
 
 # -- before the first forward pass --------------------------------------------------------------------------
@@ -200,13 +220,16 @@ def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     _check_ids(encodings, loaded)
     clock.lap("tokenise_s")
     progress.say("Probing the model and certifying the captures")
-    anatomy, pad = find_anatomy(loaded.model, loaded.vocab_size), pad_id(loaded.tokenizer)
+    anatomy, pad = find_anatomy(loaded.model, loaded.vocab_size), pad_id(loaded.tokenizer, _embedded(loaded))
     clock.lap("probe_s")
     specs = arrays_for("dec", options.capture)
     certificate = certify(loaded, anatomy, sites_of(specs, anatomy.n_layers), encodings, pad)
     require(certificate, type(loaded.model).__name__)
     clock.lap("certificate_s")
     layout = _layout(options, specs, anatomy, encodings)
+    one = row_bytes(specs, layout.dims, options.dtype)
+    if one > options.block_mb << 20:
+        progress.say(f"One example takes {one / 1e6:,.0f} MB of captures, more than --block_mb {options.block_mb}")
     return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout)
 
 
@@ -231,12 +254,17 @@ def _limit(asked: int | Literal["auto"], loaded: LoadedModel) -> int | None:
 
 def _check_ids(encodings: Sequence[Encoding], loaded: LoadedModel) -> None:
     largest = max((int(e.ids.max()) for e in encodings if e.n_tokens), default=0)
-    rows = int(loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+    rows = _embedded(loaded)
     if largest >= rows:
         raise UsageError(
             f"The tokenizer gives the id {largest}, but the model's vocabulary has {rows} entries: "
             "they do not belong together."
         )
+
+
+def _embedded(loaded: LoadedModel) -> int:
+    """Return how many ids the model has an embedding for."""
+    return int(loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
 
 def _layout(
@@ -261,7 +289,7 @@ def _plan(job: Job, prepared: Prepared) -> dict[str, Any]:
     layout, loaded = prepared.layout, prepared.loaded
     return {
         "objective": job.objective,
-        "model": job.model.model if job.model.model_path is None else str(job.model.model_path),
+        "model": job.model.name,
         "weights_digest": loaded.weights_digest(),
         "dataset_fingerprint": fingerprint(prepared.examples),
         "capture": list(dict.fromkeys(job.options.capture)),
@@ -272,7 +300,7 @@ def _plan(job: Job, prepared: Prepared) -> dict[str, Any]:
         "max_seq_len": layout.dims.n_positions,
         "block_rows": layout.block_rows,
         "batch_size": job.options.batch_size,
-        **job.settings,
+        **{name: job.settings[name] for name in job.decisive},
         "packages": {"decision-traces": __version__, **{name: version(name) for name in _PACKAGES}},
     }
 
@@ -296,7 +324,14 @@ def _open_writer(job: Job, run: Path, prepared: Prepared, plan: Mapping[str, Any
 # -- the run itself -----------------------------------------------------------------------------------------
 
 
-def _extract(job: Job, prepared: Prepared, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
+def _extract(
+    job: Job,
+    prepared: Prepared,
+    workflow: Workflow,
+    writer: RunWriter,
+    progress: Progress,
+    rows: Sequence[int],
+) -> None:
     engine = Engine(
         prepared.loaded,
         prepared.anatomy,
@@ -305,8 +340,7 @@ def _extract(job: Job, prepared: Prepared, workflow: Workflow, writer: RunWriter
         job.options.batch_size,
         prepared.pad,
     )
-    open_rows = [r for b in range(prepared.layout.n_blocks) if b not in writer.done for r in prepared.layout.rows(b)]
-    progress.start(len(open_rows), sum(prepared.encodings[r].n_tokens for r in open_rows))
+    progress.start(len(rows), sum(prepared.encodings[r].n_tokens for r in rows))
     try:
         engine.run(workflow, writer, progress)
     except CaptureError:
@@ -320,10 +354,10 @@ def _what_is_left(writer: RunWriter, prepared: Prepared) -> str:
     """Remove a partial folder without a finished block, or say what is in it."""
     if not writer.done:
         writer.discard()
-        return "Stopped before the first block was written; nothing is left behind."
+        return "No block was written yet; nothing is left behind."
     rows = sum(len(prepared.layout.rows(b)) for b in writer.done)
     return (
-        f"Stopped. {rows} of {len(prepared.examples)} examples are kept in {writer.folder}; "
+        f"{rows} of {len(prepared.examples)} examples are kept in {writer.folder}; "
         f"the same command with --out_dir {writer.run} --resume goes on from there, deleting that folder starts over."
     )
 
@@ -337,6 +371,7 @@ def _meta(job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str, An
     return {
         "format_version": FORMAT_VERSION,
         "model": plan["model"],
+        "model_path": None if job.model.model_path is None else str(job.model.model_path.resolve()),
         "model_type": loaded.config.model_type,
         "model_class": type(loaded.model).__name__,
         "model_revision": loaded.revision or job.model.revision,
@@ -359,6 +394,7 @@ def _meta(job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str, An
         "dtype": prepared.layout.dtype,
         "capture": plan["capture"],
         "settings": dict(job.settings),
+        "logits_are_unembedded": anatomy.logits_are_unembedded,
         "attention_scale": list(anatomy.attention_scale),
         "attention_rows_sum_to_one": prepared.certificate.rows_sum_to_one,
         "final_norm": anatomy.final_norm,
@@ -389,8 +425,10 @@ def _conventions(prepared: Prepared) -> dict[str, str]:
     return {**CONVENTIONS, "post_attn": post_attn, "special_tokens": special}
 
 
-def _timings(clock: Clock, prepared: Prepared) -> dict[str, float]:
+def _timings(clock: Clock, prepared: Prepared, rows: Sequence[int]) -> dict[str, float]:
+    """Return seconds by phase, and the rates over the rows done in this session (not those of a resumed run)."""
     seconds = clock.phases["extract_s"]
-    n_tokens = int(np.sum([e.n_tokens for e in prepared.encodings]))
-    rates = {"examples_per_s": len(prepared.examples) / seconds, "tokens_per_s": n_tokens / seconds}
-    return {name: round(value, 4) for name, value in {**clock.phases, **rates, "n_tokens": n_tokens}.items()}
+    n_tokens = sum(prepared.encodings[r].n_tokens for r in rows)
+    rates = {"examples_per_s": len(rows) / seconds, "tokens_per_s": n_tokens / seconds}
+    counts = {"n_examples": len(rows), "n_tokens": n_tokens}
+    return {name: round(value, 4) for name, value in {**clock.phases, **rates, **counts}.items()}

@@ -16,7 +16,7 @@ from decision_traces.capture.forward import all_logits, logits_at
 from decision_traces.data.example import Example
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
-from decision_traces.extract.job import Job, JobOptions, run_job
+from decision_traces.extract.job import Job, JobOptions, as_settings, run_job
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.models.load import LoadedModel, ModelDtype, ModelSource
@@ -40,8 +40,8 @@ _IDENTITY: Final = frozenset({"row", "example_id", "pos"})
 class NextTokenConfig:
     """Trace a decoder over texts: what it predicts next, and everything inside that led there."""
 
-    model: str = "gpt2"
-    """Hub id, or "demo" for the embedded model; a name for the run when --model_path is given."""
+    model: str | None = None
+    """Hub id, or "demo" for the embedded model (default gpt2); with --model_path only the run's name for it."""
     model_path: Path | None = None
     """Local folder with config, weights and tokenizer."""
     gguf_file: str | None = None
@@ -112,7 +112,8 @@ def extract_next_token(config: NextTokenConfig, progress: Progress | None = None
             config.capture, config.dtype, config.max_seq_len, config.batch_size, config.block_mb,
             config.out_dir, config.overwrite, config.resume, config.seed, config.command,
         ),
-        settings={"next_topk": config.next_topk, "all_positions": config.all_positions},
+        settings=as_settings(config),
+        decisive=("next_topk", "all_positions"),
         workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
     )  # fmt: skip
     return run_job(job, progress or Silent())

@@ -41,22 +41,24 @@ class AttentionCall:
     probabilities: Tensor | None
 
 
-Watcher = Callable[[AttentionCall], None]
+Watcher = Callable[[AttentionCall], Tensor | None]
+"""Sees one call. What it returns, if anything, takes the place of the output (only the certificate does that)."""
 
-# A context variable, so that a model running in another thread is not seen by this thread's watcher.
-_watcher: ContextVar[Watcher | None] = ContextVar("decision_traces_attention_watcher", default=None)
+# A context variable, so that a model running in another thread is not seen by this thread's watchers.
+_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("decision_traces_attention_watchers", default=())
 _lock: Final = threading.Lock()
 _users = 0
 _original: Callable[..., Any] | None = None
 
 
-def _observed(function: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:
+def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Callable[..., Any]:
     @wraps(function)
     def call(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         result = function(module, query, key, value, *args, **kwargs)
         output, probabilities = result[0], result[1]
-        watcher(AttentionCall(module, query, key, value, kwargs.get("scaling"), output, probabilities))
-        return result
+        seen = AttentionCall(module, query, key, value, kwargs.get("scaling"), output, probabilities)
+        replaced = [other for watcher in watchers if (other := watcher(seen)) is not None]
+        return (replaced[-1], *result[1:]) if replaced else result
 
     return call
 
@@ -72,8 +74,8 @@ def _install() -> None:
         @wraps(original)
         def get_interface(self: AttentionInterface, *args: Any, **kwargs: Any) -> Callable[..., Any]:
             function: Callable[..., Any] = original(self, *args, **kwargs)
-            watcher = _watcher.get()
-            return function if watcher is None else _observed(function, watcher)
+            watchers = _watchers.get()
+            return _observed(function, watchers) if watchers else function
 
         AttentionInterface.get_interface = get_interface
 
@@ -89,11 +91,14 @@ def _remove() -> None:
 
 @contextmanager
 def watch_attention(watcher: Watcher) -> Iterator[None]:
-    """Call `watcher` after every attention call made in this thread inside the block; nothing stays behind."""
+    """Call `watcher` after every attention call made in this thread inside the block; nothing stays behind.
+
+    Blocks nest: every watcher sees every call.
+    """
     _install()
-    token = _watcher.set(watcher)
+    token = _watchers.set((*_watchers.get(), watcher))
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _watchers.reset(token)
         _remove()

@@ -6,20 +6,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 from transformers.utils import logging as transformers_logging
 
-from decision_traces.errors import ModelError, UsageError
+from decision_traces.errors import ModelError, UsageError, first_line
 from decision_traces.hub import hub_reachable
 
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEMO_MODEL: Final = "demo"
+DEFAULT_MODEL: Final = "gpt2"
+_LOAD_ERRORS: Final = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    SafetensorError,
+    UnpicklingError,
+    StrictDataclassError,
+)
+"""What broken or missing files make transformers and its readers raise; there is no common parent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +42,7 @@ class ModelSource:
     """Where a model comes from and how it is to be loaded.
 
     Attributes:
-        model: Hub id, or "demo" for the embedded model. Also the name in the run's meta.
+        model: Hub id, or "demo" for the embedded model; with `model_path` only a name. None: see `name`.
         model_path: Folder with config, weights and tokenizer; takes the place of the hub.
         gguf_file: Name of a GGUF file in `model_path` (or in the hub repository).
         revision: Branch, tag or commit on the hub.
@@ -36,7 +51,7 @@ class ModelSource:
         attention: "eager" where attention probabilities are wanted, else "sdpa".
     """
 
-    model: str
+    model: str | None = None
     model_path: Path | None = None
     gguf_file: str | None = None
     revision: str | None = None
@@ -45,9 +60,16 @@ class ModelSource:
     attention: Literal["eager", "sdpa"] = "sdpa"
 
     @property
+    def name(self) -> str:
+        """Name of the model in the run's meta: as given, else the folder's, else gpt2."""
+        if self.model is not None:
+            return self.model
+        return DEFAULT_MODEL if self.model_path is None else self.model_path.resolve().name
+
+    @property
     def location(self) -> str:
         """What `from_pretrained` gets."""
-        return str(self.model_path) if self.model_path is not None else self.model
+        return self.name if self.model_path is None else str(self.model_path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +127,22 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(f"--device {name}: this device is not to be had here ({reason}). Try --device cpu.") from error
     return device
 
 
 def _load_error(source: ModelSource, error: Exception) -> ModelError:
     """Turn what transformers says into what was asked, what is there, and what to do."""
-    reason = str(error).strip().splitlines()[0][:200]
+    reason = first_line(error)
     path = source.model_path
     if path is not None and not path.is_dir():
-        return ModelError(f"--model_path {path}: there is no such folder.")
+        return ModelError(f"--model_path {path}: {_no_folder(path)}")
     if path is not None:
         there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         return ModelError(f"--model_path {path} holds no model that can be loaded ({reason}). It holds: {there}.")
     return ModelError(
-        f"--model {source.model}: not to be had from the Hugging Face hub or its local cache ({reason}). "
+        f"--model {source.name}: not to be had from the Hugging Face hub or its local cache ({reason}). "
         "Check the name and the network, or give a local folder with --model_path."
     )
 
@@ -128,7 +150,7 @@ def _load_error(source: ModelSource, error: Exception) -> ModelError:
 def _load_config(source: ModelSource, options: dict[str, Any]) -> Any:
     try:
         return AutoConfig.from_pretrained(source.location, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except _LOAD_ERRORS as error:
         raise _load_error(source, error) from error
 
 
@@ -143,6 +165,12 @@ def _refuse_non_decoders(source: ModelSource, config: Any) -> None:
             f"{source.location} is not a decoder: model type {kind!r}, built as {built}. "
             "This command needs a causal language model, such as gpt2."
         )
+
+
+def _no_folder(path: Path) -> str:
+    if path.suffix == ".gguf" and path.is_file():
+        return f"this is a file; give --model_path {path.parent} --gguf_file {path.name}."
+    return "there is no such folder."
 
 
 def _need_gguf() -> None:
@@ -169,7 +197,7 @@ def load_decoder(source: ModelSource) -> LoadedModel:
         _need_gguf()
         options["gguf_file"] = source.gguf_file
     if source.model_path is not None and not source.model_path.is_dir():
-        raise ModelError(f"--model_path {source.model_path}: there is no such folder.")
+        raise ModelError(f"--model_path {source.model_path}: {_no_folder(source.model_path)}")
     if source.model_path is not None and source.gguf_file and not (source.model_path / source.gguf_file).is_file():
         there = ", ".join(sorted(p.name for p in source.model_path.glob("*.gguf"))) or "none"
         raise ModelError(f"--gguf_file {source.gguf_file}: not in {source.model_path}; GGUF files there: {there}.")
@@ -196,7 +224,7 @@ def _load_weights(source: ModelSource, options: dict[str, Any], device: torch.de
                 raise
             # A family without SDPA says so here; eager is what it always runs.
             model, report = AutoModelForCausalLM.from_pretrained(source.location, attn_implementation="eager", **wanted)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _LOAD_ERRORS as error:
         raise _load_error(source, error) from error
     missing = sorted(report.get("missing_keys", ()))
     if missing:
@@ -210,8 +238,8 @@ def _load_weights(source: ModelSource, options: dict[str, Any], device: torch.de
 def _load_tokenizer(source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except (*_LOAD_ERRORS, ImportError) as error:
+        reason = first_line(error)
         raise ModelError(f"{source.location} has no tokenizer that can be loaded ({reason}).") from error
     if not tokenizer.is_fast:
         raise ModelError(

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
+from decision_traces.errors import NonFiniteError
+
 
 @dataclass(frozen=True, slots=True)
 class NextTokenOutcomes:
@@ -52,8 +54,16 @@ def next_token_outcomes(logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, 
         logits: Scores over the vocabulary, any float type; computed with in float32.
         true_ids: The actual next tokens.
         k: How many of the most probable tokens to keep; cut to the size of the vocabulary.
+
+    Raises:
+        NonFiniteError: A logit is NaN or infinite.
     """
     logits = logits.float()
+    if not bool(torch.isfinite(logits.amax(-1)).all()):  # -inf rules a token out, and is fine
+        raise NonFiniteError(
+            "The model computed logits that are NaN or infinite: its weights may be damaged, or --model_dtype too "
+            "narrow for it (try float32). The run was stopped; nothing was committed."
+        )
     log_probs = torch.log_softmax(logits, dim=-1)
     probs = log_probs.exp()
     top = torch.topk(logits, max(2, min(k, logits.shape[-1])), dim=-1)

@@ -1,7 +1,7 @@
 """Indexing a run: what it holds, what it takes, and how the last validation went, as `index.json`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -69,6 +69,7 @@ class RunIndex:
     checks: tuple[CheckResult, ...]
     validated: str | None
     path: Path
+    not_written: str | None = None
 
     @property
     def valid(self) -> bool | None:
@@ -97,7 +98,10 @@ def index_run(run_dir: str | PathLike[str], *, validate: bool = False, progress:
         if not failures(checks):
             raise
         return _unreadable(Path(run_dir), checks)
-    write_sealed(index.path, _as_json(index))
+    try:
+        write_sealed(index.path, _as_json(index))
+    except OSError as error:  # a shared run may be read-only; its checks are worth having all the same
+        return replace(index, not_written=error.strerror or str(error))
     return index
 
 
@@ -170,7 +174,7 @@ def _unreadable(run: Path, checks: Sequence[CheckResult]) -> RunIndex:
 def _as_json(index: RunIndex) -> dict[str, Any]:
     """Return the index as JSON; figures that JSON has no word for (infinity) become strings."""
     body = asdict(index)
-    del body["path"], body["checks"], body["validated"]
+    del body["path"], body["checks"], body["validated"], body["not_written"]
     summary = None
     if index.validated is not None:
         failed = failures(list(index.checks))

@@ -35,7 +35,12 @@ from decision_traces.store.table import write_table
 
 LEDGER_FILE: Final = "ledger.jsonl"
 _PARTS: Final = "parts"
+_PROBES: Final = ("probe", "probe-link")
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_KEPT: Final = (
+    "Nothing was committed; finished blocks are kept there. Free some space and run the same command with --resume, "
+    "or with --overwrite to start over"
+)
 
 Site = tuple[str, int]
 """A distinct tensor of the forward pass: its name and layer."""
@@ -88,8 +93,12 @@ def partial_folder(run: Path) -> Path:
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path, kept: str = _KEPT) -> Iterator[None]:
     """Turn what a full or read-only disk raises, through whichever library, into one sentence.
+
+    Args:
+        folder: Where the writing goes.
+        kept: What is left, and what to do about it.
 
     Raises:
         DiskSpaceError: No space left.
@@ -102,10 +111,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise
         full = getattr(error, "errno", None) in _DISK_FULL or os.strerror(errno.ENOSPC).lower() in str(error).lower()
         if full:
-            raise DiskSpaceError(
-                f"The disk of {folder} is full. Nothing was committed; finished blocks are kept in it. "
-                "Free some space and run the same command with --resume, or delete the folder."
-            ) from error
+            raise DiskSpaceError(f"The disk of {folder} is full. {kept}.") from error
         if isinstance(error, OSError):
             raise RunError(f"{folder} cannot be written: {error.strerror or error}.") from error
         raise
@@ -149,13 +155,17 @@ class RunWriter:
                     "Go on with it by --resume, discard it by --overwrite, or choose another --out_dir."
                 )
             shutil.rmtree(writer.folder)
-        with disk_errors(run.parent):
-            run.parent.mkdir(parents=True, exist_ok=True)
-            writer.folder.mkdir()
-            (writer.folder / _PARTS).mkdir()
-            writer._create_arrays()
-            writer._append({"plan": plan})
-        writer.links = writer._can_link()
+        try:
+            with disk_errors(run.parent, kept="Nothing was written"):
+                run.parent.mkdir(parents=True, exist_ok=True)
+                writer.folder.mkdir()
+                (writer.folder / _PARTS).mkdir()
+                writer._create_arrays()
+                writer._append({"plan": plan})
+                writer.links = writer._can_link()
+        except RunError:
+            writer.discard()
+            raise
         return writer
 
     @classmethod
@@ -166,8 +176,6 @@ class RunWriter:
             RunError: There is none, or it was begun with other settings; the message names them.
         """
         writer = cls(run, layout)
-        if writer.complete:
-            return writer
         ledger = writer.folder / LEDGER_FILE
         if not ledger.is_file():
             raise RunError(f"--resume: there is no unfinished run at {writer.folder}. Leave --resume out to begin one.")
@@ -177,6 +185,9 @@ class RunWriter:
             was = begun.get("plan", {})
             named = "; ".join(f"{k} was {was.get(k)!r}, is {plan[k]!r}" for k in differing)
             raise RunError(f"--resume: {writer.folder} was begun with other settings: {named}.")
+        if writer.complete:
+            return writer
+        _rewrite_ledger(ledger, [begun, *blocks])
         writer.done = {record["block"]: record for record in blocks if writer._intact(record)}
         writer.bytes_written = sum(record["bytes"] for record in writer.done.values())
         with zarr.config.set({"codec_pipeline.path": RUST_PIPELINE}):
@@ -204,7 +215,7 @@ class RunWriter:
 
     def _can_link(self) -> bool:
         """Return whether the file system has hard links."""
-        probe, link = self.folder / "probe", self.folder / "probe-link"
+        probe, link = (self.folder / name for name in _PROBES)
         probe.write_bytes(b"")
         try:
             link.hardlink_to(probe)
@@ -244,10 +255,12 @@ class RunWriter:
                 files |= self._write_shards(block, tensors[site][layer], places)
             for name, table in tables.items():
                 write_table(self._part(name, block), table)
+            parts = {f"{_PARTS}/{self._part(n, block).name}": checksum(self._part(n, block)) for n in tables}
             distinct = {(self.folder / name).stat().st_ino: size for name, (size, _) in files.items()}
             size = sum(distinct.values())
-            self._append({"block": block, "files": files, "bytes": size, "facts": dict(facts)})
-        self.done[block] = {"block": block, "files": files, "bytes": size, "facts": dict(facts)}
+            record = {"block": block, "files": files, "parts": parts, "bytes": size, "facts": dict(facts)}
+            self._append(record)
+        self.done[block] = record
         self.bytes_written += size
         return size
 
@@ -259,8 +272,9 @@ class RunWriter:
         part = slice(rows.start, rows.stop)
         selection = (part, slice(index, index + 1)) if spec.layered else (part,)
         data = tensor[: len(rows)]
-        self._arrays[spec.name][selection] = data[:, None] if spec.layered else data
         first = self._shard(spec, block, index)
+        first.unlink(missing_ok=True)  # what a crash left half-written must not be read and merged
+        self._arrays[spec.name][selection] = data[:, None] if spec.layered else data
         if not first.exists():  # nothing but padding
             return {}
         record = checksum(first)
@@ -292,7 +306,7 @@ class RunWriter:
 
     def _intact(self, record: Mapping[str, Any]) -> bool:
         """Return whether a block of the ledger is still there byte for byte."""
-        files = record["files"].items()
+        files = (record["files"] | record["parts"]).items()
         return all((self.folder / n).is_file() and checksum(self.folder / n) == tuple(r) for n, r in files)
 
     # -- the end --------------------------------------------------------------------------------------------
@@ -333,13 +347,15 @@ class RunWriter:
         """Remove what only the writing needed and give the folder its name."""
         with disk_errors(self.folder):
             shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
-            (self.folder / LEDGER_FILE).unlink(missing_ok=True)
             self._rename()
+            (self.run / LEDGER_FILE).unlink(missing_ok=True)
         return self.run
 
     def _rename(self) -> None:
         """Put the finished folder in place; a run that is replaced goes only now."""
         old = self.run.with_name(f".{self.run.name}.old")
+        if old.exists():
+            shutil.rmtree(old)
         if self.run.exists():
             self.run.rename(old)
         self.folder.rename(self.run)
@@ -379,19 +395,26 @@ def refuse_existing(run: Path, *, overwrite: bool) -> None:
 def _read_ledger(path: Path) -> list[dict[str, Any]]:
     """Return the ledger's records; a last line that was cut off by a crash does not count."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # not JSON, or half a character
             break
     if not records or "plan" not in records[0]:
         raise RunError(f"{path} is damaged: it does not begin with a plan. Discard the folder by --overwrite.")
     return records
 
 
+def _rewrite_ledger(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Leave a torn last line out, so that what is appended begins on a line of its own."""
+    whole = path.with_name(f".{path.name}.partial")
+    whole.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    whole.replace(path)
+
+
 def _scaffold(name: str) -> bool:
     """Return whether a file is there only for the writing."""
-    return name == LEDGER_FILE or name.startswith(f"{_PARTS}/")
+    return name in {LEDGER_FILE, *_PROBES} or name.startswith((f"{_PARTS}/", "."))
 
 
 def _join_parts(parts: Sequence[Path], path: Path) -> None:
