@@ -49,7 +49,8 @@ def kind_table(depth: DecisionDepth, kinds: pd.Series) -> Table:
     """
     frame = depth.to_frame().assign(kind=lambda f: f["example_id"].map(kinds))
     table = Table(title="By kind of item", title_justify="left")
-    for heading in ("kind", "items", "right", f"stable from layer (of {depth.n_layers}), right", "wrong"):
+    stable = f"stable from layer (of {depth.n_layers})"
+    for heading in ("kind", "items", "right", f"{stable} if right", f"{stable} if wrong"):
         table.add_column(heading, justify="left" if heading == "kind" else "right")
     for kind, part in frame.groupby("kind", sort=True):
         by = [part.loc[part["correct"] == truth, "stable_from"] for truth in (True, False)]
