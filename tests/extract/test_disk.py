@@ -8,7 +8,7 @@ import pytest
 
 from decision_traces import TraceStore
 from decision_traces.errors import DiskSpaceError, RunError
-from decision_traces.extract import job
+from decision_traces.extract import run
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 
 CAPTURE = ("attn", "qkv", "hidden", "resid")
@@ -56,7 +56,7 @@ def test_a_disk_that_is_too_small_is_found_out_before_the_first_pass(config, tmp
 def test_a_disk_that_fills_up_keeps_the_finished_blocks_and_no_run(config, tmpfs, monkeypatch, tmp_path: Path) -> None:
     disk = tmpfs("size=1m")
     with monkeypatch.context() as patch:
-        patch.setattr(job, "free_bytes", lambda _folder: 1 << 40)
+        patch.setattr(run, "free_bytes", lambda _folder: 1 << 40)
         with pytest.raises(DiskSpaceError, match=r"The disk of .*\.run\.partial is full.*--resume"):
             extract_next_token(config(out_dir=disk / "run"))
     assert [p.name for p in disk.iterdir()] == [".run.partial"]

@@ -230,9 +230,9 @@ def test_a_folder_that_is_no_run_is_never_touched(config, tmp_path: Path) -> Non
 def test_a_run_that_does_not_fit_is_refused_before_the_first_forward_pass(
     config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from decision_traces.extract import job
+    from decision_traces.extract import run
 
-    monkeypatch.setattr(job, "free_bytes", lambda _folder: 1000)
+    monkeypatch.setattr(run, "free_bytes", lambda _folder: 1000)
     _refused(config, DiskSpaceError, r"may take .* GB and .* has 0.00 GB free.*--out_dir")
     assert not list(tmp_path.glob("*run*"))
 
@@ -331,8 +331,8 @@ def test_half_a_file_of_the_last_block_does_not_stop_a_resume(config, tmp_path: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("decision_traces.extract.job._extract_and_commit", stop)
-        patch.setattr("decision_traces.extract.job._what_is_left", lambda *_: "")
+        patch.setattr("decision_traces.extract.run._extract_and_commit", stop)
+        patch.setattr("decision_traces.extract.run._what_is_left", lambda *_: "")
         with pytest.raises(Interrupted):
             extract_next_token(config(**options))
     planted = tmp_path / ".run.partial" / f"dec_hidden.zarr/h/c/{last}/0/0/0"

@@ -16,8 +16,9 @@ from decision_traces.capture.forward import all_logits, logits_at
 from decision_traces.data.example import Example
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
-from decision_traces.extract.job import Job, JobOptions, as_settings, run_job
+from decision_traces.extract.job import Job, JobOptions, as_settings
 from decision_traces.extract.progress import Progress, Silent
+from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.models.load import LoadedModel, ModelDtype, ModelSource
 from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes

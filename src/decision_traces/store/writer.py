@@ -4,12 +4,9 @@ Every finished block is a line in an append-only, fsynced ledger. Whatever happe
 nothing stands under the run's own name, and a run that stood there before is untouched.
 """
 
-import errno
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +17,10 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from decision_traces.errors import DiskSpaceError, RunError, RunExistsError
+from decision_traces.errors import RunError, RunExistsError
 from decision_traces.schema import META_FILE, ArraySpec, Dims, StorageDtype
 from decision_traces.store.arrays import RUST_PIPELINE
+from decision_traces.store.disk import disk_errors, refuse_existing
 from decision_traces.store.folder import (
     FileRecord,
     canonical_json,
@@ -31,17 +29,11 @@ from decision_traces.store.folder import (
     write_manifest,
     write_meta,
 )
+from decision_traces.store.ledger import LEDGER_FILE, append_record, read_ledger, rewrite_ledger
 from decision_traces.store.table import write_table
 
-LEDGER_FILE: Final = "ledger.jsonl"
 _PARTS: Final = "parts"
 _PROBES: Final = ("probe", "probe-link")
-_DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
-_KEPT: Final = (
-    "Nothing was committed; finished blocks are kept there. Free some space and run the same command with --resume, "
-    "or with --overwrite to start over"
-)
-
 Site = tuple[str, int]
 """A distinct tensor of the forward pass: its name and layer."""
 
@@ -92,31 +84,6 @@ def partial_folder(run: Path) -> Path:
     return run.with_name(f".{run.name}.partial")
 
 
-@contextmanager
-def disk_errors(folder: Path, kept: str = _KEPT) -> Iterator[None]:
-    """Turn what a full or read-only disk raises, through whichever library, into one sentence.
-
-    Args:
-        folder: Where the writing goes.
-        kept: What is left, and what to do about it.
-
-    Raises:
-        DiskSpaceError: No space left.
-        RunError: The folder cannot be written.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RunError):
-            raise
-        full = getattr(error, "errno", None) in _DISK_FULL or os.strerror(errno.ENOSPC).lower() in str(error).lower()
-        if full:
-            raise DiskSpaceError(f"The disk of {folder} is full. {kept}.") from error
-        if isinstance(error, OSError):
-            raise RunError(f"{folder} cannot be written: {error.strerror or error}.") from error
-        raise
-
-
 class RunWriter:
     """Builds one run folder. Create with `RunWriter.create` or `RunWriter.resume`."""
 
@@ -161,7 +128,7 @@ class RunWriter:
                 writer.folder.mkdir()
                 (writer.folder / _PARTS).mkdir()
                 writer._create_arrays()
-                writer._append({"plan": plan})
+                append_record(writer.folder / LEDGER_FILE, {"plan": plan})
                 writer.links = writer._can_link()
         except RunError:
             writer.discard()
@@ -179,7 +146,7 @@ class RunWriter:
         ledger = writer.folder / LEDGER_FILE
         if not ledger.is_file():
             raise RunError(f"--resume: there is no unfinished run at {writer.folder}. Leave --resume out to begin one.")
-        begun, *blocks = _read_ledger(ledger)
+        begun, *blocks = read_ledger(ledger)
         differing = [k for k in plan if json.loads(canonical_json(plan[k])) != begun.get("plan", {}).get(k)]
         if differing:
             was = begun.get("plan", {})
@@ -187,7 +154,7 @@ class RunWriter:
             raise RunError(f"--resume: {writer.folder} was begun with other settings: {named}.")
         if writer.complete:
             return writer
-        _rewrite_ledger(ledger, [begun, *blocks])
+        rewrite_ledger(ledger, [begun, *blocks])
         writer.done = {record["block"]: record for record in blocks if writer._intact(record)}
         writer.bytes_written = sum(record["bytes"] for record in writer.done.values())
         with zarr.config.set({"codec_pipeline.path": RUST_PIPELINE}):
@@ -259,7 +226,7 @@ class RunWriter:
             distinct = {(self.folder / name).stat().st_ino: size for name, (size, _) in files.items()}
             size = sum(distinct.values())
             record = {"block": block, "files": files, "parts": parts, "bytes": size, "facts": dict(facts)}
-            self._append(record)
+            append_record(self.folder / LEDGER_FILE, record)
         self.done[block] = record
         self.bytes_written += size
         return size
@@ -297,12 +264,6 @@ class RunWriter:
 
     def _part(self, name: str, block: int) -> Path:
         return self.folder / _PARTS / f"{block:06d}-{name}"
-
-    def _append(self, record: Mapping[str, Any]) -> None:
-        with (self.folder / LEDGER_FILE).open("a", encoding="utf-8") as ledger:
-            ledger.write(json.dumps(record, ensure_ascii=False) + "\n")
-            ledger.flush()
-            os.fsync(ledger.fileno())
 
     def _intact(self, record: Mapping[str, Any]) -> bool:
         """Return whether a block of the ledger is still there byte for byte."""
@@ -365,51 +326,6 @@ class RunWriter:
     def discard(self) -> None:
         """Remove the partial folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free space of the disk that a folder (or the nearest parent that exists) lies on."""
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    return shutil.disk_usage(there).free
-
-
-def refuse_existing(run: Path, *, overwrite: bool) -> None:
-    """Raise if a run cannot go where it is to go: found out before a model is loaded.
-
-    Raises:
-        RunError: The place cannot be written.
-        RunExistsError: Says what is there.
-    """
-    there = next(p for p in (run, *run.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "is a read-only folder" if there.is_dir() else "is a file"
-        raise RunError(f"{run} cannot be written: {there} {what}. Choose another --out_dir.")
-    if not run.exists() or not any(run.iterdir()):
-        return
-    if not (run / META_FILE).is_file():
-        raise RunExistsError(f"{run} is there and is not a run folder (no {META_FILE}); it will not be touched.")
-    if not overwrite:
-        raise RunExistsError(f"{run} already holds a run. Replace it with --overwrite, or choose another --out_dir.")
-
-
-def _read_ledger(path: Path) -> list[dict[str, Any]]:
-    """Return the ledger's records; a last line that was cut off by a crash does not count."""
-    records = []
-    for line in path.read_bytes().splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:  # not JSON, or half a character
-            break
-    if not records or "plan" not in records[0]:
-        raise RunError(f"{path} is damaged: it does not begin with a plan. Discard the folder by --overwrite.")
-    return records
-
-
-def _rewrite_ledger(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Leave a torn last line out, so that what is appended begins on a line of its own."""
-    whole = path.with_name(f".{path.name}.partial")
-    whole.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    whole.replace(path)
 
 
 def _scaffold(name: str) -> bool:

@@ -1,0 +1,122 @@
+"""What `meta.json` says of a run, and the plan that a resumed run must agree with."""
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Final
+
+from decision_traces import __version__
+from decision_traces.data.local import fingerprint
+from decision_traces.extract.engine import largest_values
+from decision_traces.extract.job import Job, Prepared
+from decision_traces.schema import CONVENTIONS, FORMAT_VERSION, POST_ATTN_CONVENTIONS
+from decision_traces.store.writer import RunWriter
+
+_PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "zarrs", "numpy", "pyarrow")
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds spent in each phase."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    _last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, phase: str) -> None:
+        """Give the time since the last lap to a phase."""
+        now = time.perf_counter()
+        self.phases[phase] = self.phases.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
+    """Return what decides the numbers of a run; a resumed run must agree with all of it."""
+    layout, loaded = prepared.layout, prepared.loaded
+    return {
+        "objective": job.objective,
+        "model": job.model.name,
+        "weights_digest": loaded.weights_digest(),
+        "dataset_fingerprint": fingerprint(prepared.examples),
+        "capture": list(dict.fromkeys(job.options.capture)),
+        "dtype": layout.dtype,
+        "model_dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
+        "device": str(loaded.device),
+        "attention_implementation": loaded.attention,
+        "max_seq_len": layout.dims.n_positions,
+        "block_rows": layout.block_rows,
+        "batch_size": job.options.batch_size,
+        **{name: job.settings[name] for name in job.decisive},
+        "packages": {"decision-traces": __version__, **{name: version(name) for name in _PACKAGES}},
+    }
+
+
+def run_meta(job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `meta.json` but for name, time, figures, sizes and checksums."""
+    dims, loaded, anatomy = prepared.layout.dims, prepared.loaded, prepared.anatomy
+    peaks = largest_values(prepared.layout.specs, dims.n_layers, writer.facts())
+    return {
+        "format_version": FORMAT_VERSION,
+        "model": plan["model"],
+        "model_path": None if job.model.model_path is None else str(job.model.model_path.resolve()),
+        "model_type": loaded.config.model_type,
+        "model_class": type(loaded.model).__name__,
+        "model_revision": loaded.revision or job.model.revision,
+        "weights_digest": plan["weights_digest"],
+        "arch": "dec",
+        "objective": job.objective,
+        "dataset": job.data.name,
+        "split": job.data.split_name,
+        "dataset_fingerprint": plan["dataset_fingerprint"],
+        "n_examples": dims.n_examples,
+        "n_choices": None,
+        "n_truncated": sum(e.truncated for e in prepared.encodings),
+        "max_seq_len": dims.n_positions,
+        "num_layers": dims.n_layers,
+        "num_heads": dims.n_heads,
+        "num_kv_heads": dims.n_kv_heads,
+        "head_dim": dims.d_head,
+        "d_model": dims.d_model,
+        "vocab_size": loaded.vocab_size,
+        "dtype": prepared.layout.dtype,
+        "capture": plan["capture"],
+        "settings": dict(job.settings),
+        "logits_are_unembedded": anatomy.logits_are_unembedded,
+        "attention_scale": list(anatomy.attention_scale),
+        "attention_rows_sum_to_one": prepared.certificate.rows_sum_to_one,
+        "final_norm": anatomy.final_norm,
+        "conventions": _conventions(prepared),
+        "arrays": {
+            spec.name: {"shape": list(dims.shape(spec.axes)), "max_abs": peaks[spec.name]}
+            for spec in prepared.layout.specs
+        },
+        "block_rows": prepared.layout.block_rows,
+        "certificate": prepared.certificate.to_meta(),
+        "environment": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": plan["packages"],
+            "device": plan["device"],
+            "model_dtype": plan["model_dtype"],
+            "attention_implementation": plan["attention_implementation"],
+        },
+        "command": list(job.options.command),
+    }  # fmt: skip
+
+
+def _conventions(prepared: Prepared) -> dict[str, str]:
+    tokenizer = prepared.loaded.tokenizer
+    added = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
+    special = f"the tokenizer adds {' '.join(added)} to every text" if added else "the tokenizer adds none"
+    post_attn = POST_ATTN_CONVENTIONS[prepared.anatomy.post_attn_kind]
+    return {**CONVENTIONS, "post_attn": post_attn, "special_tokens": special}
+
+
+def timings(clock: Clock, prepared: Prepared, rows: Sequence[int]) -> dict[str, float]:
+    """Return seconds by phase, and the rates over the rows done in this session (not those of a resumed run)."""
+    seconds = clock.phases["extract_s"]
+    n_tokens = sum(prepared.encodings[r].n_tokens for r in rows)
+    rates = {"examples_per_s": len(rows) / seconds, "tokens_per_s": n_tokens / seconds}
+    counts = {"n_examples": len(rows), "n_tokens": n_tokens}
+    return {name: round(value, 4) for name, value in {**clock.phases, **rates, **counts}.items()}

@@ -1,0 +1,240 @@
+"""One extraction from flags to folder: data, model, certificate, plan, loop, meta. The same for every workflow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow.parquet as pq
+import torch
+
+from decision_traces import demo
+from decision_traces.capture.buffers import sites_of
+from decision_traces.capture.certificate import certify, require
+from decision_traces.data.registry import load_examples
+from decision_traces.errors import CaptureError, DiskSpaceError, Interrupted, OutOfMemory, UsageError, first_line
+from decision_traces.extract.engine import Engine, Workflow, disk_estimate, row_bytes
+from decision_traces.extract.job import Job, JobOptions, Prepared
+from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
+from decision_traces.extract.progress import Progress
+from decision_traces.models.anatomy import Anatomy, find_anatomy
+from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_decoder
+from decision_traces.schema import CAPTURES, TOKENS_FILE, ArraySpec, Dims, arrays_for
+from decision_traces.store.disk import free_bytes, refuse_existing
+from decision_traces.store.place import default_root, run_id
+from decision_traces.store.writer import RunLayout, RunWriter
+from decision_traces.tokens import Encoding, encode, pad_id
+
+_MOST_BLOCK_ROWS: Final = 256
+
+
+def run_job(job: Job, progress: Progress) -> Path:
+    """Do one extraction and return the run's folder."""
+    _check_options(job.options)
+    clock = Clock()
+    prepared = _prepare(job, progress, clock)
+    now = datetime.now().astimezone()
+    run = (job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))).absolute()
+    plan = run_plan(job, prepared)
+    writer = _open_writer(job, run, prepared, plan)
+    if writer.complete:
+        return writer.finish()
+    clock.lap("plan_s")
+    try:
+        return _extract_and_commit(job, prepared, plan, writer, progress, clock, now)
+    except KeyboardInterrupt:
+        raise Interrupted(f"Stopped. {_what_is_left(writer, prepared)}") from None
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        left = _what_is_left(writer, prepared)
+        raise OutOfMemory(
+            f"Not enough memory ({first_line(error)}). Use less with --batch_size, --block_mb, --max_seq_len or fewer "
+            f"--capture. {left}"
+        ) from error
+
+
+def _extract_and_commit(
+    job: Job,
+    prepared: Prepared,
+    plan: Mapping[str, Any],
+    writer: RunWriter,
+    progress: Progress,
+    clock: Clock,
+    now: datetime,
+) -> Path:
+    workflow = job.workflow(
+        prepared.examples, prepared.encodings, prepared.loaded, prepared.pad, prepared.layout.dims.n_positions
+    )
+    rows = [r for b in range(prepared.layout.n_blocks) if b not in writer.done for r in prepared.layout.rows(b)]
+    _extract(job, prepared, workflow, writer, progress, rows)
+    clock.lap("extract_s")
+    writer.join_tables()
+    figures = workflow.figures(pq.read_table(writer.folder / TOKENS_FILE))
+    clock.lap("tables_s")
+    about = {"run_id": writer.run.name, "time": now.isoformat(), "timings": timings(clock, prepared, rows)}
+    return writer.commit({**about, **run_meta(job, prepared, writer, plan), **figures})
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
+
+
+def _check_options(options: JobOptions) -> None:
+    """Refuse what can be refused before anything is loaded."""
+    unknown = [c for c in options.capture if c not in CAPTURES]
+    if unknown:
+        raise UsageError(f"--capture {' '.join(unknown)}: the choices are {', '.join(CAPTURES)}.")
+    for name in ("batch_size", "block_mb"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} {getattr(options, name)}: needs at least 1.")
+    if options.max_seq_len != "auto" and options.max_seq_len < 1:
+        raise UsageError(f"--max_seq_len {options.max_seq_len}: needs at least 1, or auto.")
+    if options.resume and options.out_dir is None:
+        raise UsageError("--resume needs --out_dir: the folder of the run to go on with.")
+    if options.out_dir is not None:
+        refuse_existing(options.out_dir.absolute(), overwrite=options.overwrite)
+
+
+def _name(job: Job, now: datetime, n: int) -> str:
+    return run_id(now, job.model.name.split("/")[-1], job.data.name, job.data.split_name, n, job.kind)
+
+
+# -- before the first forward pass --------------------------------------------------------------------------
+
+
+def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
+    options = job.options
+    torch.manual_seed(options.seed)
+    progress.say(f"Reading {job.data.name} ({job.data.split_name})")
+    examples = load_examples(job.data)
+    clock.lap("read_s")
+    progress.say(f"Loading {job.model.location}")
+    loaded = load_decoder(_source(job))
+    clock.lap("load_s")
+    limit = _limit(options.max_seq_len, loaded)
+    encodings = encode(loaded.tokenizer, [e.text for e in examples], limit)
+    _check_ids(encodings, loaded)
+    clock.lap("tokenise_s")
+    progress.say("Probing the model and certifying the captures")
+    anatomy, pad = find_anatomy(loaded.model, loaded.vocab_size), pad_id(loaded.tokenizer, _embedded(loaded))
+    clock.lap("probe_s")
+    specs = arrays_for("dec", options.capture)
+    certificate = certify(loaded, anatomy, sites_of(specs, anatomy.n_layers), encodings, pad)
+    require(certificate, type(loaded.model).__name__)
+    clock.lap("certificate_s")
+    layout = _layout(options, specs, anatomy, encodings)
+    one = row_bytes(specs, layout.dims, options.dtype)
+    if one > options.block_mb << 20:
+        progress.say(f"One example takes {one / 1e6:,.0f} MB of captures, more than --block_mb {options.block_mb}")
+    return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout)
+
+
+def _source(job: Job) -> ModelSource:
+    source = replace(job.model, attention="eager" if "attn" in job.options.capture else "sdpa")
+    if source.model == DEMO_MODEL and source.model_path is None:
+        return replace(source, model_path=demo.MODEL_DIR)
+    return source
+
+
+def _limit(asked: int | Literal["auto"], loaded: LoadedModel) -> int | None:
+    context = loaded.context
+    if asked == "auto":
+        return context
+    if context is not None and asked > context:
+        raise UsageError(
+            f"--max_seq_len {asked}: {type(loaded.model).__name__} was built for {context} tokens; "
+            f"give {context} or less, or auto."
+        )
+    return asked
+
+
+def _check_ids(encodings: Sequence[Encoding], loaded: LoadedModel) -> None:
+    largest = max((int(e.ids.max()) for e in encodings if e.n_tokens), default=0)
+    rows = _embedded(loaded)
+    if largest >= rows:
+        raise UsageError(
+            f"The tokenizer gives the id {largest}, but the model's vocabulary has {rows} entries: "
+            "they do not belong together."
+        )
+
+
+def _embedded(loaded: LoadedModel) -> int:
+    """Return how many ids the model has an embedding for."""
+    return int(loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+
+
+def _layout(
+    options: JobOptions, specs: tuple[ArraySpec, ...], anatomy: Anatomy, encodings: Sequence[Encoding]
+) -> RunLayout:
+    longest = max(1, *(e.n_tokens for e in encodings))
+    dims = Dims(
+        n_examples=len(encodings),
+        n_layers=anatomy.n_layers,
+        n_heads=anatomy.n_heads,
+        n_kv_heads=anatomy.n_kv_heads,
+        d_head=anatomy.d_head,
+        d_model=anatomy.d_model,
+        n_positions=longest if options.max_seq_len == "auto" else options.max_seq_len,
+    )
+    fits = (options.block_mb << 20) // max(1, row_bytes(specs, dims, options.dtype))
+    return RunLayout(specs, dims, options.dtype, max(1, min(fits, _MOST_BLOCK_ROWS, len(encodings))))
+
+
+def _open_writer(job: Job, run: Path, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:
+    options = job.options
+    if options.resume:
+        return RunWriter.resume(run, prepared.layout, plan)
+    writer = RunWriter.create(run, prepared.layout, plan, overwrite=options.overwrite)
+    need = disk_estimate(prepared.layout, [e.n_tokens for e in prepared.encodings], links=writer.links)
+    free = free_bytes(writer.folder)
+    if need > free:
+        writer.discard()
+        raise DiskSpaceError(
+            f"This run may take {need / 1e9:,.2f} GB and {run.parent} has {free / 1e9:,.2f} GB free. "
+            "Keep less (--capture, --limit, --max_seq_len), or choose another place with --out_dir."
+        )
+    return writer
+
+
+# -- the run itself -----------------------------------------------------------------------------------------
+
+
+def _extract(
+    job: Job,
+    prepared: Prepared,
+    workflow: Workflow,
+    writer: RunWriter,
+    progress: Progress,
+    rows: Sequence[int],
+) -> None:
+    engine = Engine(
+        prepared.loaded,
+        prepared.anatomy,
+        prepared.encodings,
+        prepared.layout,
+        job.options.batch_size,
+        prepared.pad,
+    )
+    progress.start(len(rows), sum(prepared.encodings[r].n_tokens for r in rows))
+    try:
+        engine.run(workflow, writer, progress)
+    except CaptureError:
+        writer.discard()
+        raise
+    finally:
+        progress.finish()
+
+
+def _what_is_left(writer: RunWriter, prepared: Prepared) -> str:
+    """Remove a partial folder without a finished block, or say what is in it."""
+    if not writer.done:
+        writer.discard()
+        return "No block was written yet; nothing is left behind."
+    rows = sum(len(prepared.layout.rows(b)) for b in writer.done)
+    return (
+        f"{rows} of {len(prepared.examples)} examples are kept in {writer.folder}; "
+        f"the same command with --out_dir {writer.run} --resume goes on from there, deleting that folder starts over."
+    )
