@@ -53,7 +53,7 @@ def run_command(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console of another encoding must not end the command
     console = make_console(stderr=True)
-    command = tyro.cli(command_cls, args=argv, prog=prog, use_underscores=True)
+    command = tyro.cli(command_cls, args=argv, prog=prog, use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         code = handler(_with_paths(command))
     except Interrupted as stop:
