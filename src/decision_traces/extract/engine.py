@@ -72,12 +72,14 @@ class Engine:
             for turn, block in enumerate(blocks):
                 slot = turn % len(sets)
                 _finish(writing[slot], writer, progress)
-                self._compute(block, sets[slot], workflow, progress)
+                self._compute(block, sets[slot], workflow, writer, progress)
                 writing[slot] = self._submit(pool, block, sets[slot], workflow, writer)
             for slot in range(len(blocks), len(blocks) + len(sets)):
                 _finish(writing[slot % len(sets)], writer, progress)
 
-    def _compute(self, block: int, buffers: BlockBuffers, workflow: Workflow, progress: Progress) -> None:
+    def _compute(
+        self, block: int, buffers: BlockBuffers, workflow: Workflow, writer: RunWriter, progress: Progress
+    ) -> None:
         rows = self.layout.rows(block)
         encodings = self.encodings[rows.start : rows.stop]
         buffers.start([e.n_tokens for e in encodings])
@@ -87,6 +89,7 @@ class Engine:
                 workflow.forward(self.loaded, batch, rows.start)
             buffers.check_finite()
             progress.advance(len(batch.rows), sum(batch.lengths))
+            progress.written(writer.bytes_written)  # what the other thread has done meanwhile
         progress.advance(sum(e.n_tokens == 0 for e in encodings), 0)
 
     def _submit(
