@@ -251,9 +251,9 @@ def test_a_site_that_does_not_fire_is_an_error_not_zeros(config, monkeypatch: py
     _refused(config, CaptureError, "fired 0 times in one forward pass")
 
 
-def test_nan_logits_stop_even_without_captures(config, tmp_path: Path) -> None:
+def test_nan_after_the_last_layer_stops_even_without_captures(config, tmp_path: Path) -> None:
     folder = _broken_model(tmp_path / "nan", lambda m: m.transformer.ln_f.weight.fill_(float("nan")))
-    _refused(config, TraceError, "NaN|certificate", model_path=folder, capture=())
+    _refused(config, NonFiniteError, "NaN in final", model_path=folder, capture=())
 
 
 def test_a_full_memory_says_what_uses_less(config, tmp_path: Path, monkeypatch) -> None:

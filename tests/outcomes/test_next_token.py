@@ -1,8 +1,10 @@
 """Outcomes against hand-computed values and an independent softmax in numpy."""
 
 import numpy as np
+import pytest
 import torch
 
+from decision_traces.errors import NonFiniteError
 from decision_traces.outcomes.next_token import next_token_outcomes
 
 
@@ -39,3 +41,15 @@ def test_token_id_zero_is_a_token_and_bfloat16_is_computed_in_float32() -> None:
     assert bool(found.correct[0]) and found.true_id[0] == 0
     assert found.topk_ids.shape == (1, 2)
     np.testing.assert_allclose(found.true_prob[0], 1 / (1 + np.exp(-9.0)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_stop_the_run(bad: float) -> None:
+    with pytest.raises(NonFiniteError, match="logits that are NaN or infinite"):
+        next_token_outcomes(torch.tensor([[1.0, 2.0], [0.0, bad]]), torch.tensor([0, 0]), 2)
+
+
+def test_a_token_that_is_ruled_out_is_no_fault() -> None:
+    found = next_token_outcomes(torch.tensor([[0.0, -float("inf"), 0.0]]), torch.tensor([1]), 3)
+    assert found.true_prob[0] == 0.0 and found.true_rank[0] == 3
+    np.testing.assert_allclose(found.entropy[0], np.log(2), rtol=1e-6)
