@@ -29,6 +29,21 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that gives the folder of a tiny multiple-choice encoder, made once a session."""
+    from decision_traces.testing.encoders import save_tiny_encoder
+
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = save_tiny_encoder(tmp_path_factory.mktemp(family) / family, family)
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the published data sets; tests that need it are skipped where it does not exist."""
     root = Path(os.environ.get("DECISION_TRACES_SHARED", Path(__file__).parents[2] / "shared"))

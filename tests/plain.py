@@ -27,6 +27,10 @@ PLACES = {
     "phi": ("model.layers", None, "self_attn"),
     "cohere": ("model.layers", None, "self_attn"),
     "olmo2": ("model.layers", "mlp", "self_attn"),
+    "gptj": ("transformer.h", None, "attn"),
+    "gpt_neo": ("transformer.h", "ln_2", "attn"),
+    "mpt": ("transformer.blocks", "norm_2", "attn"),
+    "falcon": ("transformer.h", None, "self_attention"),
     "granite": ("model.layers", "post_attention_layernorm", "self_attn"),
 }
 

@@ -18,6 +18,7 @@ OUTCOMES_FILE: Final = "token_outcomes.parquet"
 INDEX_FILE: Final = "index.json"
 MANIFEST_FILE: Final = "manifest.json"
 ANALYSIS_DIR: Final = "analysis"
+FINETUNE_FILE: Final = "finetune_meta.json"  # beside a checkpoint of our trainer
 
 Capture = Literal["attn", "qkv", "hidden", "resid"]
 CAPTURES: Final[tuple[Capture, ...]] = ("attn", "qkv", "hidden", "resid")
@@ -30,6 +31,7 @@ D_HEAD, D_MODEL = "d_head", "d_model"
 
 # The distinct tensors of one forward pass; each is computed, copied and stored once.
 EMBED, POST_ATTN, POST_MLP, FINAL = "embed", "post_attn", "post_mlp", "final"
+ATTN_OUT: Final = "attn_out"  # what attention adds to the stream; seen by the certificate, not stored
 Q, K, V, ATTN = "q", "k", "v", "attn"
 
 
@@ -59,9 +61,9 @@ class ArraySpec:
         return f"{self.group}/{self.key}"
 
     @property
-    def layered(self) -> bool:
-        """Whether the array has a layer or depth axis."""
-        return LAYER in self.axes or DEPTH in self.axes
+    def layer_axis(self) -> int | None:
+        """Number of the layer or depth axis, None where there is none."""
+        return next((i for i, axis in enumerate(self.axes) if axis in {LAYER, DEPTH}), None)
 
     def source(self, index: int, n_layers: int) -> tuple[str, int]:
         """Return which distinct tensor of the forward pass stands at one index of the layer (or depth) axis.
@@ -210,6 +212,52 @@ POSITION_COLUMNS: Final = (
     *_OUTCOME,
 )
 
+# Token columns of runs with choices: every choice is tokenised by itself, so they have a level more.
+CHOICE_TOKEN_COLUMNS: Final = (
+    *(c if c.name in {"example_id", "text"} else Column(c.name, pa.list_(c.type), c.doc) for c in TOKEN_COLUMNS),
+    Column(
+        "sequence_ids",
+        pa.list_(pa.list_(pa.int8())),
+        "which text a token (and its offset) belongs to: 0 the question, 1 the choice, -1 neither",
+    ),
+)
+
+# The outcome of choosing between answers.
+_CHOICE_OUTCOME = (
+    Column("choice_labels", pa.list_(pa.string()), "letters of the choices"),
+    Column("choice_logits", pa.list_(pa.float32()), "score of each choice"),
+    Column("choice_probs", pa.list_(pa.float32()), "softmax of the scores over the choices"),
+    Column("pred_idx", pa.int32(), "choice with the highest score"),
+    Column("pred_label", pa.string(), "its letter"),
+    Column("is_correct", pa.bool_(), "whether it is the right one; null without an answer"),
+)
+
+ANSWER_COLUMNS: Final = (
+    Column("question", pa.string(), "the question without its choices"),
+    Column("answerKey", pa.string(), "letter of the right choice; null without an answer"),
+    Column("correct_idx", pa.int32(), "the right choice; -1 without an answer"),
+    Column("csqa_choices", pa.list_(pa.string()), "the choices' texts"),
+    Column("answer_pos", pa.int32(), "position whose logits are the scores: the last of the prompt, n_tokens - 1"),
+    Column("choice_token_ids", pa.list_(pa.int32()), "token whose logit is the score of each choice"),
+    Column("choice_mass", pa.float32(), "probability of all these tokens together among the whole vocabulary"),
+    *_CHOICE_OUTCOME,
+)
+
+CHOICE_COLUMNS: Final = (
+    Column("question", pa.string(), "the question"),
+    Column("answerKey", pa.string(), "letter of the right choice; null without an answer"),
+    Column("label_idx", pa.int32(), "the right choice; -1 without an answer"),
+    Column("choice_texts", pa.list_(pa.string()), "the choices' texts"),
+    *_CHOICE_OUTCOME,
+)
+
+RUN_COLUMNS: Final[Mapping[str, tuple[Column, ...]]] = {
+    "next_token": (*TOKEN_COLUMNS, *NEXT_TOKEN_COLUMNS),
+    "csqa_choice": (*TOKEN_COLUMNS, *ANSWER_COLUMNS),
+    "multiple_choice": (*CHOICE_TOKEN_COLUMNS, *CHOICE_COLUMNS),
+}
+"""Columns of `tokens.parquet` by the run's objective; the data set's own follow."""
+
 CONVENTIONS: Final[Mapping[str, str]] = {
     "padding": "right; position p of an array is token p; padded slots, query rows and keys are zero",
     "hidden": "hidden[0] embedding output, hidden[l] input of layer l, hidden[L] last hidden state "
@@ -220,6 +268,8 @@ CONVENTIONS: Final[Mapping[str, str]] = {
     "k": "as it enters the score: after rotary embedding and q/k norms, before repetition for grouped queries",
     "v": "before repetition for grouped queries",
     "attn": "attention probabilities, (query, key)",
+}
+NEXT_TOKEN_CONVENTIONS: Final[Mapping[str, str]] = {
     "next_pos": "n_tokens - 2; the prediction is made there, its truth is the token at next_pos + 1",
     "entropy": "nats",
 }

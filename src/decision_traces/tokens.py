@@ -1,15 +1,18 @@
-"""Texts to token ids, and token ids to right-padded batches of similar length."""
+"""Texts, and pairs of texts, to token ids; token ids to right-padded batches of similar length."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int, Int32
+from jaxtyping import Int, Int8, Int32
 from torch import Tensor
 
+from decision_traces.data.example import Example
+
 _TOKENISE_AT_ONCE = 1000
+_NO_LIMIT = 1 << 30
 # A batch is closed early where padding would take more than this share of it, once it has tokens enough to keep
 # the matrix products busy.
 _MOST_PADDING = 0.1
@@ -24,11 +27,17 @@ class Encoding:
         ids: (n_tokens,) token ids, special tokens as the tokenizer adds them by default.
         offsets: (n_tokens, 2) character span of each token; (0, 0) for special tokens.
         truncated: Whether the text was longer than the limit.
+        type_ids: (n_tokens,) which of a pair's texts a token belongs to, as the model wants to be told; None for a
+            single text and for a tokenizer whose models do not ask.
+        sequence_ids: (n_tokens,) 0 for tokens of the first text of a pair, 1 of the second, -1 of neither; None for
+            a single text.
     """
 
     ids: Int32[np.ndarray, " n_tokens"]
     offsets: Int32[np.ndarray, "n_tokens 2"]
     truncated: bool
+    type_ids: Int32[np.ndarray, " n_tokens"] | None = None
+    sequence_ids: Int8[np.ndarray, " n_tokens"] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -45,12 +54,14 @@ class TokenBatch:
         lengths: Number of tokens of each.
         input_ids: (batch, n_positions) token ids.
         attention_mask: (batch, n_positions), 1 for tokens.
+        token_type_ids: (batch, n_positions), or None where the model is not told.
     """
 
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
     input_ids: Int[Tensor, "batch n_positions"]
     attention_mask: Int[Tensor, "batch n_positions"]
+    token_type_ids: Int[Tensor, "batch n_positions"] | None = None
 
 
 def encode(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[Encoding]:
@@ -72,6 +83,48 @@ def _encoding(ids: list[int], offsets: list[tuple[int, int]], limit: int | None)
     )
 
 
+def encode_pairs(tokenizer: Any, firsts: Sequence[str], seconds: Sequence[str], limit: int | None) -> list[Encoding]:
+    """Tokenise pairs of texts with the tokenizer's own separators, as multiple-choice models read them.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        firsts: The first text of each pair.
+        seconds: The second; offsets count in the text that a token belongs to.
+        limit: Most tokens of a pair; the longer text of a pair that is longer is cut first.
+    """
+    encodings: list[Encoding] = []
+    for start in range(0, len(firsts), _TOKENISE_AT_ONCE):
+        part = slice(start, start + _TOKENISE_AT_ONCE)
+        pair = (list(firsts[part]), list(seconds[part]))
+        wanted = {"add_special_tokens": True, "return_offsets_mapping": True, "verbose": False}
+        out = tokenizer(*pair, truncation="longest_first", max_length=limit or _NO_LIMIT, **wanted)
+        types = out.get("token_type_ids", [None] * len(out["input_ids"]))
+        for i, (ids, offsets, kinds) in enumerate(zip(out["input_ids"], out["offset_mapping"], types, strict=True)):
+            parts = [-1 if part is None else part for part in out.sequence_ids(i)]
+            encodings.append(
+                replace(
+                    _encoding(ids, offsets, None),
+                    truncated=bool(out.encodings[i].overflowing),
+                    type_ids=None if kinds is None else np.asarray(kinds, dtype=np.int32),
+                    sequence_ids=np.asarray(parts, dtype=np.int8),
+                )
+            )
+    return encodings
+
+
+def encode_choices(tokenizer: Any, examples: Sequence[Example], limit: int | None) -> list[Encoding]:
+    """Tokenise each question with each of its choices as a pair, the choices of one question side by side.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        examples: Questions, with a list of texts as field `choice_texts`.
+        limit: Most tokens of a pair.
+    """
+    choices = [cast(list[str], e.fields["choice_texts"]) for e in examples]
+    firsts = [e.text for e, texts in zip(examples, choices, strict=True) for _ in texts]
+    return encode_pairs(tokenizer, firsts, [text for texts in choices for text in texts], limit)
+
+
 def pad_id(tokenizer: Any, vocab_size: int) -> int:
     """Return the id that fills padding: the pad token, else the end-of-text token, else 0.
 
@@ -88,10 +141,13 @@ def make_batch(rows: Sequence[int], encodings: Sequence[Encoding], pad: int) -> 
     lengths = tuple(e.n_tokens for e in encodings)
     ids = torch.full((len(rows), max(lengths)), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
+    types = torch.zeros_like(ids) if any(e.type_ids is not None for e in encodings) else None
     for i, encoding in enumerate(encodings):
         ids[i, : lengths[i]] = torch.from_numpy(encoding.ids.astype(np.int64))
         mask[i, : lengths[i]] = 1
-    return TokenBatch(tuple(rows), lengths, ids, mask)
+        if types is not None and encoding.type_ids is not None:
+            types[i, : lengths[i]] = torch.from_numpy(encoding.type_ids.astype(np.int64))
+    return TokenBatch(tuple(rows), lengths, ids, mask, types)
 
 
 def batches(encodings: Sequence[Encoding], batch_size: int, token_budget: int, pad: int) -> Iterator[TokenBatch]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from decision_traces.data import wikitext
 from decision_traces.data.example import make_example_id
 from decision_traces.data.local import fingerprint, text_file_examples
 from decision_traces.data.registry import DataSource, load_examples
@@ -29,6 +28,24 @@ def test_wikitext_rows_are_line_numbers_and_empty_lines_are_no_examples(tmp_path
     assert [e.example_id.rsplit("-", 1)[0] for e in found] == [f"wikitext2-validation-00000{i}" for i in (1, 3, 4)]
 
 
+def test_a_heading_is_balanced_and_alone_and_leaving_it_out_renumbers_nothing(tmp_path: Path) -> None:
+    # A formula broken over lines begins and ends with = like a heading, but is not alone between empty lines.
+    formula = ["with mass m", "= 3 kg and l =", "2 m"]
+    rows = ["", "= Title =", "", "= = Part = of = =", "", *formula, "", "= Open", "", "= = A =", ""]
+    (tmp_path / "wiki.test.raw").write_text("".join(f" {row} \n" for row in rows))
+    everything = load_examples(DataSource("wikitext2", "test", tmp_path))
+    found = load_examples(DataSource("wikitext2", "test", tmp_path, skip_headings=True))
+    assert [e.text for e in found] == [*formula, "= Open", "= = A ="]
+    assert found == everything[2:]
+    assert load_examples(DataSource("wikitext2", "test", tmp_path, limit=2, skip_headings=True)) == everything[2:4]
+
+
+def test_the_last_line_can_be_a_heading(tmp_path: Path) -> None:
+    (tmp_path / "wiki.test.raw").write_text("text\n\n= Last =")
+    found = load_examples(DataSource("wikitext2", "test", tmp_path, skip_headings=True))
+    assert [e.text for e in found] == ["text"]
+
+
 def test_the_raw_form_is_preferred_and_the_folder_itself_is_accepted(tmp_path: Path) -> None:
     _write_local(tmp_path, "wikitext-2-raw/wiki.test.raw")
     (tmp_path / "wikitext-2").mkdir()
@@ -37,31 +54,22 @@ def test_the_raw_form_is_preferred_and_the_folder_itself_is_accepted(tmp_path: P
     assert len(load_examples(DataSource("wikitext2", "test", tmp_path / "wikitext-2"))) == 1
 
 
-@pytest.fixture
-def hub_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that `datasets` loads as it loads the hub's repository: Parquet, one row a line."""
-    import datasets
-
-    root = tmp_path / "hub"
-    (root / "wikitext-2-raw-v1").mkdir(parents=True)
-    rows = [line if line.strip() else "" for line in LINES]
-    pd.DataFrame({"text": rows}).to_parquet(root / "wikitext-2-raw-v1" / "validation-00000-of-00001.parquet")
-    files = "  data_files:\n  - split: validation\n    path: wikitext-2-raw-v1/validation-*\n"
-    (root / "README.md").write_text(f"---\nconfigs:\n- config_name: wikitext-2-raw-v1\n{files}---\n")
-    monkeypatch.setattr(wikitext, "HUB", str(root))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.delenv("DECISION_TRACES_DATA", raising=False)
-    return root
+HUB_ROWS = [{"text": line if line.strip() else ""} for line in LINES]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_hub_and_local_give_the_same_examples(hub_copy: Path, tmp_path: Path) -> None:
-    local = load_examples(DataSource("wikitext2", "validation", _write_local(tmp_path / "local")))
-    assert load_examples(DataSource("wikitext2", "validation")) == local
+@pytest.mark.parametrize("skip_headings", [False, True])
+def test_hub_and_local_give_the_same_examples(skip_headings: bool, hub: Callable, tmp_path: Path) -> None:
+    hub("Salesforce/wikitext", "wikitext-2-raw-v1", {"validation": HUB_ROWS})
+    folder = _write_local(tmp_path / "local")
+    local = load_examples(DataSource("wikitext2", "validation", folder, skip_headings=skip_headings))
+    assert load_examples(DataSource("wikitext2", "validation", skip_headings=skip_headings)) == local
+    assert len(local) == (2 if skip_headings else 3)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_split_the_hub_does_not_have(hub_copy: Path) -> None:
+def test_a_split_the_hub_does_not_have(hub: Callable) -> None:
+    hub("Salesforce/wikitext", "wikitext-2-raw-v1", {"validation": HUB_ROWS})
     with pytest.raises(DataError, match=r"not to be had from the Hugging Face hub.*--data_dir"):
         load_examples(DataSource("wikitext2", "test"))
 

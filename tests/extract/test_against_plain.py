@@ -110,7 +110,8 @@ def test_qkv_equal_hooks_on_the_projections(family: str, qkv, tiny_folder, texts
 def test_queries_and_keys_give_the_attention_that_transformers_reports(
     family: str, tiny_folder, texts: Path, tmp_path: Path
 ) -> None:
-    """softmax(scale * q.k) over earlier keys, on texts shorter than any sliding window; Gemma 2 caps its scores."""
+    """softmax(scale * q.k) over earlier keys, on texts shorter than any sliding window; Gemma 2 caps its scores,
+    BLOOM and MPT add a bias for distance."""
     folder = tiny_folder(family)
     store, model = _run(folder, texts, tmp_path / "run", capture=("qkv",), max_seq_len=12), plain.load(folder)
     for row in (0, 3, 5):
@@ -122,6 +123,9 @@ def test_queries_and_keys_give_the_attention_that_transformers_reports(
         scores = q @ k.swapaxes(-1, -2) * np.asarray(store.meta["attention_scale"])[:, None, None, None]
         if family == "gemma2":
             scores = 50.0 * np.tanh(scores / 50.0)
+        if family in {"bloom", "mpt"}:  # ALiBi (Press et al. 2022): a slope a head on the distance to the key
+            slopes = 2.0 ** (-8.0 * np.arange(1, q.shape[1] + 1) / q.shape[1])
+            scores = scores + slopes[:, None, None] * np.arange(len(ids))
         scores = np.where(np.tri(len(ids), dtype=bool), scores, -np.inf)
         probs = np.exp(scores - scores.max(-1, keepdims=True))
         np.testing.assert_allclose(probs / probs.sum(-1, keepdims=True), expected, atol=1e-5)

@@ -71,8 +71,8 @@ def test_attention_scale_is_the_models_own() -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=99), "attention interface"),
-        (hf.GPTJConfig(n_embd=32, n_layer=2, n_head=4, vocab_size=99, rotary_dim=4), "attention interface"),
+        (hf.XGLMConfig(d_model=32, num_layers=2, attention_heads=4, ffn_dim=48, vocab_size=99), "attention interface"),
+        (hf.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=99, state_size=4), "attention interface"),
         (
             hf.OPTConfig(
                 hidden_size=32,
@@ -85,7 +85,7 @@ def test_attention_scale_is_the_models_own() -> None:
             "not as wide as its residual stream",
         ),
     ],
-    ids=["bloom", "gptj", "opt-350m-like"],
+    ids=["xglm", "mamba", "opt-350m-like"],
 )
 def test_refuses_by_name_with_the_reason(config: hf.PretrainedConfig, reason: str) -> None:
     model = hf.AutoModelForCausalLM.from_config(config).eval()

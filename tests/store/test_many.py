@@ -64,7 +64,7 @@ def test_gather_over_choices(choices):
 
 
 def test_gather_needs_predictions_for_next(choices):
-    with pytest.raises(ValueError, match="no next-token predictions"):
+    with pytest.raises(ValueError, match="no one position of its prediction"):
         choices.store.gather("enc_mc_hidden", position="next")
 
 

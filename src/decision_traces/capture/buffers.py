@@ -11,6 +11,7 @@ from torch import Tensor
 from decision_traces.errors import NonFiniteError
 from decision_traces.schema import (
     ATTN,
+    ATTN_OUT,
     EMBED,
     FINAL,
     POST_ATTN,
@@ -24,8 +25,8 @@ from decision_traces.schema import (
 )
 
 TORCH_DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
-_ROW_FIRST: Final = frozenset({EMBED, POST_ATTN, POST_MLP, FINAL})
-_ORDER: Final = (EMBED, Q, K, V, ATTN, POST_ATTN, POST_MLP, FINAL)
+_ROW_FIRST: Final = frozenset({EMBED, ATTN_OUT, POST_ATTN, POST_MLP, FINAL})
+_ORDER: Final = (EMBED, Q, K, V, ATTN, ATTN_OUT, POST_ATTN, POST_MLP, FINAL)
 
 
 def site_shape(site: str, dims: Dims) -> tuple[int, ...]:
@@ -34,6 +35,7 @@ def site_shape(site: str, dims: Dims) -> tuple[int, ...]:
     shapes = {
         EMBED: (1, t, dims.d_model),
         FINAL: (1, t, dims.d_model),
+        ATTN_OUT: (dims.n_layers, t, dims.d_model),
         POST_ATTN: (dims.n_layers, t, dims.d_model),
         POST_MLP: (dims.n_layers, t, dims.d_model),
         Q: (dims.n_layers, dims.n_heads, t, dims.d_head),

@@ -13,13 +13,14 @@ from einops import repeat
 from torch import Tensor
 
 from decision_traces.capture.buffers import BlockBuffers
-from decision_traces.capture.forward import all_logits
+from decision_traces.capture.forward import all_logits, batch_inputs
 from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.intercept import AttentionCall, watch_attention
+from decision_traces.models.intercept import AttentionCall
 from decision_traces.models.load import LoadedModel
-from decision_traces.schema import ATTN, EMBED, FINAL, POST_ATTN, POST_MLP, Dims, V
+from decision_traces.models.task import base_inputs
+from decision_traces.schema import ATTN, ATTN_OUT, EMBED, FINAL, POST_ATTN, POST_MLP, Dims, K, Q, V
 from decision_traces.tokens import Encoding, TokenBatch, make_batch
 
 ROWS: Final = 3
@@ -108,23 +109,27 @@ def certify(
     if not rows:
         return Certificate((), 0, 0)
     batch = make_batch(range(len(rows)), rows, pad)
-    wanted = tuple(dict.fromkeys((*sites, EMBED, POST_ATTN, POST_MLP, FINAL, *((V,) if ATTN in sites else ()))))
+    post_norm = anatomy.post_attn_kind == "post_norm"
+    stream = (EMBED, POST_ATTN, POST_MLP, *((ATTN_OUT,) if post_norm else ()))
+    wanted = tuple(dict.fromkeys((*sites, *stream, FINAL, *((V,) if ATTN in sites else ()))))
+    causal = loaded.task == "causal"
     with torch.inference_mode():
-        plain = all_logits(loaded.model, batch, loaded.device)
+        plain = all_logits(loaded.model, batch, loaded.device, loaded.task)
         together = _record(loaded, anatomy, wanted, batch)
         alone = [_record(loaded, anatomy, wanted, make_batch([0], [row], pad)) for row in rows]
-        without_attention = _record(loaded, anatomy, (EMBED, POST_ATTN, POST_MLP), batch, attend=False)
+        without_attention = _record(loaded, anatomy, stream, batch, attend=False)
         inputs, last = _reported(loaded, batch)
         mask = batch.attention_mask.bool()
         checks = [
             _exact("logits with capture equal logits without", plain, together.logits),
             _exact("layer inputs are those transformers reports", _stream_in(together)[:, mask], inputs[:, mask]),
             _exact("hidden[L] is the base model's last hidden state", together.sites[FINAL][0][mask], last[mask]),
+            *(_post_norm_check(loaded, anatomy, together, mask) if post_norm else ()),
             *_post_attn_checks(loaded, anatomy, together, without_attention, mask),
             *_row_checks(loaded, together, alone, batch.lengths),
-            _causal_check(loaded, anatomy, rows, alone, pad),
+            *((_causal_check(loaded, anatomy, rows, alone, pad),) if causal else ()),
             *_head_check(loaded, anatomy, together, batch),
-            *_attention_checks(loaded, together, batch.lengths),
+            *_attention_checks(loaded, together, batch.lengths, causal=causal),
         ]
     return Certificate(tuple(checks), len(rows), sum(batch.lengths), _rows_sum_to_one(loaded, together, batch.lengths))
 
@@ -165,9 +170,9 @@ def _record(
         outputs.append(call.output.float().cpu())
         return None if attend else torch.zeros_like(call.output)
 
-    recorder = Recorder(loaded.model, anatomy, buffers)
-    with watch_attention(watch), recorder.recording(range(n), batch.lengths):
-        logits = all_logits(loaded.model, batch, loaded.device)
+    recorder = Recorder(loaded.model, anatomy, buffers, watch)
+    with recorder.recording(range(n), batch.lengths):
+        logits = all_logits(loaded.model, batch, loaded.device, loaded.task)
     if attend:
         buffers.check_finite()
     return _Pass({site: b.data for site, b in buffers.sites.items()}, logits, outputs)
@@ -189,13 +194,9 @@ def _stream_in(taken: _Pass) -> Tensor:
 
 def _reported(loaded: LoadedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
     """Return the layers' inputs and the last hidden state as transformers itself reports them."""
-    asked = {
-        "input_ids": batch.input_ids.to(loaded.device),
-        "attention_mask": batch.attention_mask.to(loaded.device),
-        "use_cache": False,
-    }
+    asked = batch_inputs(batch, loaded.device, loaded.task)
     states = loaded.model(**asked, output_hidden_states=True).hidden_states[:-1]
-    last = loaded.model.base_model(**asked).last_hidden_state  # type: ignore[operator]
+    last = loaded.model.base_model(**base_inputs(loaded.task, asked)).last_hidden_state  # type: ignore[operator]
     return torch.stack([h.float().cpu() for h in states]), last.float().cpu()
 
 
@@ -205,16 +206,18 @@ def _post_attn_checks(
     """What attention adds differs from token to token, and is one constant (its biases) once attention gives zeros.
 
     That explains post_attn - pre_attn by this layer's attention and nothing else, without a name. In post-LN
-    families a norm stands between, and the difference says nothing.
+    families a norm stands between; there what attention adds is what `_post_norm_check` found it to be.
     """
-    if anatomy.post_attn_kind == "post_norm":
-        return []
     constant, varied = 0.0, float("inf")
     for layer in range(anatomy.n_layers):
         spread = []
         for taken in (without, together):
-            after = taken.sites[POST_ATTN][layer][mask]
-            added = after - _stream_in(taken)[layer][mask]
+            before, after = _stream_in(taken)[layer][mask], taken.sites[POST_ATTN][layer][mask]
+            if ATTN_OUT in taken.sites:
+                added = taken.sites[ATTN_OUT][layer][mask]
+                after = before + added
+            else:
+                added = after - before
             size = after.abs() + after.abs().median() + 1e-30
             spread.append(float(((added - added[:1]).abs() / size).max()))
         constant, varied = max(constant, spread[0]), min(varied, spread[1] - 4 * spread[0])
@@ -229,6 +232,18 @@ def _post_attn_checks(
     ]
 
 
+def _post_norm_check(loaded: LoadedModel, anatomy: Anatomy, together: _Pass, mask: Tensor) -> list[Check]:
+    """Post-LN families: post_attn is the layer's own norm of pre_attn plus what attention writes."""
+    worst = 0.0
+    for layer, plan in enumerate(anatomy.layers):
+        norm = loaded.model.get_submodule(plan.post_attn_norm or "")
+        total = (_stream_in(together)[layer] + together.sites[ATTN_OUT][layer])[mask]
+        normed = norm(total.to(loaded.device, _dtype(loaded))).float().cpu()
+        worst = max(worst, relative_difference(together.sites[POST_ATTN][layer][mask], normed))
+    allowed = TOLERANCE[_dtype(loaded)]
+    return [_within("post_attn: the norm of pre_attn + what attention writes", worst, allowed)]
+
+
 def _row_checks(loaded: LoadedModel, together: _Pass, alone: Sequence[_Pass], lengths: Sequence[int]) -> list[Check]:
     allowed = TOLERANCE[_dtype(loaded)]
     worst: dict[str, float] = {}
@@ -238,7 +253,8 @@ def _row_checks(loaded: LoadedModel, together: _Pass, alone: Sequence[_Pass], le
             if site == ATTN:
                 cut = [v[:, :, :n, :n] for v in both]
             else:
-                cut = [v[:, :n] if site in {EMBED, POST_ATTN, POST_MLP, FINAL} else v[:, :, :n] for v in both]
+                by_head = site in {Q, K, V}
+                cut = [v[:, :, :n] if by_head else v[:, :n] for v in both]
             worst[site] = max([worst.get(site, 0.0), *(relative_difference(a, b) for a, b in zip(*cut, strict=True))])
     return [_within(f"{site}: a row in the batch equals the row alone", w, allowed) for site, w in worst.items()]
 
@@ -268,7 +284,7 @@ def _head_check(loaded: LoadedModel, anatomy: Anatomy, together: _Pass, batch: T
     return [_within("the unembedding of hidden[L] gives the logits", worst, TOLERANCE[head.weight.dtype])]
 
 
-def _attention_checks(loaded: LoadedModel, together: _Pass, lengths: Sequence[int]) -> list[Check]:
+def _attention_checks(loaded: LoadedModel, together: _Pass, lengths: Sequence[int], *, causal: bool) -> list[Check]:
     if ATTN not in together.sites:
         return []
     probabilities = together.sites[ATTN]
@@ -277,8 +293,9 @@ def _attention_checks(loaded: LoadedModel, together: _Pass, lengths: Sequence[in
         part = probabilities[:, i, :, :n, :n]
         later = max(later, float(part.triu(1).abs().max()))
         rows = max(rows, float((part.sum(-1) - 1).max()))
+    order = [_within("attention: no probability on later tokens", later, 0.0)] if causal else []
     return [
-        _within("attention: no probability on later tokens", later, 0.0),
+        *order,
         _within("attention: rows sum to at most 1", rows, _sum_tolerance(loaded)),
         _within(
             "attention: probabilities times v give the output", _mixing(together, lengths), TOLERANCE[_dtype(loaded)]

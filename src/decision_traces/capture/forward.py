@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from decision_traces.errors import CaptureError
+from decision_traces.models.task import Task, call_inputs
 from decision_traces.tokens import TokenBatch
 
 
@@ -33,12 +34,22 @@ def _project_only(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterato
         handle.remove()
 
 
-def all_logits(model: nn.Module, batch: TokenBatch, device: torch.device) -> Float[Tensor, "batch n_positions vocab"]:
-    """Run the model and return the logits of every position."""
-    output = model(
-        input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False
+def batch_inputs(batch: TokenBatch, device: torch.device, task: Task = "causal") -> dict[str, Any]:
+    """Return the arguments of the model's forward for a batch, on its device."""
+    types = batch.token_type_ids
+    return call_inputs(
+        task,
+        batch.input_ids.to(device),
+        batch.attention_mask.to(device),
+        None if types is None else types.to(device),
     )
-    logits: Tensor = output.logits
+
+
+def all_logits(
+    model: nn.Module, batch: TokenBatch, device: torch.device, task: Task = "causal"
+) -> Float[Tensor, "batch ..."]:
+    """Run the model and return its logits: (batch, n_positions, vocab), or (batch, 1) of a multiple-choice model."""
+    logits: Tensor = model(**batch_inputs(batch, device, task)).logits
     return logits
 
 

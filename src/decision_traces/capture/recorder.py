@@ -7,7 +7,7 @@ once a layer; anything else is an error, never a row of zeros.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from decision_traces.capture.buffers import BlockBuffers
 from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy, Tap
-from decision_traces.models.intercept import AttentionCall, watch_attention
-from decision_traces.schema import ATTN, EMBED, FINAL, POST_ATTN, POST_MLP, K, Q, V
+from decision_traces.models.intercept import AttentionCall, Watcher, watch_attention
+from decision_traces.models.softmax import watch_softmax
+from decision_traces.schema import ATTN, ATTN_OUT, EMBED, FINAL, POST_ATTN, POST_MLP, K, Q, V
 
 Handler = Callable[[Tensor], None]
 
@@ -25,8 +26,18 @@ Handler = Callable[[Tensor], None]
 class Recorder:
     """Copies the sites that its buffers hold during `recording(...)`."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, buffers: BlockBuffers) -> None:
-        self.anatomy, self.buffers = anatomy, buffers
+    def __init__(
+        self, model: nn.Module, anatomy: Anatomy, buffers: BlockBuffers, watcher: Watcher | None = None
+    ) -> None:
+        """Prepare to record.
+
+        Args:
+            model: The model.
+            anatomy: Where its inner path lies.
+            buffers: Where the copies go; what they hold decides what is recorded.
+            watcher: Sees every attention call besides; what it returns takes the place of the call's output.
+        """
+        self.anatomy, self.buffers, self._watcher = anatomy, buffers, watcher
         self._modules = dict(model.named_modules())
         self._rows: Sequence[int] = ()
         self._lengths: Sequence[int] = ()
@@ -45,8 +56,8 @@ class Recorder:
         with ExitStack() as stack:
             for remove in self._attach():
                 stack.callback(remove)
-            if {Q, K, V, ATTN} & self.buffers.sites.keys():
-                stack.enter_context(watch_attention(self._on_attention))
+            if self._watcher or {Q, K, V, ATTN} & self.buffers.sites.keys():
+                stack.enter_context(self._watching())
             stack.callback(self._release)
             yield
         self._check_fired()
@@ -58,6 +69,8 @@ class Recorder:
         if EMBED in sites:
             yield layers[0].pre_attn, partial(self._put, EMBED, 0)
         for layer, plan in enumerate(layers):
+            if ATTN_OUT in sites and plan.attn_write is not None:
+                yield plan.attn_write, partial(self._put, ATTN_OUT, layer)
             if POST_ATTN in sites:
                 yield from self._post_attn_taps(layer, plan.pre_attn, plan.post_attn, plan.attn_write)
             if POST_MLP in sites:
@@ -99,7 +112,12 @@ class Recorder:
 
     # -- attention ------------------------------------------------------------------------------------------
 
-    def _on_attention(self, call: AttentionCall) -> None:
+    def _watching(self) -> AbstractContextManager[None]:
+        if not self.anatomy.attention_written_out:
+            return watch_attention(self._on_attention)
+        return watch_softmax([self._modules[name] for name in self.anatomy.attention_modules], self._on_attention)
+
+    def _on_attention(self, call: AttentionCall) -> Tensor | None:
         layer = self._fired[("attention", 0)]
         self._fired[("attention", 0)] += 1
         if layer >= self.anatomy.n_layers or self._modules[self.anatomy.attention_modules[layer]] is not call.module:
@@ -112,6 +130,7 @@ class Recorder:
                         "this model does not seem to use it when asked to."
                     )
                 self._put(site, layer, value)
+        return self._watcher(call) if self._watcher else None
 
     # -- bookkeeping ----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from decision_traces.analysis.lens import logit_lens
 from decision_traces.analysis.unembedding import load_unembedding
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._progress import make_progress
-from decision_traces.cli.nexttok import report
+from decision_traces.cli._report import report
 from decision_traces.errors import DamagedRunError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.models.load import DEMO_MODEL

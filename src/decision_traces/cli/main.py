@@ -9,7 +9,14 @@ from decision_traces._version import __version__
 COMMANDS: Final = {
     "demo": "the first minute: trace the embedded model, check the run, see a table and a picture",
     "nexttok": "trace a decoder over texts, with what it predicts next",
+    "csqa-dec": "trace a decoder over five-choice questions, with the answer it gives",
+    "csqa-enc": "trace an encoder over multiple-choice questions, every choice of each",
+    "finetune": "fine-tune an encoder on multiple-choice questions",
     "index": "index a run folder; --validate checks every number in it",
+    "lens": "what a decoder would say after each layer, and when its decisions stand",
+    "attribution": "which layers, MLPs and heads of a decoder decide for the true token",
+    "compare": "right against wrong answers: certainty, heads, decision depth, a probe per layer, calibration",
+    "attention": "what every attention head looks at",
     "ls": "list the runs in a folder",
 }
 
@@ -24,9 +31,9 @@ def main() -> NoReturn:
         wrong = name not in {"-h", "--help"}
         lines = [f"error: there is no command {name!r}"] if wrong else []
         lines += ["usage: decision-traces <command> [flags]", ""]
-        lines += [f"  {command:<9} {does}" for command, does in COMMANDS.items()]
+        lines += [f"  {command:<12} {does}" for command, does in COMMANDS.items()]
         lines += ["", "`decision-traces <command> --help` lists a command's flags."]
         (sys.stderr if wrong else sys.stdout).write("\n".join(lines) + "\n")
         sys.exit(2 if wrong else 0)
-    import_module(f"decision_traces.cli.{name}").main(sys.argv[2:])
+    import_module(f"decision_traces.cli.{name.replace('-', '_')}").main(sys.argv[2:])
     sys.exit(0)

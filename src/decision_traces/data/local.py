@@ -12,15 +12,19 @@ from decision_traces.errors import DataError
 TEXT_SUFFIXES: Final = (".txt", ".jsonl", ".csv", ".parquet")
 
 
-def missing_local(dataset: str, split: str, data_dir: Path, names: list[str], folder: str) -> DataError:
-    """Return the error for a split that a local folder does not have, naming the splits and files that are there."""
+def missing_local(
+    dataset: str, split: str, data_dir: Path, names: tuple[str, ...], folders: tuple[str, ...]
+) -> DataError:
+    """Return the error for a split that a local folder does not have, naming the files and folders that are there."""
     if not data_dir.is_dir():
         return DataError(f"--data_dir {data_dir}: there is no such folder.")
-    here = [data_dir, *(p for p in sorted(data_dir.iterdir()) if p.is_dir() and p.name.startswith(folder))]
-    there = sorted(p.relative_to(data_dir).as_posix() for place in here for p in place.iterdir() if p.is_file())
+    here = [data_dir, *(place for folder in folders if (place := data_dir / folder).is_dir())]
+    files = sorted(p.relative_to(data_dir).as_posix() for place in here for p in place.iterdir() if p.is_file())
+    other = sorted(f"{p.name}/" for p in data_dir.iterdir() if p.is_dir() and p.name not in folders)
     return DataError(
         f"--data_dir {data_dir} has no {split} split of {dataset}: looked for {' or '.join(names)} there and under "
-        f"{folder}*/. It holds: {', '.join(there[:12]) or 'no files'}."
+        f"{' or '.join(f'{folder}/' for folder in folders)}. It holds: "
+        f"{', '.join([*files, *other][:12]) or 'no files'}."
     )
 
 
@@ -96,10 +100,11 @@ def text_file_examples(path: Path) -> Iterator[Example]:
 
 
 def fingerprint(examples: list[Example]) -> str:
-    """Return the SHA-256 over ids and texts in order: two runs with the same value saw the same data."""
+    """Return the SHA-256 over ids, texts and fields in order: two runs with the same value saw the same data."""
     digest = hashlib.sha256()
     for example in examples:
-        text = example.text.encode("utf-8", errors="surrogatepass")
-        digest.update(f"{example.example_id} {len(text)}\n".encode())
-        digest.update(text)
+        for part in (example.text, json.dumps(dict(example.fields), sort_keys=True)):
+            encoded = part.encode("utf-8", errors="surrogatepass")
+            digest.update(f"{example.example_id} {len(encoded)}\n".encode())
+            digest.update(encoded)
     return digest.hexdigest()

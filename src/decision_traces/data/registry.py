@@ -1,21 +1,55 @@
-"""The data sets by name. A new one is a row here and a module that yields examples."""
+"""The data sets by name. A new one is a row here and a module that says where it is and what its rows are."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
-from decision_traces.data import tinyworld, wikitext
+from decision_traces.data import tinyworld
+from decision_traces.data.csqa import CSQA
 from decision_traces.data.example import Example
+from decision_traces.data.go_emotions import GO_EMOTIONS
 from decision_traces.data.local import text_file_examples
-from decision_traces.errors import DataError, UsageError, first_line
-from decision_traces.hub import hub_reachable
+from decision_traces.data.remote import DATA_DIR_VARIABLE
+from decision_traces.data.ud_ewt import UD_EWT
+from decision_traces.data.wikitext import WIKITEXT2, WIKITEXT103
+from decision_traces.errors import DataError, UsageError
 
-DatasetName = Literal["tinyworld", "wikitext2", "wikitext103"]
+DatasetName = Literal["tinyworld", "wikitext2", "wikitext103", "ud_ewt", "go_emotions", "csqa"]
 SPLITS: Final = ("train", "validation", "test")
-DATA_DIR_VARIABLE: Final = "DECISION_TRACES_DATA"
+
+
+class Dataset(Protocol):
+    """What a row of the table can do; `Published` documents it."""
+
+    @property
+    def without_headings(self) -> Callable[[Iterable[Example | None]], Iterator[Example]] | None: ...  # noqa: D102
+
+    def rows(self, split: str, data_dir: Path | None) -> Iterator[Example | None]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A data set that comes with the package, so that neither folder nor hub is asked."""
+
+    make: Callable[[str], Iterator[Example]]
+    without_headings: None = None
+
+    def rows(self, split: str, data_dir: Path | None) -> Iterator[Example | None]:
+        """Yield the examples of a split."""
+        return self.make(split)
+
+
+DATASETS: Final[Mapping[DatasetName, Dataset]] = {
+    "tinyworld": Generated(tinyworld.examples),
+    "wikitext2": WIKITEXT2,
+    "wikitext103": WIKITEXT103,
+    "ud_ewt": UD_EWT,
+    "go_emotions": GO_EMOTIONS,
+    "csqa": CSQA,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +62,7 @@ class DataSource:
         data_dir: Folder with the published files; None means $DECISION_TRACES_DATA, or else the hub.
         text_file: The user's own texts.
         limit: Take the first so many examples; None means all.
+        skip_headings: Leave out the headings of WikiText. The other examples keep their ids.
     """
 
     dataset: DatasetName
@@ -35,17 +70,23 @@ class DataSource:
     data_dir: Path | None = None
     text_file: Path | None = None
     limit: int | None = None
+    skip_headings: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before anything is loaded.
 
         Raises:
-            UsageError: A limit below 1, or an unknown split.
+            UsageError: A limit below 1, an unknown data set or split, or no headings to skip.
         """
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit {self.limit}: needs at least 1 (leave it out for all examples).")
+        if self.text_file is None and self.dataset not in DATASETS:
+            raise UsageError(f"--dataset {self.dataset}: there is no such data set; there are {', '.join(DATASETS)}.")
         if self.text_file is None and self.split not in SPLITS:
             raise UsageError(f"--split {self.split}: {self.dataset} has the splits {', '.join(SPLITS)}.")
+        if self.skip_headings and (self.text_file is not None or DATASETS[self.dataset].without_headings is None):
+            have = ", ".join(name for name, dataset in DATASETS.items() if dataset.without_headings is not None)
+            raise UsageError(f"--skip_headings: {self.text_file or self.dataset} has no headings; {have} have.")
 
     @property
     def name(self) -> str:
@@ -62,7 +103,7 @@ def load_examples(source: DataSource) -> list[Example]:
     """Return the examples in the order of the published data.
 
     Raises:
-        DataError: The data is not there, or holds no examples.
+        DataError: The data is not there, is malformed, or holds no examples.
     """
     found = list(islice(_stream(source), source.limit))
     if not found:
@@ -73,36 +114,13 @@ def load_examples(source: DataSource) -> list[Example]:
 def _stream(source: DataSource) -> Iterator[Example]:
     if source.text_file is not None:
         return text_file_examples(source.text_file)
-    if source.dataset == "tinyworld":
-        return tinyworld.examples(source.split, source.limit)
-    return wikitext.examples(source.dataset, source.split, _rows(source))
-
-
-def _rows(source: DataSource) -> Iterable[str]:
-    data_dir = source.data_dir or _data_dir_from_environment()
-    if data_dir is not None:
-        return wikitext.local_rows(source.dataset, source.split, data_dir)
-    return _hub_rows(wikitext.HUB, wikitext.hub_config(source.dataset), source)
+    dataset = DATASETS[source.dataset]
+    rows = dataset.rows(source.split, source.data_dir or _data_dir_from_environment())
+    if source.skip_headings and dataset.without_headings is not None:
+        return dataset.without_headings(rows)
+    return (example for example in rows if example is not None)
 
 
 def _data_dir_from_environment() -> Path | None:
     value = os.environ.get(DATA_DIR_VARIABLE)
     return Path(value) if value else None
-
-
-def _hub_rows(repository: str, config: str, source: DataSource) -> Iterator[str]:
-    import datasets
-
-    offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = offline or not hub_reachable()
-    try:
-        rows = datasets.load_dataset(repository, config, split=source.split)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise DataError(
-            f"--dataset {source.dataset}: {repository} is not to be had from the Hugging Face hub or its cache "
-            f"({reason}). Give the published files with --data_dir, or set ${DATA_DIR_VARIABLE}."
-        ) from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
-    return (row["text"] for row in rows)

@@ -1,8 +1,8 @@
 """`tinyworld`: small English worlds made by a generator, the data set that needs no download.
 
-Eight kinds of item in equal shares: facts stated and asked back, the same facts asked for the person instead of
-the value (reverse), agreement at a distance, copying, induction, ordered lists, simple stories, and five-choice
-questions in the CSQA form. Every text ends at its answer, one word, so that the last prediction of a model is
+Seven kinds of item in equal shares: facts stated and asked back (for the value, or one time in four for the
+person), agreement at a distance, copying, induction, ordered lists, simple stories, and five-choice questions in
+the CSQA form. Every text ends at its answer, one word, so that the last prediction of a model is
 the answer to the item. The commonplaces behind the questions are the same in all worlds; facts, sequences and
 stories differ, and no world is met in two splits. All of it was written for this project and is MIT like the
 rest of it.
@@ -13,13 +13,7 @@ from itertools import count, islice
 from random import Random
 
 from decision_traces.data._tinyworld.items import SPLITS, Item, Source, shuffled
-from decision_traces.data._tinyworld.lookups import (
-    make_copy,
-    make_fact,
-    make_fact_either_way,
-    make_induction,
-    make_reverse,
-)
+from decision_traces.data._tinyworld.lookups import make_copy, make_fact, make_induction
 from decision_traces.data._tinyworld.patterns import make_agreement, make_list
 from decision_traces.data._tinyworld.questions import make_question, question_prompt
 from decision_traces.data._tinyworld.stories import make_story
@@ -38,13 +32,12 @@ _MAKERS: dict[str, Maker] = {
     "list": make_list,
     "story": make_story,
     "question": make_question,
-    "reverse": make_reverse,
 }
 KINDS = tuple(_MAKERS)
-# Training has facts asked either way, and more of what takes longest to learn.
+# Training has more of what takes longest to learn.
 TRAINING_MIX = (
-    *(make_fact_either_way, make_agreement, make_copy, make_induction, make_list, make_story, make_question),
-    *(make_fact_either_way, make_fact_either_way, make_copy, make_induction, make_induction),
+    *_MAKERS.values(),
+    *(make_fact, make_fact, make_copy, make_induction, make_induction),
 )
 
 

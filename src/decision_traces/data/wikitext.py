@@ -1,46 +1,64 @@
 """WikiText-2 and WikiText-103: paragraphs of Wikipedia articles (Merity et al. 2016).
 
 Row numbers are line numbers of the published files, which are the row numbers on the hub. Empty lines yield no
-example; headings do, as on the hub. The raw form is taken where it is there, else the tokens form (with <unk>).
+example; headings do, as on the hub, unless `skip_headings` is asked for. The raw form is taken where it is there,
+else the tokens form (with <unk>).
 """
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Final
 
-from decision_traces.data.example import Example, make_example_id
-from decision_traces.data.local import missing_local
+from decision_traces.data import formats
+from decision_traces.data.example import Example, FieldValue
+from decision_traces.data.formats import Row, take
+from decision_traces.data.published import NOTHING, Published
 
-HUB: Final = "Salesforce/wikitext"
-_FILE_SPLIT: Final = {"train": "train", "validation": "valid", "test": "test"}
-_FOLDERS: Final = {"wikitext2": "wikitext-2", "wikitext103": "wikitext-103"}
-
-
-def hub_config(dataset: str) -> str:
-    """Return the hub configuration: the raw form."""
-    return f"{_FOLDERS[dataset]}-raw-v1"
+_FILE_SPLITS: Final = {"train": "train", "validation": "valid", "test": "test"}
+_HEADING: Final = re.compile(r"((?:= )+)\S.*?((?: =)+)")
 
 
-def candidates(dataset: str, split: str, data_dir: Path) -> list[Path]:
-    """Return the files that may hold a split, best first."""
-    folder, name = _FOLDERS[dataset], _FILE_SPLIT[split]
-    places = [data_dir / f"{folder}-raw", data_dir / folder, data_dir]
-    return [place / f"wiki.{name}.{form}" for form in ("raw", "tokens") for place in places]
+def without_headings(rows: Iterable[Example | None]) -> Iterator[Example]:
+    """Yield the examples that are no headings.
+
+    A heading stands between equally many = and alone between empty lines: formulas broken over lines also begin
+    and end with =, but have neighbours.
+
+    Args:
+        rows: All rows in order; None is an empty line.
+    """
+    before: Example | None = None
+    here: Example | None = None
+    for after in chain(rows, (None,)):
+        alone = before is None and after is None
+        if here is not None and not (alone and _is_marked(here.text)):
+            yield here
+        before, here = here, after
 
 
-def local_rows(dataset: str, split: str, data_dir: Path) -> Iterator[str]:
-    """Yield the lines of the published file."""
-    files = candidates(dataset, split, data_dir)
-    path = next((f for f in files if f.is_file()), None)
-    if path is None:
-        raise missing_local(dataset, split, data_dir, [*dict.fromkeys(f.name for f in files)], _FOLDERS[dataset])
-    with path.open(encoding="utf-8", newline="\n") as stream:
-        yield from stream
+def _is_marked(text: str) -> bool:
+    found = _HEADING.fullmatch(text)
+    return found is not None and len(found[1]) == len(found[2])
 
 
-def examples(dataset: str, split: str, rows: Iterable[str]) -> Iterator[Example]:
-    """Yield an example for every row that is not empty."""
-    for row, line in enumerate(rows):
-        text = line.strip()
-        if text:
-            yield Example(make_example_id(dataset, split, row, text), text)
+def _to_example(row: Row, split: str) -> tuple[str, Mapping[str, FieldValue]]:
+    return take(row, "text", str).strip(), NOTHING
+
+
+def _published(name: str, folder: str) -> Published:
+    return Published(
+        name=name,
+        hub="Salesforce/wikitext",
+        config=f"{folder}-raw-v1",
+        columns=("text",),
+        folders=(f"{folder}-raw", folder),
+        files={split: (f"wiki.{part}.raw", f"wiki.{part}.tokens") for split, part in _FILE_SPLITS.items()},
+        read=formats.lines,
+        to_example=_to_example,
+        without_headings=without_headings,
+    )
+
+
+WIKITEXT2: Final = _published("wikitext2", "wikitext-2")
+WIKITEXT103: Final = _published("wikitext103", "wikitext-103")

@@ -30,7 +30,10 @@ class Workflow(Protocol):
     """What a workflow adds to the loop: its forward pass with what it keeps of the outcome, and its tables."""
 
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
-        """Run the model on a batch, keeping the outcome of each row; rows count from `first_row` of the run."""
+        """Run the model on a batch, keeping the outcome of each row.
+
+        Rows count from `first_row` of the run; with choices, each choice of each example is a row.
+        """
 
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
         """Return the rows of each table that belong to these examples, and forget them."""
@@ -42,7 +45,7 @@ class Engine:
 
     Attributes:
         loaded, anatomy: The model and where its inner path lies.
-        encodings: All examples in order.
+        encodings: All examples in order; with choices, each choice of each example.
         layout: What the run holds.
         batch_size: Most rows of a batch.
         pad: Id that fills padding.
@@ -64,7 +67,8 @@ class Engine:
         """
         blocks = [b for b in range(self.layout.n_blocks) if b not in writer.done]
         sites = sites_of(self.layout.specs, self.layout.dims.n_layers)
-        dims, rows, dtype = self.layout.dims, self.layout.block_rows, self.layout.dtype
+        dims, dtype = self.layout.dims, self.layout.dtype
+        rows = self.layout.block_rows * dims.n_choices
         kept = frozenset(self.layout.places())
         sets = [BlockBuffers(sites, dims, rows, dtype, kept) for _ in range(min(_IN_FLIGHT, max(1, len(blocks))))]
         writing: list[Future[int] | None] = [None] * len(sets)
@@ -80,17 +84,20 @@ class Engine:
     def _compute(
         self, block: int, buffers: BlockBuffers, workflow: Workflow, writer: RunWriter, progress: Progress
     ) -> None:
-        rows = self.layout.rows(block)
-        encodings = self.encodings[rows.start : rows.stop]
+        rows, choices = self.layout.rows(block), self.layout.dims.n_choices
+        first = rows.start * choices
+        encodings = self.encodings[first : rows.stop * choices]
         buffers.start([e.n_tokens for e in encodings])
         recorder = Recorder(self.loaded.model, self.anatomy, buffers)
-        for batch in batches(encodings, self.batch_size, TOKEN_BUDGET, self.pad):
+        done = 0
+        for batch in batches(encodings, self.batch_size * choices, TOKEN_BUDGET, self.pad):
             with recorder.recording(batch.rows, batch.lengths):
-                workflow.forward(self.loaded, batch, rows.start)
+                workflow.forward(self.loaded, batch, first)
             buffers.check_finite()
-            progress.advance(len(batch.rows), sum(batch.lengths))
+            done += len(batch.rows)
+            progress.advance(done // choices - (done - len(batch.rows)) // choices, sum(batch.lengths))
             progress.written(writer.bytes_written)  # what the other thread has done meanwhile
-        progress.advance(sum(e.n_tokens == 0 for e in encodings), 0)
+        progress.advance(len(rows) - done // choices, 0)  # texts of no tokens
 
     def _submit(
         self,
@@ -100,11 +107,19 @@ class Engine:
         workflow: Workflow,
         writer: RunWriter,
     ) -> Future[int]:
-        tensors = {site: b.data.numpy() for site, b in buffers.sites.items()}
+        choices = self.layout.dims.n_choices
+        tensors = {site: _with_choices(b.data.numpy(), choices) for site, b in buffers.sites.items()}
         peaks = {site: [float(p) for p in b.peak] for site, b in buffers.sites.items()}
         return pool.submit(
             writer.write_block, block, tensors, workflow.tables(self.layout.rows(block)), {"peaks": peaks}
         )
+
+
+def _with_choices(data: np.ndarray, choices: int) -> np.ndarray:
+    """Return (layers, rows, ...) as (layers, examples, choices, ...), if there are choices."""
+    if choices == 1:
+        return data
+    return data.reshape(data.shape[0], -1, choices, *data.shape[2:])
 
 
 def _finish(future: Future[int] | None, writer: RunWriter, progress: Progress) -> None:
@@ -114,21 +129,22 @@ def _finish(future: Future[int] | None, writer: RunWriter, progress: Progress) -
 
 
 def row_bytes(specs: Sequence[ArraySpec], dims: Dims, dtype: StorageDtype) -> int:
-    """Return the bytes of one example in the buffers."""
-    item = np.dtype(dtype).itemsize
+    """Return the bytes of one example, with all its choices, in the buffers."""
+    item = np.dtype(dtype).itemsize * dims.n_choices
     return item * sum(int(np.prod(site_shape(site, dims))) for site in sites_of(specs, dims.n_layers))
 
 
 def disk_estimate(layout: RunLayout, lengths: Sequence[int], *, links: bool) -> int:
-    """Return how many bytes the arrays can take at most: tokens only, attention without its empty triangle.
+    """Return how many bytes the arrays can take at most: tokens only, causal attention without its empty triangle.
 
     Args:
         layout: What the run holds.
-        lengths: Number of tokens of every example.
+        lengths: Number of tokens of every example (of every choice of it).
         links: Whether the file system has hard links, so that each distinct tensor is stored once.
     """
     dims, n = layout.dims, np.asarray(lengths, dtype=np.int64)
-    tokens, pairs = int(n.sum()), int((n * (n + 1) // 2).sum())
+    causal = any(spec.group.startswith("dec_") for spec in layout.specs)
+    tokens, pairs = int(n.sum()), int((n * (n + 1) // 2 if causal else n * n).sum())
     total = 0
     for (site, _layer), places in layout.places().items():
         per_position = int(np.prod(site_shape(site, dims)[1:])) // dims.n_positions
@@ -143,7 +159,7 @@ def largest_values(specs: Sequence[ArraySpec], n_layers: int, facts: Sequence[Ma
 
 
 def _peaks(spec: ArraySpec, n_layers: int, facts: Sequence[Mapping[str, Any]]) -> Iterator[float]:
-    size = n_layers + 1 if spec.stage == "hidden" else n_layers if spec.layered else 1
+    size = n_layers + 1 if spec.stage == "hidden" else 1 if spec.layer_axis is None else n_layers
     for index in range(size):
         site, layer = spec.source(index, n_layers)
         yield from (fact["peaks"][site][layer] for fact in facts)

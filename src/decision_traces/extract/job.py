@@ -1,6 +1,6 @@
 """What one extraction is: what the user asked for, and what is known before its first forward pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -9,18 +9,22 @@ import pyarrow as pa
 
 from decision_traces.capture.certificate import Certificate
 from decision_traces.data.example import Example
-from decision_traces.data.registry import DataSource
+from decision_traces.data.registry import DataSource, load_examples
 from decision_traces.extract.engine import Workflow
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel, ModelSource
+from decision_traces.models.task import Task
 from decision_traces.schema import Capture, StorageDtype
 from decision_traces.store.writer import RunLayout
-from decision_traces.tokens import Encoding
+from decision_traces.tokens import Encoding, encode
 
 
 @runtime_checkable
 class JobWorkflow(Workflow, Protocol):
     """A workflow as a job needs it: the loop's part, and the figures for the meta."""
+
+    def conventions(self) -> Mapping[str, str]:
+        """Return what the outcome columns mean, for the meta."""
 
     def figures(self, tokens: pa.Table) -> Mapping[str, Any]:
         """Return accuracy figures from the finished `tokens.parquet`."""
@@ -30,15 +34,25 @@ WorkflowFactory = Callable[[Sequence[Example], Sequence[Encoding], LoadedModel, 
 """Examples, encodings, model, pad id, T → the workflow."""
 
 
+Encoder = Callable[[Any, Sequence[Example], int | None], list[Encoding]]
+"""Tokenizer, examples, most tokens → encodings."""
+
+
+def encode_texts(tokenizer: Any, examples: Sequence[Example], limit: int | None) -> list[Encoding]:
+    """Tokenise the text of each example."""
+    return encode(tokenizer, [e.text for e in examples], limit)
+
+
 @dataclass(frozen=True, slots=True)
 class JobOptions:
-    """The options every extraction has; see `NextTokenConfig` for their meaning."""
+    """The options every extraction has; see `ExtractConfig` for their meaning."""
 
     capture: tuple[Capture, ...]
     dtype: StorageDtype
     max_seq_len: int | Literal["auto"]
     batch_size: int
     block_mb: int
+    store_unembed: bool
     out_dir: Path | None
     overwrite: bool
     resume: bool
@@ -51,12 +65,16 @@ class Job:
     """One extraction.
 
     Attributes:
-        objective: Goes into the meta: next_token, ...
+        objective: Goes into the meta: next_token, csqa_choice, multiple_choice.
         kind: Last part of the run's name.
         model, data, options: What the user asked for.
         settings: All flags as JSON, for the meta.
         decisive: Those of the settings that decide the workflow's numbers; a resumed run must have the same.
         workflow: Makes the workflow once data and model are there.
+        side: Which of the schema's arrays are filled.
+        read: Gives the examples; `text` is what a row is about, `fields` become columns.
+        encode: Tokenises them; with choices, to as many encodings for each example.
+        cuts: Whether a text that is too long may be cut; else it is refused.
     """
 
     objective: str
@@ -67,11 +85,20 @@ class Job:
     settings: Mapping[str, Any]
     decisive: tuple[str, ...]
     workflow: WorkflowFactory
+    side: Literal["dec", "enc_mc"] = "dec"
+    read: Callable[[DataSource], list[Example]] = load_examples
+    encode: Encoder = encode_texts
+    cuts: bool = True
+
+    @property
+    def task(self) -> Task:
+        """What the model's head must do."""
+        return "causal" if self.side == "dec" else "multiple_choice"
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything known before the first forward pass of the run itself."""
+    """Everything known before the first forward pass of the run itself; with choices, an encoding for each."""
 
     examples: list[Example]
     encodings: list[Encoding]
@@ -80,6 +107,12 @@ class Prepared:
     certificate: Certificate
     pad: int
     layout: RunLayout
+
+    def encodings_of(self, rows: Iterable[int]) -> Iterator[Encoding]:
+        """Yield the encodings of some examples, with choices of each of their choices."""
+        choices = self.layout.dims.n_choices
+        for row in rows:
+            yield from self.encodings[row * choices : (row + 1) * choices]
 
 
 def as_settings(config: Any) -> dict[str, Any]:

@@ -1,17 +1,20 @@
 """What `meta.json` says of a run, and the plan that a resumed run must agree with."""
 
+import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 from decision_traces import __version__
 from decision_traces.data.local import fingerprint
+from decision_traces.errors import ModelError
 from decision_traces.extract.engine import largest_values
 from decision_traces.extract.job import Job, Prepared
-from decision_traces.schema import CONVENTIONS, FORMAT_VERSION, POST_ATTN_CONVENTIONS
+from decision_traces.schema import CONVENTIONS, FINETUNE_FILE, FORMAT_VERSION, POST_ATTN_CONVENTIONS
 from decision_traces.store.writer import RunWriter
 
 _PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "zarrs", "numpy", "pyarrow")
@@ -52,8 +55,18 @@ def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def run_meta(job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of `meta.json` but for name, time, figures, sizes and checksums."""
+def run_meta(
+    job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str, Any], conventions: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the content of `meta.json` but for name, time, figures, sizes and checksums.
+
+    Args:
+        job: What was asked for.
+        prepared: What was known before the first forward pass.
+        writer: Has the facts of every block.
+        plan: See `run_plan`.
+        conventions: What the workflow's own columns mean.
+    """
     dims, loaded, anatomy = prepared.layout.dims, prepared.loaded, prepared.anatomy
     peaks = largest_values(prepared.layout.specs, dims.n_layers, writer.facts())
     return {
@@ -64,13 +77,13 @@ def run_meta(job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str,
         "model_class": type(loaded.model).__name__,
         "model_revision": loaded.revision or job.model.revision,
         "weights_digest": plan["weights_digest"],
-        "arch": "dec",
+        "arch": "dec" if job.side == "dec" else "enc",
         "objective": job.objective,
         "dataset": job.data.name,
         "split": job.data.split_name,
         "dataset_fingerprint": plan["dataset_fingerprint"],
         "n_examples": dims.n_examples,
-        "n_choices": None,
+        "n_choices": dims.n_choices if job.side == "enc_mc" else None,
         "n_truncated": sum(e.truncated for e in prepared.encodings),
         "max_seq_len": dims.n_positions,
         "num_layers": dims.n_layers,
@@ -82,11 +95,13 @@ def run_meta(job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str,
         "dtype": prepared.layout.dtype,
         "capture": plan["capture"],
         "settings": dict(job.settings),
+        "fresh_parameters": list(loaded.fresh),
+        "lineage": lineage(job.model.model_path),
         "logits_are_unembedded": anatomy.logits_are_unembedded,
         "attention_scale": list(anatomy.attention_scale),
         "attention_rows_sum_to_one": prepared.certificate.rows_sum_to_one,
         "final_norm": anatomy.final_norm,
-        "conventions": _conventions(prepared),
+        "conventions": {**_conventions(prepared), **conventions},
         "arrays": {
             spec.name: {"shape": list(dims.shape(spec.axes)), "max_abs": peaks[spec.name]}
             for spec in prepared.layout.specs
@@ -105,6 +120,18 @@ def run_meta(job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str,
     }  # fmt: skip
 
 
+def lineage(model_path: Path | None) -> dict[str, Any] | None:
+    """Return what our trainer left beside a checkpoint: base model, data, seed, accuracy."""
+    path = None if model_path is None else model_path / FINETUNE_FILE
+    if path is None or not path.is_file():
+        return None
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON ({error}). Remove it, or train again.") from error
+    return dict(told)
+
+
 def _conventions(prepared: Prepared) -> dict[str, str]:
     tokenizer = prepared.loaded.tokenizer
     added = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
@@ -116,7 +143,7 @@ def _conventions(prepared: Prepared) -> dict[str, str]:
 def timings(clock: Clock, prepared: Prepared, rows: Sequence[int]) -> dict[str, float]:
     """Return seconds by phase, and the rates over the rows done in this session (not those of a resumed run)."""
     seconds = clock.phases["extract_s"]
-    n_tokens = sum(prepared.encodings[r].n_tokens for r in rows)
+    n_tokens = sum(e.n_tokens for e in prepared.encodings_of(rows))
     rates = {"examples_per_s": len(rows) / seconds, "tokens_per_s": n_tokens / seconds}
     counts = {"n_examples": len(rows), "n_tokens": n_tokens}
     return {name: round(value, 4) for name, value in {**clock.phases, **rates, **counts}.items()}

@@ -1,35 +1,33 @@
 """Workflow A: decoder traces with next-token outcomes, over any text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import torch
-import tyro
 from jaxtyping import Int32
 
 from decision_traces.capture.forward import all_logits, logits_at
 from decision_traces.data.example import Example
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
-from decision_traces.extract.job import Job, JobOptions, as_settings
+from decision_traces.extract.config import ExtractConfig
+from decision_traces.extract.job import Job, as_settings
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
-from decision_traces.models.load import LoadedModel, ModelDtype, ModelSource
+from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
 from decision_traces.schema import (
-    NEXT_TOKEN_COLUMNS,
+    NEXT_TOKEN_CONVENTIONS,
     OUTCOMES_FILE,
     POSITION_COLUMNS,
-    TOKEN_COLUMNS,
+    RUN_COLUMNS,
     TOKENS_FILE,
-    Capture,
-    StorageDtype,
 )
 from decision_traces.tokens import Encoding, TokenBatch
 
@@ -37,57 +35,20 @@ _NO_IDS: Final = np.array([], np.int32)
 _IDENTITY: Final = frozenset({"row", "example_id", "pos"})
 
 
-@dataclass(frozen=True)
-class NextTokenConfig:
+@dataclass(frozen=True, kw_only=True)
+class NextTokenConfig(ExtractConfig):
     """Trace a decoder over texts: what it predicts next, and everything inside that led there."""
 
-    model: str | None = None
-    """Hub id, or "demo" for the embedded model (default gpt2); with --model_path only the run's name for it."""
-    model_path: Path | None = None
-    """Local folder with config, weights and tokenizer."""
-    gguf_file: str | None = None
-    """Name of a GGUF file in the model's folder or repository."""
-    revision: str | None = None
-    """Branch, tag or commit of the model on the hub."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    model_dtype: ModelDtype = "auto"
-    """Type of weights and computation; auto is float32 on CPU and the checkpoint's own elsewhere."""
     dataset: DatasetName = "wikitext2"
     """Which data set."""
-    split: str = "validation"
-    """train, validation or test."""
-    data_dir: Path | None = None
-    """Folder with the published files, instead of the hub; default $DECISION_TRACES_DATA."""
     text_file: Path | None = None
     """Your own texts, instead of a data set: .txt (one a line), or .jsonl, .csv, .parquet with a text column."""
-    limit: int | None = None
-    """Take the first so many examples; default all."""
-    max_seq_len: int | Literal["auto"] = "auto"
-    """T: longer texts are cut after so many tokens; auto fits the longest text, up to the model's context."""
-    capture: tuple[Capture, ...] = ("hidden", "resid")
-    """Which arrays to keep."""
-    batch_size: int = 8
-    """Most rows of a batch."""
-    dtype: StorageDtype = "float16"
-    """Type of the arrays on disk."""
+    skip_headings: bool = False
+    """Leave out the headings of WikiText."""
     next_topk: int = 10
     """How many of the most probable tokens to keep."""
     all_positions: bool = False
     """Also write token_outcomes.parquet: the outcome at every position."""
-    block_mb: int = 512
-    """Memory for the captures of one block, MiB; two blocks are in flight."""
-    out_dir: Path | None = None
-    """The run's folder; default traces/<RUN_ID>."""
-    overwrite: bool = False
-    """Replace a run that is already there, once the new one is complete."""
-    resume: bool = False
-    """Go on with an unfinished run."""
-    seed: int = 0
-    """Seed of everything random (nothing in this workflow is, on CPU)."""
-    quiet: bool = False
-    """No progress."""
-    command: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=(), compare=False)
 
 
 def extract_next_token(config: NextTokenConfig, progress: Progress | None = None) -> Path:
@@ -105,18 +66,15 @@ def extract_next_token(config: NextTokenConfig, progress: Progress | None = None
     job = Job(
         objective="next_token",
         kind="nexttok",
-        model=ModelSource(
-            config.model, config.model_path, config.gguf_file, config.revision, config.device, config.model_dtype
+        model=config.model_source(),
+        data=DataSource(
+            config.dataset, config.split, config.data_dir, config.text_file, config.limit, config.skip_headings
         ),
-        data=DataSource(config.dataset, config.split, config.data_dir, config.text_file, config.limit),
-        options=JobOptions(
-            config.capture, config.dtype, config.max_seq_len, config.batch_size, config.block_mb,
-            config.out_dir, config.overwrite, config.resume, config.seed, config.command,
-        ),
+        options=config.options(),
         settings=as_settings(config),
         decisive=("next_topk", "all_positions"),
         workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
-    )  # fmt: skip
+    )
     return run_job(job, progress or Silent())
 
 
@@ -166,8 +124,7 @@ class NextTokenWorkflow:
         examples, encodings = self._examples[rows.start : rows.stop], self._encodings[rows.start : rows.stop]
         columns = token_columns(examples, encodings, self._loaded.tokenizer, self._pad, self._n_positions)
         columns |= self._outcome_columns(rows, encodings)
-        specs = (*TOKEN_COLUMNS, *NEXT_TOKEN_COLUMNS)
-        tables = {TOKENS_FILE: to_table(specs, columns, field_columns(examples, self._field_types))}
+        tables = {TOKENS_FILE: to_table(RUN_COLUMNS["next_token"], columns, field_columns(examples, self._field_types))}
         if self._all:
             tables[OUTCOMES_FILE] = self._position_table(rows)
         return tables
@@ -199,6 +156,10 @@ class NextTokenWorkflow:
         for token in set(ids.tolist()) - self._text.keys():
             self._text[token] = self._loaded.tokenizer.decode([token])
         return [self._text[token] for token in ids.tolist()]
+
+    def conventions(self) -> Mapping[str, str]:
+        """Return what the outcome columns mean."""
+        return NEXT_TOKEN_CONVENTIONS
 
     def figures(self, tokens: pa.Table) -> dict[str, Any]:
         """Return the accuracy figures of the whole run for its meta; nll and entropy in nats."""

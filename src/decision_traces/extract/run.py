@@ -12,19 +12,18 @@ import torch
 from decision_traces import demo
 from decision_traces.capture.buffers import sites_of
 from decision_traces.capture.certificate import certify, require
-from decision_traces.data.registry import load_examples
 from decision_traces.errors import CaptureError, DiskSpaceError, Interrupted, OutOfMemory, UsageError, first_line
 from decision_traces.extract.engine import Engine, Workflow, disk_estimate, row_bytes
 from decision_traces.extract.job import Job, JobOptions, Prepared
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
 from decision_traces.extract.progress import Progress
 from decision_traces.models.anatomy import Anatomy, find_anatomy
-from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_decoder
+from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model
 from decision_traces.schema import CAPTURES, TOKENS_FILE, ArraySpec, Dims, arrays_for
 from decision_traces.store.disk import free_bytes, refuse_existing
 from decision_traces.store.place import default_root, run_id
 from decision_traces.store.writer import RunLayout, RunWriter
-from decision_traces.tokens import Encoding, encode, pad_id
+from decision_traces.tokens import Encoding, pad_id
 
 _MOST_BLOCK_ROWS: Final = 256
 
@@ -74,7 +73,7 @@ def _extract_and_commit(
     figures = workflow.figures(pq.read_table(writer.folder / TOKENS_FILE))
     clock.lap("tables_s")
     about = {"run_id": writer.run.name, "time": now.isoformat(), "timings": timings(clock, prepared, rows)}
-    return writer.commit({**about, **run_meta(job, prepared, writer, plan), **figures})
+    return writer.commit({**about, **run_meta(job, prepared, writer, plan, workflow.conventions()), **figures})
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -109,23 +108,31 @@ def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     options = job.options
     torch.manual_seed(options.seed)
     progress.say(f"Reading {job.data.name} ({job.data.split_name})")
-    examples = load_examples(job.data)
+    examples = job.read(job.data)
     clock.lap("read_s")
     progress.say(f"Loading {job.model.location}")
-    loaded = load_decoder(_source(job))
+    loaded = load_model(_source(job), job.task)
     clock.lap("load_s")
+    if loaded.fresh:
+        progress.say(
+            f"WARNING: {job.model.location} has no trained multiple-choice head ({', '.join(loaded.fresh)} are random "
+            "numbers). Its predictions mean nothing; fine-tune it first (decision-traces finetune)."
+        )
     limit = _limit(options.max_seq_len, loaded)
-    encodings = encode(loaded.tokenizer, [e.text for e in examples], limit)
+    encodings = job.encode(loaded.tokenizer, examples, limit)
+    if not job.cuts:
+        _refuse_cut(job, encodings, limit)
     _check_ids(encodings, loaded)
     clock.lap("tokenise_s")
     progress.say("Probing the model and certifying the captures")
-    anatomy, pad = find_anatomy(loaded.model, loaded.vocab_size), pad_id(loaded.tokenizer, _embedded(loaded))
+    anatomy = find_anatomy(loaded.model, loaded.vocab_size, job.task)
+    pad = pad_id(loaded.tokenizer, loaded.embedded)
     clock.lap("probe_s")
-    specs = arrays_for("dec", options.capture)
+    specs = arrays_for(job.side, options.capture)
     certificate = certify(loaded, anatomy, sites_of(specs, anatomy.n_layers), encodings, pad)
     require(certificate, type(loaded.model).__name__)
     clock.lap("certificate_s")
-    layout = _layout(options, specs, anatomy, encodings)
+    layout = _layout(options, specs, anatomy, encodings, len(examples))
     one = row_bytes(specs, layout.dims, options.dtype)
     if one > options.block_mb << 20:
         progress.say(f"One example takes {one / 1e6:,.0f} MB of captures, more than --block_mb {options.block_mb}")
@@ -153,7 +160,7 @@ def _limit(asked: int | Literal["auto"], loaded: LoadedModel) -> int | None:
 
 def _check_ids(encodings: Sequence[Encoding], loaded: LoadedModel) -> None:
     largest = max((int(e.ids.max()) for e in encodings if e.n_tokens), default=0)
-    rows = _embedded(loaded)
+    rows = loaded.embedded
     if largest >= rows:
         raise UsageError(
             f"The tokenizer gives the id {largest}, but the model's vocabulary has {rows} entries: "
@@ -161,26 +168,31 @@ def _check_ids(encodings: Sequence[Encoding], loaded: LoadedModel) -> None:
         )
 
 
-def _embedded(loaded: LoadedModel) -> int:
-    """Return how many ids the model has an embedding for."""
-    return int(loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+def _refuse_cut(job: Job, encodings: Sequence[Encoding], limit: int | None) -> None:
+    cut = sum(e.truncated for e in encodings)
+    if cut:
+        raise UsageError(
+            f"--max_seq_len {job.options.max_seq_len}: {cut} of {len(encodings)} prompts have more than {limit} "
+            "tokens. A cut prompt loses its end, where the answer is read. Give more, or auto (up to the model's context)."
+        )
 
 
 def _layout(
-    options: JobOptions, specs: tuple[ArraySpec, ...], anatomy: Anatomy, encodings: Sequence[Encoding]
+    options: JobOptions, specs: tuple[ArraySpec, ...], anatomy: Anatomy, encodings: Sequence[Encoding], n_examples: int
 ) -> RunLayout:
     longest = max(1, *(e.n_tokens for e in encodings))
     dims = Dims(
-        n_examples=len(encodings),
+        n_examples=n_examples,
         n_layers=anatomy.n_layers,
         n_heads=anatomy.n_heads,
         n_kv_heads=anatomy.n_kv_heads,
         d_head=anatomy.d_head,
         d_model=anatomy.d_model,
         n_positions=longest if options.max_seq_len == "auto" else options.max_seq_len,
+        n_choices=len(encodings) // n_examples,
     )
     fits = (options.block_mb << 20) // max(1, row_bytes(specs, dims, options.dtype))
-    return RunLayout(specs, dims, options.dtype, max(1, min(fits, _MOST_BLOCK_ROWS, len(encodings))))
+    return RunLayout(specs, dims, options.dtype, max(1, min(fits, _MOST_BLOCK_ROWS, n_examples)))
 
 
 def _open_writer(job: Job, run: Path, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:
@@ -218,7 +230,7 @@ def _extract(
         job.options.batch_size,
         prepared.pad,
     )
-    progress.start(len(rows), sum(prepared.encodings[r].n_tokens for r in rows))
+    progress.start(len(rows), sum(e.n_tokens for e in prepared.encodings_of(rows)))
     try:
         engine.run(workflow, writer, progress)
     except CaptureError:

@@ -22,6 +22,7 @@ from torch import nn
 
 from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.models.dataflow import AttentionNode, Dataflow, ModuleCall, record_forward
+from decision_traces.models.task import Task, call_inputs
 
 _MAX_STEPS = 8
 
@@ -57,6 +58,7 @@ class LayerPlan:
         post_mlp: The stream at the output of the layer.
         attn_write: What attention adds to the stream; None where no module returns just that.
         post_attn_kind: See `schema.POST_ATTN_CONVENTIONS`.
+        post_attn_norm: Name of the norm that stands between the sum and `post_attn` in a post-LN family.
     """
 
     pre_attn: Tap
@@ -64,6 +66,7 @@ class LayerPlan:
     post_mlp: Tap
     attn_write: Tap | None
     post_attn_kind: PostAttn
+    post_attn_norm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class Anatomy:
             nothing before (BERT's head has a transform) and nothing after (Gemma 2 caps, Cohere scales).
         n_heads, n_kv_heads, d_head, d_model: Sizes read off the tensors.
         attention_scale: The factor on q·k, one a layer.
+        attention_written_out: Whether the model computes attention itself (see `softmax`), and not through
+            transformers' attention interface (see `intercept`).
     """
 
     layers: tuple[LayerPlan, ...]
@@ -92,6 +97,7 @@ class Anatomy:
     d_head: int
     d_model: int
     attention_scale: tuple[float, ...]
+    attention_written_out: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -108,12 +114,13 @@ class _Refused(Exception):
     """Carries the reason up to where the model's name is known."""
 
 
-def find_anatomy(model: nn.Module, vocab_size: int) -> Anatomy:
+def find_anatomy(model: nn.Module, vocab_size: int, task: Task = "causal") -> Anatomy:
     """Probe a model and return its anatomy.
 
     Args:
-        model: A transformers model with a language-modelling head, in eval mode.
+        model: A transformers model with the head of its task, in eval mode.
         vocab_size: Upper bound (exclusive) of the ids used in the probe.
+        task: What the head does.
 
     Raises:
         UnsupportedArchitecture: Some part of the path could not be found; the message says which and why.
@@ -121,9 +128,13 @@ def find_anatomy(model: nn.Module, vocab_size: int) -> Anatomy:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(min(3, vocab_size - 1), vocab_size, (2, 6), generator=generator).to(device)
-    flow = record_forward(model, ids)
+    inputs = call_inputs(task, ids, torch.ones_like(ids))
+    flow = record_forward(model, inputs)
+    written_out = not flow.attention
+    if written_out:
+        flow = record_forward(model, inputs, written_out=True)
     try:
-        return _Finder(model, flow).anatomy()
+        return _Finder(model, flow, written_out=written_out).anatomy()
     except _Refused as reason:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} is not understood: {reason}. "
@@ -134,8 +145,8 @@ def find_anatomy(model: nn.Module, vocab_size: int) -> Anatomy:
 class _Finder:
     """The reasoning of `find_anatomy` over one record."""
 
-    def __init__(self, model: nn.Module, flow: Dataflow) -> None:
-        self.model, self.flow = model, flow
+    def __init__(self, model: nn.Module, flow: Dataflow, *, written_out: bool) -> None:
+        self.model, self.flow, self.written_out = model, flow, written_out
         self.modules = dict(model.named_modules())
         self.readers = flow.readers()
         self.nth_call = self._number_calls()
@@ -159,6 +170,7 @@ class _Finder:
             **sizes,
             d_model=calls[0].shapes[self._stream_in(calls[0])[1]][-1],
             attention_scale=tuple(a.scaling for a in attention),
+            attention_written_out=self.written_out,
         )
 
     # -- layers ---------------------------------------------------------------------------------------------
@@ -181,7 +193,10 @@ class _Finder:
 
     def _layer_calls(self) -> list[ModuleCall]:
         if not self.flow.attention:
-            raise _Refused("its attention does not go through transformers' attention interface")
+            raise _Refused(
+                "its attention goes neither through transformers' attention interface nor as softmax(q·k)·v through "
+                "torch's own functions"
+            )
         names = [self._layer_name(a.module) for a in self.flow.attention]
         calls = [c for c in self.flow.module_calls if c.name in set(names)]
         if [c.name for c in calls] != names:
@@ -232,19 +247,20 @@ class _Finder:
         out_key, out_node = self._stream_out(call)
         source, result = self.flow.root(in_node), self.flow.root(out_node)
         inside = list(self._calls_inside(call))
-        for state, writes, normed in self._steps(source, result, inside):
+        for state, writes, norm in self._steps(source, result, inside):
             term = self._attention_term(state, writes, attention)
             if term is not None:
                 parallel = len(writes) > 1
                 write = self._output_of(inside, term)
-                if parallel and write is None:
+                if (parallel or norm) and write is None:
                     raise _Refused("no module returns what attention adds to the residual stream")
                 return LayerPlan(
                     pre_attn=self._tap(call, "input", in_key),
                     post_attn=None if parallel else self._reader_of(inside, result),
                     post_mlp=self._tap(call, "output", out_key),
                     attn_write=write,
-                    post_attn_kind="derived" if parallel else "post_norm" if normed else "stream",
+                    post_attn_kind="derived" if parallel else "post_norm" if norm else "stream",
+                    post_attn_norm=norm,
                 )
             result = state
         raise _Refused(f"in layer {call.name!r} attention does not write into the residual stream")
@@ -256,29 +272,29 @@ class _Finder:
                 return
             yield call
 
-    def _steps(self, source: int, result: int, inside: list[ModuleCall]) -> Iterator[tuple[int, list[int], bool]]:
-        """Walk the stream from a layer's output to its input: (earlier state, what was added to it, normed after)."""
+    def _steps(self, source: int, result: int, inside: list[ModuleCall]) -> Iterator[tuple[int, list[int], str | None]]:
+        """Walk the stream from a layer's output to its input: (earlier state, what was added to it, norm after)."""
         for _ in range(_MAX_STEPS):
             if result == source:
                 return
-            total, normed = self._sum_behind(result, inside)
+            total, norm = self._sum_behind(result, inside)
             terms = self._terms(total, source)
             stream = self._stream_term(terms, source)
-            yield stream, [t for t in terms if t != stream], normed
+            yield stream, [t for t in terms if t != stream], norm
             result = stream
         raise _Refused("the residual stream has more steps in one layer than expected")
 
-    def _sum_behind(self, state: int, inside: list[ModuleCall]) -> tuple[int, bool]:
-        """Return the sum that a state is, or that a module (the norm of a post-LN family) made it from."""
+    def _sum_behind(self, state: int, inside: list[ModuleCall]) -> tuple[int, str | None]:
+        """Return the sum that a state is, or that a module (the norm of a post-LN family, named) made it from."""
         if self.flow.nodes[state].kind == "add":
-            return state, False
+            return state, None
         for call in inside:
             outputs = {self.flow.root(n) for n in call.outputs.values()}
             inputs = {self.flow.root(n) for n in call.inputs.values()}
             if state in outputs and len(inputs) == 1:
                 (total,) = inputs
                 if self.flow.nodes[total].kind == "add":
-                    return total, True
+                    return total, call.name
         raise _Refused("its residual stream is not a chain of sums (or of normed sums)")
 
     def _terms(self, total: int, source: int) -> list[int]:

@@ -4,7 +4,7 @@ The record is what `anatomy` reasons about. It knows three things about an opera
 its input (views, casts, copies), whether it adds two tensors of the same shape, or whether it does anything else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from decision_traces.models.intercept import AttentionCall, watch_attention
+from decision_traces.models.softmax import watch_softmax
 
 _ADDS = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
 _COPIES = {
@@ -163,12 +164,14 @@ def _module_records(model: nn.Module, flow: Dataflow) -> Iterator[None]:
         yield
 
 
-def record_forward(model: nn.Module, input_ids: Tensor) -> Dataflow:
+def record_forward(model: nn.Module, inputs: Mapping[str, Any], *, written_out: bool = False) -> Dataflow:
     """Run the model once on a tiny batch and return the record.
 
     Args:
         model: A transformers model in eval mode.
-        input_ids: (batch, n_tokens) ids; a few tokens are enough.
+        inputs: Keyword arguments of its forward; a few tokens are enough.
+        written_out: Look for attention that the model writes out itself (`softmax`), instead of attention that
+            goes through transformers' interface.
     """
     flow = Dataflow()
     names = {id(module): name for name, module in model.named_modules()}
@@ -179,6 +182,7 @@ def record_forward(model: nn.Module, input_ids: Tensor) -> Dataflow:
             AttentionNode(names.get(id(call.module), ""), flow.node(call.output), *shapes, _scaling(call))
         )
 
-    with torch.no_grad(), watch_attention(on_attention), _module_records(model, flow), flow:
-        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
+    watch = watch_softmax(tuple(model.modules()), on_attention) if written_out else watch_attention(on_attention)
+    with torch.no_grad(), watch, _module_records(model, flow), flow:
+        model(**inputs)
     return flow

@@ -27,7 +27,7 @@ class AttentionCall:
         query: (batch, n_heads, n_query, d_head).
         key: (batch, n_kv_heads, n_key, d_head), before repetition for grouped queries.
         value: (batch, n_kv_heads, n_key, d_head).
-        scaling: The factor on the scores; None means 1/sqrt(d_head).
+        scaling: The factor on q·k; None means 1/sqrt(d_head).
         output: (batch, n_query, n_heads, d_head), before the output projection.
         probabilities: (batch, n_heads, n_query, n_key), or None where the implementation does not give them (SDPA).
     """

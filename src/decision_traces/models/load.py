@@ -1,4 +1,4 @@
-"""Loading a decoder with its tokenizer, from the hub, a folder or a GGUF file; every failure is one sentence."""
+"""Loading a model with its tokenizer, from the hub, a folder or a GGUF file; every failure is one sentence."""
 
 import hashlib
 import importlib.util
@@ -13,17 +13,26 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultipleChoice,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES as CHOICE
 from transformers.utils import logging as transformers_logging
 
 from decision_traces.errors import ModelError, UsageError, first_line
 from decision_traces.hub import hub_reachable
+from decision_traces.models.task import Task
 
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEMO_MODEL: Final = "demo"
 DEFAULT_MODEL: Final = "gpt2"
+_HEADS: Final[dict[Task, Any]] = {"causal": AutoModelForCausalLM, "multiple_choice": AutoModelForMultipleChoice}
 _LOAD_ERRORS: Final = (
     OSError,
     ValueError,
@@ -74,7 +83,15 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in eval mode on its device, with its tokenizer and what the run's meta says about it."""
+    """A model in eval mode on its device, with its tokenizer and what the run's meta says about it.
+
+    Attributes:
+        model, tokenizer, config, device: The model.
+        revision: Commit on the hub, where it is known.
+        attention: Attention implementation in use.
+        task: What its head does.
+        fresh: Names of the head's parameters that the checkpoint did not have: they are random numbers.
+    """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
@@ -82,18 +99,32 @@ class LoadedModel:
     device: torch.device
     revision: str | None
     attention: str
+    task: Task = "causal"
+    fresh: tuple[str, ...] = ()
 
     @property
     def vocab_size(self) -> int:
-        """Number of rows of the unembedding."""
-        return int(self.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+        """Number of rows of the unembedding, or of the embedding where the head has none."""
+        unembedding = self.model.get_output_embeddings()  # type: ignore[operator]
+        return self.embedded if unembedding is None else int(unembedding.weight.shape[0])
+
+    @property
+    def embedded(self) -> int:
+        """Number of ids the model has an embedding for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
 
     @property
     def context(self) -> int | None:
         """Longest text in tokens the model was built for; None where it states no limit."""
         text = self.config.get_text_config()
         limit = getattr(text, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        if not limit:
+            return None
+        # RoBERTa's kind counts positions from behind the padding index of a table that holds it.
+        words = self.model.get_input_embeddings()  # type: ignore[operator]
+        tables = [m for m in self.model.modules() if isinstance(m, nn.Embedding) and m is not words]
+        padding = [t.padding_idx for t in tables if t.num_embeddings == limit and t.padding_idx is not None]
+        return int(limit) - max((p + 1 for p in padding), default=0)
 
     def weights_digest(self) -> str:
         """Return the SHA-256 over names, types and bytes of all weights."""
@@ -106,8 +137,8 @@ class LoadedModel:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and advice off the terminal while loading."""
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own progress bars and advice off the terminal."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -154,16 +185,21 @@ def _load_config(source: ModelSource, options: dict[str, Any]) -> Any:
         raise _load_error(source, error) from error
 
 
-def _refuse_non_decoders(source: ModelSource, config: Any) -> None:
+def _refuse_other_kinds(source: ModelSource, config: Any, task: Task) -> None:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{source.location} is an encoder-decoder ({kind}); this command traces decoders.")
-    encoder = kind in MASKED and not getattr(config, "is_decoder", False)
-    if kind not in CAUSAL or encoder:
+        needs = "decoders" if task == "causal" else "encoders"
+        raise ModelError(f"{source.location} is an encoder-decoder ({kind}); this command traces {needs}.")
+    if task == "causal":
+        fits = kind in CAUSAL and not (kind in MASKED and not getattr(config, "is_decoder", False))
+        what, needs = "a decoder", "a causal language model, such as gpt2"
+    else:
+        fits = kind in CHOICE
+        what, needs = "an encoder with a multiple-choice head", f"one of {', '.join(sorted(CHOICE))}"
+    if not fits:
         built = ", ".join(getattr(config, "architectures", None) or ("unknown",))
         raise ModelError(
-            f"{source.location} is not a decoder: model type {kind!r}, built as {built}. "
-            "This command needs a causal language model, such as gpt2."
+            f"{source.location} is not {what}: model type {kind!r}, built as {built}. This command needs {needs}."
         )
 
 
@@ -174,19 +210,23 @@ def _no_folder(path: Path) -> str:
 
 
 def _need_gguf() -> None:
-    missing = [m for m in ("gguf", "accelerate") if importlib.util.find_spec(m) is None]
-    if missing:
+    if importlib.util.find_spec("gguf") is None:
         raise UsageError(
-            f'--gguf_file needs {" and ".join(missing)}: python -m pip install "decision-traces[gguf]" '
+            '--gguf_file needs gguf: python -m pip install "decision-traces[gguf]" '
             '(from a clone: python -m pip install -e ".[gguf]").'
         )
 
 
 def load_decoder(source: ModelSource) -> LoadedModel:
-    """Load a causal language model and its tokenizer.
+    """Load a causal language model and its tokenizer; see `load_model`."""
+    return load_model(source, "causal")
+
+
+def load_model(source: ModelSource, task: Task) -> LoadedModel:
+    """Load a model with the head of a task, and its tokenizer.
 
     Raises:
-        ModelError: Unknown model, folder without weights, no decoder, weights or tokenizer missing.
+        ModelError: Unknown model, folder without weights, another kind of model, weights or tokenizer missing.
         UsageError: The device is not there, or GGUF support is not installed.
     """
     device = resolve_device(source.device)
@@ -201,38 +241,49 @@ def load_decoder(source: ModelSource) -> LoadedModel:
     if source.model_path is not None and source.gguf_file and not (source.model_path / source.gguf_file).is_file():
         there = ", ".join(sorted(p.name for p in source.model_path.glob("*.gguf"))) or "none"
         raise ModelError(f"--gguf_file {source.gguf_file}: not in {source.model_path}; GGUF files there: {there}.")
-    with _quiet_transformers():
+    with quiet_transformers():
         config = _load_config(source, options)
-        _refuse_non_decoders(source, config)
-        model = _load_weights(source, options, device)
+        _refuse_other_kinds(source, config, task)
+        model, missing = _load_weights(source, options, device, _HEADS[task])
         tokenizer = _load_tokenizer(source, options)
-    revision = getattr(model.config, "_commit_hash", None)
-    return LoadedModel(model, tokenizer, model.config, device, revision, model.config._attn_implementation)
+    _refuse_random_weights(source, model, missing, task)
+    revision, attention = getattr(model.config, "_commit_hash", None), model.config._attn_implementation
+    return LoadedModel(model, tokenizer, model.config, device, revision, attention, task, missing)
 
 
-def _load_weights(source: ModelSource, options: dict[str, Any], device: torch.device) -> Any:
+def _load_weights(
+    source: ModelSource, options: dict[str, Any], device: torch.device, auto_class: Any
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the model in eval mode on its device, and the parameters that the checkpoint does not have."""
     auto = torch.float32 if device.type == "cpu" else "auto"
     dtype = auto if source.model_dtype == "auto" else getattr(torch, source.model_dtype)
     wanted = {"dtype": dtype, "output_loading_info": True, **options}
     try:
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                source.location, attn_implementation=source.attention, **wanted
-            )
+            model, report = auto_class.from_pretrained(source.location, attn_implementation=source.attention, **wanted)
         except ValueError as error:
             if "attn_implementation" not in str(error):
                 raise
             # A family without SDPA says so here; eager is what it always runs.
-            model, report = AutoModelForCausalLM.from_pretrained(source.location, attn_implementation="eager", **wanted)
+            model, report = auto_class.from_pretrained(source.location, attn_implementation="eager", **wanted)
     except _LOAD_ERRORS as error:
         raise _load_error(source, error) from error
-    missing = sorted(report.get("missing_keys", ()))
-    if missing:
+    return model.to(device).eval(), tuple(sorted(report.get("missing_keys", ())))
+
+
+def _refuse_random_weights(source: ModelSource, model: Any, missing: tuple[str, ...], task: Task) -> None:
+    """Refuse a checkpoint that lacks weights; a multiple-choice head alone may be new, which the caller reports."""
+    body = [name for name in missing if task == "causal" or _in_body(model, name)]
+    if body:
         raise ModelError(
-            f"{source.location} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}, ...). "
+            f"{source.location} lacks {len(body)} of the model's weights ({', '.join(body[:3])}, ...). "
             "They would be random numbers, and so would the predictions."
         )
-    return model.to(device).eval()
+
+
+def _in_body(model: Any, parameter: str) -> bool:
+    """Return whether a parameter belongs to what makes the hidden states; a pooler only reads them."""
+    return parameter.startswith(f"{model.base_model_prefix}.") and ".pooler." not in parameter
 
 
 def _load_tokenizer(source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:

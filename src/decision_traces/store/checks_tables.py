@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from decision_traces.schema import NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS, TOKENS_FILE, Column
+from decision_traces.schema import RUN_COLUMNS, TOKEN_COLUMNS, TOKENS_FILE, Column
 from decision_traces.store.checks import NAMED_FAILURES, CheckResult
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.table import list_levels, rectangle
@@ -80,8 +80,7 @@ def check_columns(
 
 def token_columns(store: OpenRun) -> tuple[Column, ...]:
     """Return the columns a run must have."""
-    next_token = store.meta.get("objective") == "next_token"
-    return TOKEN_COLUMNS + (NEXT_TOKEN_COLUMNS if next_token else ())
+    return RUN_COLUMNS.get(str(store.meta.get("objective")), TOKEN_COLUMNS)
 
 
 def check_tokens(table: pa.Table, store: OpenRun, usable: set[str]) -> Iterator[CheckResult]:

@@ -60,9 +60,10 @@ def _named(examples: Examples, position: str) -> np.ndarray:
         return examples.spans.stop - 1
     if position != "next":
         raise UsageError(f"No position {position!r}: valid are 'next', 'last', an int, or one int per row.")
-    if "next_pos" not in examples.table.column_names:
-        raise UsageError("This run has no next-token predictions: use position='last' or an int.")
-    return np.asarray(pc.fill_null(examples.column("next_pos"), -1).to_numpy())
+    for column in ("next_pos", "answer_pos"):
+        if column in examples.table.column_names:
+            return np.asarray(pc.fill_null(examples.column(column), -1).to_numpy())
+    raise UsageError("This run has no one position of its prediction: use position='last' or an int.")
 
 
 def gather(

@@ -175,9 +175,10 @@ class TraceStore(OpenRun):
             name: Array as `arrays()` calls it.
             layer: Layer (or depth); the whole axis where left out.
             head: Head (key-value head for k and v); the whole axis where left out.
-            position: `"next"`: where the run's prediction was made (`next_pos`); `"last"`: the last token; an
-                int: that token of every example, negative ones counting from its last token; or one position
-                per example, (N,) or (N, C), where -1 means none. For attention it picks the query row.
+            position: `"next"`: where the run's prediction was made (`next_pos`, or `answer_pos`); `"last"`: the
+                last token; an int: that token of every example, negative ones counting from its last token; or
+                one position per example, (N,) or (N, C), where -1 means none. For attention it picks the query
+                row.
 
         Returns:
             (N, [C,] [L,] [H,] d), with d the last axis of the array (T for attention). Rows of examples that
@@ -185,7 +186,7 @@ class TraceStore(OpenRun):
 
         Raises:
             SelectionError: The layer, head or position is outside the array.
-            UsageError: The array has no head axis, or the run no `next_pos`.
+            UsageError: The array has no head axis, or the run no one position of its prediction.
         """
         return gather(self.array(name), self._examples, self._picks(self.array(name), layer, head), position)
 

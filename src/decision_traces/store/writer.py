@@ -18,7 +18,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import RunError, RunExistsError
-from decision_traces.schema import META_FILE, ArraySpec, Dims, StorageDtype
+from decision_traces.schema import CHOICE, EXAMPLE, META_FILE, ArraySpec, Dims, StorageDtype
 from decision_traces.store.arrays import RUST_PIPELINE
 from decision_traces.store.disk import disk_errors, refuse_existing
 from decision_traces.store.folder import (
@@ -68,15 +68,23 @@ class RunLayout:
         """Return for every distinct tensor the arrays and layer indices where it stands."""
         places: dict[Site, list[tuple[ArraySpec, int]]] = {}
         for spec in self.specs:
-            size = self.dims.shape(spec.axes)[1] if spec.layered else 1
+            size = 1 if spec.layer_axis is None else self.dims.shape(spec.axes)[spec.layer_axis]
             for index in range(size):
                 places.setdefault(spec.source(index, self.dims.n_layers), []).append((spec, index))
         return places
 
-    def chunk(self, spec: ArraySpec, rows: int) -> tuple[int, ...]:
-        """Return the shape of `rows` examples of one layer."""
-        shape = self.dims.shape(spec.axes)
-        return (rows, 1, *shape[2:]) if spec.layered else (rows, *shape[1:])
+    def chunk(self, spec: ArraySpec) -> tuple[int, ...]:
+        """Return the shape of what readers ask for: one example (one choice of it) at one layer, whole."""
+        single = {spec.axes.index(axis) for axis in (EXAMPLE, CHOICE) if axis in spec.axes} | {spec.layer_axis}
+        return tuple(1 if i in single else n for i, n in enumerate(self.dims.shape(spec.axes)))
+
+    def shard(self, spec: ArraySpec) -> tuple[int, ...]:
+        """Return the shape of one file: a block of examples with all their choices at one layer."""
+        shape = list(self.dims.shape(spec.axes))
+        shape[0] = self.block_rows
+        if spec.layer_axis is not None:
+            shape[spec.layer_axis] = 1
+        return tuple(shape)
 
 
 def partial_folder(run: Path) -> Path:
@@ -173,8 +181,8 @@ class RunWriter:
                     self.folder / spec.path,
                     shape=self.layout.dims.shape(spec.axes),
                     dtype=self.layout.dtype,
-                    chunks=self.layout.chunk(spec, 1),
-                    shards=self.layout.chunk(spec, self.layout.block_rows),
+                    chunks=self.layout.chunk(spec),
+                    shards=self.layout.shard(spec),
                     compressors=[ZstdCodec(level=1), Crc32cCodec()],
                     fill_value=0,
                     dimension_names=spec.axes,
@@ -206,7 +214,8 @@ class RunWriter:
 
         Args:
             block: Its number.
-            tensors: Site to (layers, rows, ...) in the storage type; each distinct tensor is written once.
+            tensors: Site to (layers, rows, ...) in the storage type, (layers, rows, choices, ...) where the run has
+                choices; each distinct tensor is written once.
             tables: File name to the block's rows of that table.
             facts: JSON values to keep with the block (largest values, ...); read back by `facts`.
 
@@ -236,12 +245,15 @@ class RunWriter:
     ) -> dict[str, FileRecord]:
         rows = self.layout.rows(block)
         spec, index = places[0]
-        part = slice(rows.start, rows.stop)
-        selection = (part, slice(index, index + 1)) if spec.layered else (part,)
+        selection: list[slice] = [slice(None)] * len(spec.axes)
+        selection[0] = slice(rows.start, rows.stop)
         data = tensor[: len(rows)]
+        if spec.layer_axis is not None:
+            selection[spec.layer_axis] = slice(index, index + 1)
+            data = np.expand_dims(data, spec.layer_axis)
         first = self._shard(spec, block, index)
         first.unlink(missing_ok=True)  # what a crash left half-written must not be read and merged
-        self._arrays[spec.name][selection] = data[:, None] if spec.layered else data
+        self._arrays[spec.name][tuple(selection)] = data
         if not first.exists():  # nothing but padding
             return {}
         record = checksum(first)
@@ -250,9 +262,11 @@ class RunWriter:
         return {self._shard(s, block, i).relative_to(self.folder).as_posix(): record for s, i in places}
 
     def _shard(self, spec: ArraySpec, block: int, index: int) -> Path:
-        rank = len(spec.axes)
-        place = (block, index, *[0] * (rank - 2)) if spec.layered else (block, *[0] * (rank - 1))
-        return self.folder / spec.path / self._arrays[spec.name].metadata.encode_chunk_key(place)
+        place = [0] * len(spec.axes)
+        place[0] = block
+        if spec.layer_axis is not None:
+            place[spec.layer_axis] = index
+        return self.folder / spec.path / self._arrays[spec.name].metadata.encode_chunk_key(tuple(place))
 
     def _duplicate(self, source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

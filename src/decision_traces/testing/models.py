@@ -32,6 +32,16 @@ _OPT: Final = {
     "word_embed_proj_dim": D_MODEL,
     "max_position_embeddings": CONTEXT,
 }
+_NEO: Final = {
+    "hidden_size": D_MODEL,
+    "num_layers": N_LAYERS,
+    "attention_types": [[["global", "local", "global"], 1]],
+    "num_heads": N_HEADS,
+    "window_size": 16,
+    "intermediate_size": 48,
+    "max_position_embeddings": CONTEXT,
+}
+_FALCON: Final = {"hidden_size": D_MODEL, "num_hidden_layers": N_LAYERS, "num_attention_heads": N_HEADS}
 
 FAMILIES: Final[Mapping[str, Callable[..., Any]]] = {
     "gpt2": lambda **k: hf.GPT2Config(**{**_GPT2, **k}),
@@ -49,6 +59,11 @@ FAMILIES: Final[Mapping[str, Callable[..., Any]]] = {
     "phi": lambda **k: hf.PhiConfig(**{**_SIZES, **k}),
     "cohere": lambda **k: hf.CohereConfig(**{**_GROUPED, **k}),
     "olmo2": lambda **k: hf.Olmo2Config(**{**_GROUPED, **k}),
+    "gptj": lambda **k: hf.GPTJConfig(**{**_GPT2, "rotary_dim": 4, **k}),
+    "gpt_neo": lambda **k: hf.GPTNeoConfig(**{**_NEO, **k}),
+    "mpt": lambda **k: hf.MptConfig(**{"d_model": D_MODEL, "n_heads": N_HEADS, "n_layers": N_LAYERS, **k}),
+    "falcon": lambda **k: hf.FalconConfig(**{**_FALCON, **k}),
+    "bloom": lambda **k: hf.BloomConfig(**{"hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS, **k}),
     "granite": lambda **k: hf.GraniteConfig(**_GROUPED, residual_multiplier=0.5, **k),
 }
 

@@ -65,33 +65,22 @@ RELATIONS = {
 Fact = tuple[str, str, str]  # (relation, person, value)
 
 
-# How often a question that is not the one that counts asks for the person instead of the value.
+# How often a question gives the value and asks for the person.
 BACK = 0.25
 
 
 def make_fact(source: Source) -> Item:
-    """Return an item that states two to seven facts of a world, asks for some, and last for a value."""
-    return _make_asked(source, "fact", 0.0)
+    """Return an item that states two to seven facts of a world and asks for one to four of them.
 
-
-def make_reverse(source: Source) -> Item:
-    """Return an item like a fact, but the last question gives the value and asks for the person."""
-    return _make_asked(source, "reverse", 1.0)
-
-
-def make_fact_either_way(source: Source) -> Item:
-    """Return an item whose last question asks for a value or, less often, for a person: for training."""
-    return _make_asked(source, "fact", BACK)
-
-
-def _make_asked(source: Source, kind: str, back: float) -> Item:
+    Each question asks for the value or, one time in four, for the person.
+    """
     rng = source.rng
     facts = source.draw(_draw_facts, _facts_world)
     told = [RELATIONS[r].told.format(n=n, v=v) for r, n, v in facts]
+    # Not all of them: a model would learn to answer by elimination.
     asked = rng.sample(facts, min(len(facts), rng.choice((1, 2, 3) if len(facts) > 5 else (1, 2, 3, 4))))
-    shares = [*[BACK] * (len(asked) - 1), back]
-    text = " ".join([*told, *(_ask(rng, fact, share) for fact, share in zip(asked, shares, strict=True))])
-    return Item(kind, text.removesuffix("."), (_facts_world(facts),))
+    text = " ".join([*told, *(_ask(rng, fact, BACK) for fact in asked)])
+    return Item("fact", text.removesuffix("."), (_facts_world(facts),))
 
 
 def _draw_facts(rng: Random) -> list[Fact]:

@@ -1,0 +1,81 @@
+"""What every extraction command says when it is done."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from rich.console import Console
+
+from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._progress import make_progress
+from decision_traces.extract.config import ExtractConfig
+from decision_traces.extract.progress import Progress
+from decision_traces.store.folder import read_meta
+
+ConfigT = TypeVar("ConfigT", bound=ExtractConfig)
+
+
+def run_extraction(
+    config_cls: type[ConfigT], extract: Callable[[ConfigT, Progress], Path], name: str, flags: Sequence[str]
+) -> NoReturn:
+    """Parse the flags of an extraction, run it, and say what came out and what to do next.
+
+    Args:
+        config_cls: The command's dataclass.
+        extract: Does the work.
+        name: The command's name.
+        flags: As typed.
+    """
+
+    def handler(config: ConfigT) -> int:
+        progress = make_progress(make_console(stderr=True), quiet=config.quiet)
+        folder = extract(replace(config, command=("decision-traces", name, *flags)), progress)
+        if not config.quiet:
+            console = make_console()
+            report(folder, console)
+            console.print(f"Check it: decision-traces index {folder} --validate", markup=False, soft_wrap=True)
+        return 0
+
+    run_command(config_cls, handler, flags, prog=f"decision-traces {name}")
+
+
+def report(folder: Path, console: Console) -> None:
+    """Print what a finished run holds, in a few lines."""
+    meta = read_meta(folder)
+    timings = meta["timings"]
+    console.print(f"Run: {folder}", markup=False, soft_wrap=True)
+    console.print(
+        f"{meta['n_examples']} examples, T = {meta['max_seq_len']}, {len(meta['arrays'])} arrays, "
+        f"{meta['bytes'] / 1e6:,.1f} MB; {timings['extract_s']:.1f} s ({timings['tokens_per_s']:,.0f} tokens/s); "
+        f"certificate {'passed' if meta['certificate']['passed'] else 'empty: no token to check on'}"
+    )
+    for line in _outcome_lines(meta):
+        console.print(line, soft_wrap=True, markup=False)
+    if meta["n_truncated"]:
+        console.print(f"{meta['n_truncated']} texts were longer than T = {meta['max_seq_len']} tokens and were cut.")
+    if meta["fresh_parameters"]:
+        console.print(
+            f"WARNING: the multiple-choice head was not in the checkpoint ({', '.join(meta['fresh_parameters'])}): "
+            "it is random, and its predictions mean nothing. Fine-tune it: decision-traces finetune --help",
+            soft_wrap=True,
+            style="red",
+        )
+
+
+def _outcome_lines(meta: dict[str, Any]) -> list[str]:
+    if meta.get("n_predictions"):
+        return [
+            f"Next token: {meta['next_accuracy']:.1%} right, mean NLL {meta['mean_next_nll']:.3f} nats, "
+            f"mean entropy {meta['mean_next_entropy']:.3f} nats, over {meta['n_predictions']} predictions"
+        ]
+    if "n_answers" not in meta:
+        return []
+    sure = f"mean probability of the chosen answer {meta['mean_choice_confidence']:.3f}"
+    right = f"{meta['choice_accuracy']:.1%} of {meta['n_answers']} right" if meta["n_answers"] else "no answers known"
+    mass = (
+        f", of all five tokens among the vocabulary {meta['mean_choice_mass']:.3f}"
+        if "mean_choice_mass" in meta
+        else ""
+    )
+    return [f"Choices: {right}, {sure}{mass}"]

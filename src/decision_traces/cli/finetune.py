@@ -1,0 +1,30 @@
+"""`decision-traces finetune`: the first half of workflow C."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from decision_traces.cli._app import make_console, run_command
+from decision_traces.finetune import FinetuneConfig, finetune
+
+
+def run(config: FinetuneConfig) -> int:
+    """Train, and say how good the checkpoint is and what to do next."""
+    progress, console = make_console(stderr=True), make_console()
+    result = finetune(config, None if config.quiet else lambda line: progress.print(line, markup=False, soft_wrap=True))
+    if not config.quiet:
+        console.print(f"Checkpoint: {result.folder}", markup=False, soft_wrap=True)
+        console.print(
+            f"Accuracy {result.accuracy:.1%} on {result.n_eval} validation questions (guessing: {result.chance:.0%})"
+        )
+        data = f" --dataset {config.dataset}" if config.dataset != "csqa" else ""
+        console.print(
+            f"Trace it: decision-traces csqa-enc --model {config.model} --model_path {result.folder}{data}",
+            markup=False,
+            soft_wrap=True,
+        )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command."""
+    run_command(FinetuneConfig, run, argv, prog="decision-traces finetune")

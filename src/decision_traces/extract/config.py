@@ -1,0 +1,79 @@
+"""The flags that every extraction has; each command's dataclass adds its own."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from decision_traces.extract.job import JobOptions
+from decision_traces.models.load import ModelDtype, ModelSource
+from decision_traces.schema import Capture, StorageDtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """What model, how much of the data, what to keep, and where."""
+
+    model: str | None = None
+    """Hub id, or "demo" for the embedded model; with --model_path only the run's name for it."""
+    model_path: Path | None = None
+    """Local folder with config, weights and tokenizer."""
+    gguf_file: str | None = None
+    """Name of a GGUF file in the model's folder or repository."""
+    revision: str | None = None
+    """Branch, tag or commit of the model on the hub."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    model_dtype: ModelDtype = "auto"
+    """Type of weights and computation; auto is float32 on CPU and the checkpoint's own elsewhere."""
+    split: str = "validation"
+    """train, validation or test."""
+    data_dir: Path | None = None
+    """Folder with the published files, instead of the hub; default $DECISION_TRACES_DATA."""
+    limit: int | None = None
+    """Take the first so many examples; default all."""
+    max_seq_len: int | Literal["auto"] = "auto"
+    """T, in tokens; auto fits the longest text, up to the model's context."""
+    capture: tuple[Capture, ...] = ("hidden", "resid")
+    """Which arrays to keep."""
+    batch_size: int = 8
+    """Most examples of a batch."""
+    dtype: StorageDtype = "float16"
+    """Type of the arrays on disk."""
+    block_mb: int = 512
+    """Memory for the captures of one block, MiB; two blocks are in flight."""
+    store_unembed: bool = False
+    """Also keep the model's head (final norm and unembedding), so that analysis needs no model."""
+    out_dir: Path | None = None
+    """The run's folder; default traces/<RUN_ID>."""
+    overwrite: bool = False
+    """Replace a run that is already there, once the new one is complete."""
+    resume: bool = False
+    """Go on with an unfinished run."""
+    seed: int = 0
+    """Seed of everything random: a head that the checkpoint lacks; nothing else is, on CPU."""
+    quiet: bool = False
+    """No progress."""
+    command: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=(), compare=False)
+
+    def model_source(self, default: str | None = None) -> ModelSource:
+        """Return where the model comes from; `default` is the hub id when nothing was named."""
+        model = default if self.model is None and self.model_path is None else self.model
+        return ModelSource(model, self.model_path, self.gguf_file, self.revision, self.device, self.model_dtype)
+
+    def options(self) -> JobOptions:
+        """Return the options in the form a job takes them."""
+        return JobOptions(
+            capture=self.capture,
+            dtype=self.dtype,
+            max_seq_len=self.max_seq_len,
+            batch_size=self.batch_size,
+            block_mb=self.block_mb,
+            store_unembed=self.store_unembed,
+            out_dir=self.out_dir,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            seed=self.seed,
+            command=self.command,
+        )

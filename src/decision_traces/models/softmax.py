@@ -1,0 +1,175 @@
+"""Seeing attention that a model writes out itself: product, softmax, product (DeBERTa, MPNet and others).
+
+Such models do not ask transformers for an attention function, so there is nothing to wrap. Instead every torch
+function called inside an attention module is watched: the softmax gives the probabilities, the product in front
+of it (reached through sums, scalings, masks and views alone) has q and k as its factors, and the product behind
+it has v as its right one. Torch's fused attention, where a model calls it directly, is seen as well. Nothing is
+computed again; the model's own tensors are handed on.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from decision_traces.models.intercept import AttentionCall, Watcher
+
+_PRODUCTS: Final = frozenset({"matmul", "bmm", "__matmul__", "__rmatmul__"})
+_SUMS: Final = frozenset({"add", "add_", "sub", "__add__", "__iadd__", "__radd__", "__sub__", "masked_fill"}) | {
+    "masked_fill_", "where", "view", "reshape", "contiguous", "to", "float", "type", "half", "bfloat16", "clamp",
+}  # fmt: skip
+_TIMES: Final = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__"})
+_OVER: Final = frozenset({"div", "div_", "true_divide", "__truediv__", "__itruediv__"})
+_QKV: Final = ("query", "key", "value")
+_SAME: Final = frozenset({"dropout", "view", "reshape", "contiguous", "to", "float", "type", "half", "bfloat16"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """A tensor of attention scores: scale * (left @ right) plus whatever was added."""
+
+    left: Tensor
+    right: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Probabilities:
+    """A tensor of attention probabilities, four-dimensional, and the scores they were made from."""
+
+    value: Tensor
+    scores: _Scores
+
+
+class SoftmaxAttention(TorchFunctionMode):
+    """Calls a watcher after every attention operation inside the modules it is told it is in."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__()
+        self._watcher = watcher
+        self._modules: list[nn.Module] = []
+        self._known: dict[int, _Scores | _Probabilities] = {}
+        self._alive: list[Tensor] = []  # ids are unique only while the tensors live
+
+    def enter(self, module: nn.Module) -> None:
+        """Begin to watch: the model is now inside this module."""
+        self._modules.append(module)
+
+    def leave(self) -> None:
+        """End to watch: the model left the module it was in. With the outermost, what was seen is forgotten."""
+        self._modules.pop()
+        if not self._modules:
+            self._known.clear()
+            self._alive.clear()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not self._modules or not isinstance(out, Tensor):
+            return out
+        name = getattr(func, "__name__", "")
+        if name in _PRODUCTS and len(args) > 1 and isinstance(args[1], Tensor) and out.dim() >= 3:
+            return self._product(args[0], args[1], out)
+        if name == "scaled_dot_product_attention":
+            return self._fused(args, kwargs, out)
+        if name == "baddbmm":
+            left, right = (kwargs.get(f"batch{i}", args[i] if i < len(args) else None) for i in (1, 2))
+            self._remember(out, _Scores(left, right, float(kwargs.get("alpha", 1.0))))
+        elif name == "softmax":
+            self._softmax(args[0] if args else kwargs["input"], out)
+        else:
+            self._follow(name, args, out)
+        return out
+
+    def _remember(self, tensor: Tensor, what: _Scores | _Probabilities) -> None:
+        self._known[id(tensor)] = what
+        self._alive.append(tensor)
+
+    def _product(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+        known = self._known.get(id(left))
+        if not isinstance(known, _Probabilities):
+            self._remember(out, _Scores(left, right, 1.0))
+            return out
+        replaced = self._watcher(_call(self._modules[-1], known, right, out))
+        return out if replaced is None else _as_made(replaced, out)
+
+    def _fused(self, args: Any, kwargs: Any, out: Tensor) -> Tensor:
+        """Torch's own attention in one operation, called by the model itself: there are no probabilities."""
+        query, key, value = (kwargs.get(n, args[i] if i < len(args) else None) for i, n in enumerate(_QKV))
+        call = AttentionCall(
+            self._modules[-1], query, key, value, kwargs.get("scale"), out.transpose(1, 2), None
+        )  # fmt: skip
+        replaced = self._watcher(call)
+        return out if replaced is None else _as_made(replaced, out)
+
+    def _softmax(self, scores: Tensor, out: Tensor) -> None:
+        known = self._known.get(id(scores))
+        if isinstance(known, _Scores) and out.dim() in {3, 4}:
+            self._remember(out, _Probabilities(out, known))
+
+    def _follow(self, name: str, args: Any, out: Tensor) -> None:
+        """Carry what is known of an argument over to the result of an operation that keeps its meaning."""
+        for arg in args[:3]:
+            known = self._known.get(id(arg)) if isinstance(arg, Tensor) else None
+            if isinstance(known, _Probabilities) and name in _SAME and out.numel() == known.value.numel():
+                value = out if out.dim() == 4 and known.value.dim() == 3 else known.value
+                self._remember(out, replace(known, value=value))
+                return
+            if isinstance(known, _Scores) and (name in _SUMS or name in _TIMES | _OVER):
+                factor = _factor(name, args)
+                if factor is not None:
+                    self._remember(out, replace(known, scale=known.scale * factor))
+                return
+
+
+def _factor(name: str, args: Any) -> float | None:
+    """Return what an operation multiplies scores with: 1 for sums, None for anything that is no number."""
+    if name in _SUMS:
+        return 1.0
+    number = next((a for a in args[:2] if isinstance(a, int | float) or (isinstance(a, Tensor) and a.dim() == 0)), None)
+    if number is None:
+        return None
+    return float(number) if name in _TIMES else 1.0 / float(number)
+
+
+def _call(module: nn.Module, known: _Probabilities, value: Tensor, out: Tensor) -> AttentionCall:
+    batch, heads = known.value.shape[:2]
+
+    def by_head(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dim() == 4 else tensor.view(batch, -1, *tensor.shape[-2:])
+
+    scores = known.scores
+    return AttentionCall(
+        module=module,
+        query=by_head(scores.left),
+        key=by_head(scores.right).transpose(-1, -2),
+        value=by_head(value),
+        scaling=scores.scale,
+        output=out.view(batch, heads, *out.shape[-2:]).transpose(1, 2),
+        probabilities=known.value,
+    )
+
+
+def _as_made(replaced: Tensor, out: Tensor) -> Tensor:
+    """Return (batch, n_query, n_heads, d_head) in the form the model made its own output in."""
+    return replaced.transpose(1, 2).reshape(out.shape)
+
+
+@contextmanager
+def watch_softmax(modules: Sequence[nn.Module], watcher: Watcher) -> Iterator[None]:
+    """Call `watcher` after every attention operation inside these modules; nothing stays behind.
+
+    Args:
+        modules: Where attention may happen; the innermost of them around an operation is named as its module.
+        watcher: As for `watch_attention`.
+    """
+    mode = SoftmaxAttention(watcher)
+    with ExitStack() as stack:
+        for module in dict.fromkeys(modules):
+            stack.callback(module.register_forward_pre_hook(lambda m, _args: mode.enter(m)).remove)
+            stack.callback(module.register_forward_hook(lambda *_: mode.leave(), always_call=True).remove)
+        stack.enter_context(mode)
+        yield

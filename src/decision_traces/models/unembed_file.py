@@ -1,0 +1,110 @@
+"""The way from the residual stream to logits as a small file: final norm and output embedding, without the model.
+
+`unembed/` in a run folder holds `config.json` and `unembed.safetensors`. With it a run can be read through the lens
+where its model is not to be had. The architecture is built from the config without memory for its weights; the two
+modules are taken from it and filled from the file.
+"""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from decision_traces.errors import ModelError, UnsupportedArchitecture, first_line
+from decision_traces.models.anatomy import IDENTITY
+from decision_traces.models.load import LoadedModel
+
+UNEMBED_DIR: Final = "unembed"
+UNEMBED_FILE: Final = "unembed.safetensors"
+_CONFIG_FILE: Final = "config.json"
+
+
+def save_unembedding(loaded: LoadedModel, final_norm: str | None, folder: Path) -> Path:
+    """Write the final norm and the output embedding of a model, with its config, and return the folder.
+
+    Args:
+        loaded: The model. Its numbers are written in the type they have.
+        final_norm: Name of the final norm, as `Anatomy` and a run's meta have it.
+        folder: Made where it does not exist; files of these names in it are replaced.
+
+    Raises:
+        UnsupportedArchitecture: No single module leads from the last layer to the last hidden state.
+    """
+    if final_norm is None:
+        raise UnsupportedArchitecture(
+            f"{type(loaded.model).__name__} has no single final norm; there is nothing that could be stored alone."
+        )
+    tensors: dict[str, Tensor] = {}
+    for name, module in _modules(loaded.model, final_norm).items():
+        for key, value in chain(module.named_parameters(), module.named_buffers()):
+            tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()  # tied weights share memory
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _CONFIG_FILE).write_text(loaded.config.to_json_string(use_diff=True), encoding="utf-8")
+    save_file(tensors, folder / UNEMBED_FILE, metadata={"format": "pt"})
+    return folder
+
+
+def load_unembedding_file(
+    folder: Path, final_norm: str, device: torch.device | None = None
+) -> tuple[nn.Module | None, nn.Module]:
+    """Return the final norm (None where there is none) and the output embedding from a folder.
+
+    Args:
+        folder: As `save_unembedding` wrote it.
+        final_norm: As for `save_unembedding`.
+        device: Where to put them; the CPU by default.
+
+    Raises:
+        ModelError: A file is missing or damaged, or does not hold what the architecture needs.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        modules = _modules(model, final_norm)
+        with safe_open(folder / UNEMBED_FILE, framework="pt") as file:
+            for name, module in modules.items():
+                _fill(name, module, file)
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} holds no unembedding that can be loaded ({first_line(error)}). Give the model itself with "
+            "--model_path, or extract the run again."
+        ) from error
+    for module in modules.values():
+        module.to(device or torch.device("cpu")).eval()
+    *norm, head = modules.values()
+    return (norm[0] if norm else None), head
+
+
+def _modules(model: Any, final_norm: str) -> dict[str, nn.Module]:
+    """Return the norm, unless there is none, and the output embedding, by full name."""
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), None)
+    if head is None or name is None:
+        raise UnsupportedArchitecture(f"{type(model).__name__} has no output embedding.")
+    norm = {} if final_norm == IDENTITY else {final_norm: model.get_submodule(final_norm)}
+    return {**norm, name: head}
+
+
+def _fill(name: str, module: nn.Module, file: Any) -> None:
+    """Put the tensors of the file in the place of those of a module that has none yet.
+
+    Raises:
+        ValueError: A tensor is missing, or of another shape.
+    """
+    for key, empty in list(chain(module.named_parameters(), module.named_buffers())):
+        value = file.get_tensor(f"{name}.{key}") if f"{name}.{key}" in file.keys() else None  # noqa: SIM118
+        if value is None or value.shape != empty.shape:
+            found = "is missing" if value is None else f"has shape {tuple(value.shape)}"
+            raise ValueError(f"{name}.{key} {found}; expected shape {tuple(empty.shape)}")
+        owner, _, leaf = key.rpartition(".")
+        holder = module.get_submodule(owner)
+        if isinstance(empty, nn.Parameter):
+            setattr(holder, leaf, nn.Parameter(value, requires_grad=False))
+        else:
+            setattr(holder, leaf, value)
