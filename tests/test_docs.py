@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from decision_traces.cli.main import COMMANDS
+from decision_traces.extract.answer import AnswerConfig
+from decision_traces.extract.multiple_choice import MultipleChoiceConfig
 from decision_traces.extract.next_token import NextTokenConfig
+from decision_traces.finetune import FinetuneConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FLAGS = {f"--{f.name}" for f in fields(NextTokenConfig)}
+CONFIGS = (NextTokenConfig, AnswerConfig, MultipleChoiceConfig, FinetuneConfig)
+FLAGS = {f"--{f.name}" for config in CONFIGS for f in fields(config)}
 
 
 def test_the_two_commands_stand_in_the_readme() -> None:
@@ -21,8 +25,8 @@ def test_the_two_commands_stand_in_the_readme() -> None:
 
 
 def test_every_command_and_flag_of_the_readme_exists() -> None:
-    commands = set(re.findall(r"decision-traces ([a-z]+)", README))
-    assert {"demo", "nexttok", "index", "ls"} <= commands <= COMMANDS.keys()
+    commands = set(re.findall(r"decision-traces ([a-z][a-z-]+)", README))
+    assert commands == COMMANDS.keys()
     for script in re.findall(r"python -m src\.cli\.(\w+)", README):
         assert (ROOT / "src" / "cli" / f"{script}.py").is_file()
     assert set(re.findall(r"(--[a-z_]+)", README)) <= FLAGS | {"--validate", "--help"}
@@ -38,7 +42,7 @@ def test_every_linked_file_exists() -> None:
 
 def test_every_command_has_a_main() -> None:
     for name in COMMANDS:
-        assert "def main(" in (ROOT / "src" / "decision_traces" / "cli" / f"{name}.py").read_text()
+        assert "def main(" in (ROOT / "src" / "decision_traces" / "cli" / f"{name.replace('-', '_')}.py").read_text()
 
 
 def test_the_python_of_the_readme_runs(tiny_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -18,7 +18,9 @@ from decision_traces.extract.job import Job, JobOptions, Prepared
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
 from decision_traces.extract.progress import Progress
 from decision_traces.models.anatomy import Anatomy, find_anatomy
+from decision_traces.models.choice_head import choice_head
 from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model
+from decision_traces.models.unembed_file import UNEMBED_DIR, save_unembedding
 from decision_traces.schema import CAPTURES, TOKENS_FILE, ArraySpec, Dims, arrays_for
 from decision_traces.store.disk import free_bytes, refuse_existing
 from decision_traces.store.place import default_root, run_id
@@ -66,6 +68,8 @@ def _extract_and_commit(
     workflow = job.workflow(
         prepared.examples, prepared.encodings, prepared.loaded, prepared.pad, prepared.layout.dims.n_positions
     )
+    if job.options.store_unembed:
+        _store_head(prepared, writer.folder / UNEMBED_DIR)
     rows = [r for b in range(prepared.layout.n_blocks) if b not in writer.done for r in prepared.layout.rows(b)]
     _extract(job, prepared, workflow, writer, progress, rows)
     clock.lap("extract_s")
@@ -74,6 +78,14 @@ def _extract_and_commit(
     clock.lap("tables_s")
     about = {"run_id": writer.run.name, "time": now.isoformat(), "timings": timings(clock, prepared, rows)}
     return writer.commit({**about, **run_meta(job, prepared, writer, plan, workflow.conventions()), **figures})
+
+
+def _store_head(prepared: Prepared, folder: Path) -> None:
+    """Keep the model's head beside its traces: final norm and unembedding, or the multiple-choice head."""
+    if prepared.loaded.task == "causal":
+        save_unembedding(prepared.loaded, prepared.anatomy.final_norm, folder)
+    else:
+        choice_head(prepared.loaded, prepared.anatomy).save(folder)
 
 
 def _out_of_memory(error: BaseException) -> bool:

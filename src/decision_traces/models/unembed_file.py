@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -45,7 +45,8 @@ def save_unembedding(loaded: LoadedModel, final_norm: str | None, folder: Path) 
             tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()  # tied weights share memory
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG_FILE).write_text(loaded.config.to_json_string(use_diff=True), encoding="utf-8")
-    save_file(tensors, folder / UNEMBED_FILE, metadata={"format": "pt"})
+    # Not save_file, which lets nobody but the owner read what it writes.
+    (folder / UNEMBED_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
     return folder
 
 
