@@ -1,96 +1,183 @@
-"""The lens and decision depth against a direct computation with plain transformers, and hand-made trajectories."""
+"""The lens against final norm and head applied by hand to the states of plain transformers."""
 
-from pathlib import Path
+from dataclasses import fields
 
 import numpy as np
 import plain
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis.depth import decision_depth
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.results import LensTrajectories
-from decision_traces.analysis.unembedding import load_unembedding
-from decision_traces.errors import ModelError, NotCapturedError
-from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
+from decision_traces.analysis import states, unembedding
+from decision_traces.analysis.decisions import decisions_of
+from decision_traces.analysis.lens import logit_lens, with_competitors
+from decision_traces.analysis.results import LensTrajectories, TokenPath
+from decision_traces.analysis.unembedding import Unembedding, load_unembedding
+from decision_traces.demo import MODEL_DIR
+from decision_traces.errors import ModelError, NotCapturedError, UnsupportedArchitecture, UsageError
 from decision_traces.testing.models import byte_tokenizer
 
-TEXTS = ["The cat sat on the mat.", "ab", "x", "A somewhat longer line, for the lens."]
-PLACES = {"gpt2": ("transformer.ln_f", "lm_head"), "llama": ("model.norm", "lm_head")}
+NORMS = {
+    "gpt2": "transformer.ln_f",
+    "llama": "model.norm",
+    "gemma": "model.norm",
+    "olmo2": "model.norm",
+    "opt": "model.decoder.final_layer_norm",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "phi": "model.final_layernorm",
+}
+STAGES = ("pre_attn", "post_attn", "post_mlp")
 
 
-@pytest.fixture
-def run(tiny_folder, tmp_path: Path):
-    def make(family: str, **options) -> Path:
-        texts = tmp_path / "lines.txt"
-        texts.write_text("\n".join(TEXTS))
-        config = NextTokenConfig(
-            model="tiny",
-            model_path=tiny_folder(family),
-            text_file=texts,
-            out_dir=tmp_path / family,
-            **{"capture": ("hidden",), "dtype": "float32", **options},
-        )
-        return extract_next_token(config)
-
-    return make
+def _ids(store: TraceStore) -> list[list[int]]:
+    """The texts that have a prediction, tokenised by hand."""
+    return [byte_tokenizer()(store.text(row))["input_ids"] for row in range(store.n) if len(store.text(row)) > 1]
 
 
-@pytest.mark.parametrize("family", PLACES)
-def test_equals_norm_and_head_applied_by_hand(family: str, run, tiny_folder) -> None:
-    store = TraceStore(run(family))
+def _expected(model, family: str, ids: list[int]) -> dict[str, np.ndarray]:
+    """Logits (depth, vocabulary) of every stage at the last prediction of one text, float64."""
+    norm, head = model.get_submodule(NORMS[family]), model.get_output_embeddings()
+    seen, at = plain.run_alone(model, family, ids), len(ids) - 2
+    with torch.no_grad():
+        by_hand = {name: head(norm(torch.from_numpy(getattr(seen, name)[:, at]))).double().numpy() for name in STAGES}
+        before = head(norm(torch.from_numpy(seen.hidden[:-1, at]))).double().numpy()
+    return {**by_hand, "hidden": np.concatenate([before, seen.logits[None, at].double().numpy()])}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("family", NORMS)
+def test_equals_norm_and_head_applied_by_hand(family: str, traced, tiny_folder) -> None:
+    store, model = TraceStore(traced(family)), plain.load(tiny_folder(family))
+    head = load_unembedding(store)
+    seen = {stage: logit_lens(store, head, stage, top_k=4) for stage in (*STAGES, "hidden")}
+    for row, ids in enumerate(_ids(store)):
+        expected = _expected(model, family, ids)
+        end = expected["hidden"][-1]
+        truth, said = ids[-1], int(end.argmax())
+        rival = int(np.argsort(-end)[1]) if said == truth else said
+        for stage, lens in seen.items():
+            logits, probs = expected[stage], _softmax(expected[stage])
+            for path, token in ((lens.true, truth), (lens.pred, said), (lens.competitor, rival)):
+                np.testing.assert_allclose(path.logit[row], logits[:, token], atol=2e-4, rtol=1e-4)
+                np.testing.assert_allclose(path.prob[row], probs[:, token], atol=1e-5)
+                assert path.rank[row].tolist() == (1 + (logits > logits[:, [token]]).sum(1)).tolist()
+            order = np.argsort(-logits, axis=1)[:, :4]
+            np.testing.assert_array_equal(lens.topk_ids[row], order)
+            np.testing.assert_allclose(lens.topk_probs[row], np.take_along_axis(probs, order, 1), atol=1e-5)
+            top = np.take_along_axis(logits, order, 1)
+            np.testing.assert_allclose(lens.margin[row], top[:, 0] - top[:, 1], atol=2e-4)
+            np.testing.assert_allclose(lens.entropy[row], -(probs * np.log(probs)).sum(1), atol=1e-4)
+            last = _softmax(end)
+            np.testing.assert_allclose(lens.kl_to_final[row], (last * np.log(last / probs)).sum(1), atol=1e-4)
+            assert (lens.true_id[row], lens.pred_id[row], lens.competitor_id[row]) == (truth, said, rival)
+            assert lens.correct[row] == (truth == said)
+    assert all(lens.model_error < 1e-5 for lens in seen.values())
+
+
+def test_examples_without_a_prediction_are_left_out(traced) -> None:
+    store = TraceStore(traced("gpt2"))
     lens = logit_lens(store, load_unembedding(store))
-    model = plain.load(tiny_folder(family))
-    norm, head = (model.get_submodule(name) for name in PLACES[family])
-    kept = [t for t in TEXTS if len(t) > 1]
-    assert list(lens.example_id) == [store.example_id(i) for i, t in enumerate(TEXTS) if len(t) > 1]
-    for row, text in enumerate(kept):
-        ids = byte_tokenizer()(text)["input_ids"]
-        with torch.no_grad():
-            out = model(torch.tensor([ids]), output_hidden_states=True)
-            states = [h[0, len(ids) - 2] for h in out.hidden_states]
-            logits = torch.stack([*(head(norm(s)) for s in states[:-1]), out.logits[0, len(ids) - 2]]).double()
-        probs = torch.softmax(logits, -1).numpy()
-        truth, final = ids[-1], int(probs[-1].argmax())
-        np.testing.assert_array_equal(lens.top_id[row], probs.argmax(1))
-        np.testing.assert_allclose(lens.true_prob[row], probs[:, truth], atol=1e-5)
-        np.testing.assert_allclose(lens.final_prob[row], probs[:, final], atol=1e-5)
-        np.testing.assert_allclose(lens.entropy[row], -(probs * np.log(probs)).sum(1), atol=1e-4)
-        kl = (probs[-1] * (np.log(probs[-1]) - np.log(probs))).sum(1)
-        np.testing.assert_allclose(lens.kl_to_final[row], kl, atol=1e-4)
-        np.testing.assert_array_equal(lens.true_rank[row], 1 + (probs > probs[:, [truth]]).sum(1))
-    assert lens.model_error < 1e-5
-    assert len(lens.to_frame()) == len(kept) * 4
+    assert list(lens.example_id) == [store.example_id(i) for i in (0, 1, 3, 4, 5)]  # "x" is one token long
+    frame = lens.to_frame()
+    assert len(frame) == 5 * 4 and frame["depth"].tolist() == [0.0, 1.0, 2.0, 3.0] * 5
+    third = frame[frame["example_id"] == store.example_id(3)]
+    np.testing.assert_array_equal(third["true_logit"], lens.true.logit[2])
+    np.testing.assert_array_equal(np.stack(third["topk_ids"]), lens.topk_ids[2])
+    assert logit_lens(store, load_unembedding(store), "post_attn").to_frame()["depth"].tolist() == [0.5, 1.5, 2.5] * 5
 
 
-def test_needs_hidden_and_the_weights_of_the_run(run, tiny_folder) -> None:
-    without = TraceStore(run("gpt2", capture=("resid",)))
+def test_small_parts_give_the_same_and_progress_is_told(traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TraceStore(traced("llama"))
+    whole, told = logit_lens(store, load_unembedding(store)), []
+    monkeypatch.setattr(states, "rows_per_step", lambda *_: 2)
+    monkeypatch.setattr(unembedding, "_LOGIT_BYTES", {"cpu": 1})  # one row at a time
+    apart = logit_lens(store, load_unembedding(store), progress=lambda done, of: told.append((done, of)))
+    assert told == [(2, 6), (4, 6), (6, 6)]
+    for field in ("topk_ids", "true_id", "competitor_id"):
+        np.testing.assert_array_equal(getattr(apart, field), getattr(whole, field))
+    np.testing.assert_allclose(apart.true.logit, whole.true.logit, atol=1e-5)
+    np.testing.assert_allclose(apart.entropy, whole.entropy, atol=1e-5)
+
+
+def test_a_run_of_residual_stages_alone_has_the_same_way(traced) -> None:
+    whole, alone = TraceStore(traced("olmo2")), TraceStore(traced("olmo2", capture=("resid",)))
+    lenses = [logit_lens(store, load_unembedding(store)) for store in (whole, alone)]
+    np.testing.assert_allclose(lenses[0].true.logit, lenses[1].true.logit, atol=1e-4)
+    assert lenses[1].model_error < 1e-5
+
+
+def test_competitors_the_table_does_not_tell_are_read_off_the_end(demo_run) -> None:
+    store, lone = TraceStore(demo_run()), TraceStore(demo_run(next_topk=1))
+    right = store.tokens["next_correct"].to_numpy(dtype=bool)
+    expected = [top[1] if ok else top[0] for top, ok in zip(store.tokens["next_topk_ids"], right, strict=True)]
+    assert right.sum() > 20 and decisions_of(store).competitor_id.tolist() == expected
+    unknown = decisions_of(lone)
+    assert (unknown.competitor_id < 0).tolist() == right.tolist()
+    assert with_competitors(unknown, lone, load_unembedding(lone)).competitor_id.tolist() == expected
+
+
+def test_what_was_not_captured_or_does_not_exist_is_refused(traced, tiny_folder) -> None:
+    without = TraceStore(traced("gpt2", capture=("attn",)))
     with pytest.raises(NotCapturedError, match=r"`hidden` among the words of --capture"):
         logit_lens(without, load_unembedding(without))
     with pytest.raises(ModelError, match="not those the run was made with"):
         load_unembedding(without, tiny_folder("llama"))
+    store = TraceStore(traced("gpt2"))
+    with pytest.raises(UsageError, match="top_k 0"):
+        logit_lens(store, load_unembedding(store), top_k=0)
 
 
-def _lens(top: list[list[int]]) -> LensTrajectories:
-    ids = np.asarray(top, np.int32)
-    flat = np.zeros(ids.shape, np.float32)
-    names = tuple(f"e{i}" for i in range(len(ids)))
-    return LensTrajectories(names, np.ones(len(ids), bool), ids, flat, flat, ids, flat, flat, 0.0)
+def test_a_wrong_norm_is_noticed_at_the_end(traced) -> None:
+    store = TraceStore(traced("gpt2", capture=("resid",)))
+    right = load_unembedding(store)
+    with pytest.raises(ModelError, match="misses the model's own probabilities"):
+        logit_lens(store, Unembedding(None, right.head))
 
 
-def test_decision_depth_of_known_trajectories() -> None:
-    depth = decision_depth(_lens([[5, 5, 5, 5], [1, 5, 5, 5], [5, 1, 5, 5], [5, 5, 1, 5], [1, 2, 3, 4]]))
-    assert depth.stable_from.tolist() == [0, 1, 2, 3, 3]
-    assert depth.flips.tolist() == [0, 1, 2, 2, 3]
-    assert depth.n_layers == 3
-    assert depth.to_frame()["stable_from"].tolist() == [0, 1, 2, 3, 3]
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
+def test_models_that_cap_or_scale_their_logits_are_refused(family: str, traced) -> None:
+    store = TraceStore(traced(family))
+    with pytest.raises(UnsupportedArchitecture, match="caps, scales or transforms"):
+        load_unembedding(store)
+
+
+def test_bfloat16_and_float16_runs_stay_within_rounding(traced) -> None:
+    for options, most in (({"model_dtype": "bfloat16", "dtype": "float16"}, 1e-3), ({"dtype": "float16"}, 1e-4)):
+        store = TraceStore(traced("llama", **options))
+        assert logit_lens(store, load_unembedding(store)).model_error < most
+
+
+def test_the_demo_model_by_hand(demo_run) -> None:
+    store = TraceStore(demo_run())
+    lens = logit_lens(store, load_unembedding(store))
+    model, tokenizer = plain.load(MODEL_DIR), AutoTokenizer.from_pretrained(MODEL_DIR)
+    for row in range(12):
+        ids = tokenizer(store.text(row))["input_ids"]
+        logits = _expected(model, "gpt2", ids)["hidden"]
+        order = np.argsort(-logits[-1])
+        rival = order[1] if order[0] == ids[-1] else order[0]
+        np.testing.assert_allclose(lens.true.logit[row], logits[:, ids[-1]], atol=1e-3)
+        np.testing.assert_allclose(lens.competitor.logit[row], logits[:, rival], atol=1e-3)
+        assert lens.top_id[row].tolist() == logits.argmax(1).tolist()
+    assert lens.correct.sum() > 20 and lens.model_error < 1e-5
 
 
 def test_trajectories_of_different_shapes_are_refused() -> None:
-    good = _lens([[1, 2]])
+    path = TokenPath(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), np.ones((1, 2), np.int32))
+    one, curve = np.zeros(1, np.int32), np.zeros((1, 2), np.float32)
+    top = np.zeros((1, 2, 1), np.int32)
+    good = LensTrajectories(
+        "hidden", ("a",), np.ones(1, bool), one, one, one, path, path, path, top, top.astype(np.float32),
+        curve, curve, curve, 0.0,
+    )  # fmt: skip
+    values = {f.name: getattr(good, f.name) for f in fields(good)}
     with pytest.raises(ValueError, match="need"):
-        LensTrajectories(
-            ("a", "b"), good.correct, good.top_id, good.true_prob, good.final_prob, good.true_rank,
-            good.entropy, good.kl_to_final, 0.0,
-        )  # fmt: skip
+        LensTrajectories(**{**values, "example_id": ("a", "b")})
+    short = TokenPath(path.logit[:, :1], path.prob[:, :1], path.rank[:, :1])
+    with pytest.raises(ValueError, match="all trajectories need the shape"):
+        LensTrajectories(**{**values, "pred": short})

@@ -1,4 +1,5 @@
-"""From traces to decisions: functions from a `TraceStore` to result dataclasses.
+"""From traces to decisions: functions from a `TraceStore` to result dataclasses with `.to_frame()`.
 
-`results` holds the dataclasses and needs no torch; `lens` computes them with the model's own norm and unembedding.
+`lens`, `depth`, `attribution`, `choices` and `encoder_race` read states through the model's own head; `attention`,
+`answers`, `statistics`, `probe` and `calibration` need nothing but the run.
 """

@@ -13,7 +13,7 @@ from decision_traces.analysis.results import ChoiceRace
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress
 from decision_traces.analysis.unembedding import load_run_model
-from decision_traces.errors import NotCapturedError, UsageError
+from decision_traces.errors import UsageError
 from decision_traces.models.anatomy import find_anatomy
 from decision_traces.models.choice_head import ChoiceHead, choice_head, holds_choice_head, load_choice_head
 from decision_traces.models.unembed_file import UNEMBED_DIR
@@ -58,12 +58,7 @@ def encoder_race(store: TraceStore, head: ChoiceHead, *, progress: Progress | No
         UsageError: The run is not about multiple choice.
         ModelError: The last depth does not give the probabilities that the run stored.
     """
-    if store.n_choices is None or not {"choice_probs", "pred_idx"} <= set(store.columns):
-        raise UsageError(f"{store.run_dir} is no multiple-choice run of an encoder.")
-    if not store.has("enc_mc_hidden"):
-        raise NotCapturedError(
-            f"{store.run_dir} did not keep enc_mc_hidden. Extract it again with `hidden` among the words of --capture."
-        )
+    need_hidden(store)
     parts = []
     for rows in _portions(store):
         parts.append(_scores(store, head, rows))
@@ -86,6 +81,13 @@ def encoder_race(store: TraceStore, head: ChoiceHead, *, progress: Progress | No
     )
 
 
+def need_hidden(store: TraceStore) -> None:
+    """Raise what `encoder_race` raises for a run that cannot have a race, before a model is loaded."""
+    if store.n_choices is None or not {"choice_probs", "pred_idx", "label_idx"} <= set(store.columns):
+        raise UsageError(f"{store.run_dir} is no multiple-choice run of an encoder.")
+    store.array("enc_mc_hidden")
+
+
 def _portions(store: TraceStore) -> Iterator[slice]:
     array = store.array("enc_mc_hidden")
     step = max(1, _STEP_BYTES // max(1, array.row_nbytes // array.size(DEPTH)))
@@ -99,7 +101,8 @@ def _scores(store: TraceStore, head: ChoiceHead, rows: slice) -> Float32[np.ndar
     mask = torch.from_numpy((np.arange(longest) < n_tokens.reshape(-1, 1)).astype(np.int64))
     scores = []
     for depth in range(array.size(DEPTH)):
-        states = array.read(**{EXAMPLE: rows, DEPTH: depth})[:, :, :longest]
+        picks: dict[str, int | slice] = {EXAMPLE: rows, DEPTH: depth}
+        states = array.read(**picks)[:, :, :longest]
         flat = torch.from_numpy(np.ascontiguousarray(states)).flatten(0, 1)
         scores.append(head.scores(flat, mask, normed=depth == store.L).cpu().numpy().reshape(n_tokens.shape))
     return np.stack(scores, axis=1)

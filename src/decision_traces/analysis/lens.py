@@ -1,82 +1,211 @@
 """The logit lens: what the model would predict if it ended after each layer."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from decision_traces.analysis.results import LensTrajectories
+from decision_traces.analysis.decisions import Decisions, decisions_of
+from decision_traces.analysis.results import LensTrajectories, TokenPath
+from decision_traces.analysis.rounding import resolution
+from decision_traces.analysis.states import Progress, Stage, parts, path_of
 from decision_traces.analysis.unembedding import Unembedding
-from decision_traces.errors import DataError, ModelError
+from decision_traces.errors import ModelError, UsageError
 from decision_traces.store.reader import TraceStore
 
-_ROWS_AT_ONCE = 256
-_MOST_ERROR = 0.05  # far above the rounding of float16 or bfloat16, far below a norm or a scale left out
+# Above the rounding of any type (which bfloat16 alone makes large), far below a norm or a scale left out.
+_MOST_ERROR: Final = (0.05, 16)  # and so many times the resolution of the run
+_MOST_RATIO: Final = (0.3, 64)  # of the logarithms, in nats
+_SMALL_PROB: Final = 1e-3  # below it a ratio says little: logits far below the top are rounded as coarsely
+Columns = dict[str, np.ndarray]
 
 
-def logit_lens(store: TraceStore, unembedding: Unembedding) -> LensTrajectories:
-    """Read every depth of the residual stream at the position of the prediction as if the model ended there.
+def logit_lens(
+    store: TraceStore,
+    unembedding: Unembedding,
+    stage: Stage = "hidden",
+    *,
+    top_k: int = 5,
+    progress: Progress | None = None,
+) -> LensTrajectories:
+    """Read every state of the residual stream at the position of the decision as if the model ended there.
 
     Method: nostalgebraist 2020, "interpreting GPT: the logit lens". `hidden[L]` is normed already and is not
-    normed twice; the last depth is therefore the model's own prediction, up to the rounding of the stored
+    normed twice; the end of the model is therefore the model's own prediction, up to the rounding of the stored
     numbers, and how far it is off stands in `model_error`.
 
+    Memory: the result, one layer of some examples (64 MB), and the logits of some rows (32 MB on a CPU, 256 MB on
+    a GPU, a few times over).
+
     Args:
-        store: A decoder run that captured `hidden`.
+        store: A decoder run that captured `hidden` or `resid`.
         unembedding: The model's final norm and output embedding.
+        stage: Which states: "hidden", the way from the embedding to the end (also of runs that captured `resid`
+            alone), or one of the residual stages, one state a layer.
+        top_k: How many of the most probable tokens to keep at every depth.
+        progress: Called with (examples done, of how many).
 
     Raises:
-        NotCapturedError: The run did not capture `hidden`.
+        NotCapturedError: The run did not capture the stage.
+        UsageError: The run has no decision at one position, or `top_k` is not positive.
         DataError: No example of the run has a prediction.
-        ModelError: The last depth is not the model's own prediction, so that nothing before it can be trusted.
+        ModelError: The end is not the model's own prediction, so that nothing before it can be trusted.
     """
-    hidden = store.gather("dec_hidden", position="next")
-    tokens = store.tokens
-    rows = np.flatnonzero(tokens["next_pos"].to_numpy() >= 0)
-    if len(rows) == 0:
-        raise DataError(f"{store.run_dir} holds no prediction: all its texts have fewer than two tokens.")
-    truth = torch.from_numpy(tokens["next_true_id"].to_numpy(dtype=np.int64, na_value=-1)[rows])
-    final = torch.from_numpy(tokens["next_pred_id"].to_numpy(dtype=np.int64, na_value=-1)[rows])
-    parts = [
-        _trajectory(torch.from_numpy(hidden[rows[part]]), truth[part], final[part], unembedding)
-        for part in _slices(len(rows))
-    ]
-    columns = {name: torch.cat([p[name] for p in parts]).numpy() for name in parts[0]}
-    stored = tokens["next_pred_prob"].to_numpy(dtype=np.float32, na_value=np.nan)[rows]
-    model_error = float(np.abs(columns["final_prob"][:, -1] - stored).max())
-    if not model_error < _MOST_ERROR:
-        raise ModelError(f"The lens misses the model's own probabilities by {model_error:.3f} at the last layer.")
-    return LensTrajectories(
-        example_id=tuple(tokens["example_id"].iloc[rows]),
-        correct=tokens["next_correct"].iloc[rows].to_numpy(dtype=bool),
-        model_error=model_error,
-        **columns,
-    )
+    if top_k < 1:
+        raise UsageError(f"top_k {top_k}: needs at least 1.")
+    path, end = path_of(store, stage), path_of(store, "hidden")[-1]
+    decisions = with_competitors(decisions_of(store), store, unembedding)
+    looked: list[Columns] = []
+    rounding = resolution(store)
+    for part in parts([*path, end], decisions):
+        states = [torch.from_numpy(part.read(point)) for point in path]
+        ends = states[-1] if path[-1] == end else torch.from_numpy(part.read(end))
+        for rows in unembedding.portions(len(part)):
+            final = unembedding.logits(ends[rows], normed=end.normed)
+            last = torch.log_softmax(final, dim=-1)
+            here = slice(part.decisions.start + rows.start, part.decisions.start + rows.stop)
+            tokens = _tokens(decisions, here, last.device)
+            depths = []
+            for point, state in zip(path, states, strict=True):
+                logits = final if point == end else unembedding.logits(state[rows], normed=point.normed)
+                depths.append(_statistics(logits, last, tokens, top_k))
+            columns = {name: np.stack([d[name] for d in depths], axis=1) for name in depths[0]}
+            looked.append(columns | {"error": _model_error(decisions, here, last, rounding)})
+        if progress is not None:
+            progress(part.rows.stop, store.n)
+    joined = {name: np.concatenate([columns[name] for columns in looked]) for name in looked[0]}
+    return _result(stage, decisions, joined)
 
 
-def _slices(n: int) -> list[slice]:
-    return [slice(start, start + _ROWS_AT_ONCE) for start in range(0, n, _ROWS_AT_ONCE)]
+def with_competitors(decisions: Decisions, store: TraceStore, unembedding: Unembedding) -> Decisions:
+    """Return the decisions with every competitor known: those the table does not tell are read off the end.
+
+    The table tells none where only one token was kept per prediction (`--next_topk 1`, or older tools).
+    """
+    missing = np.flatnonzero(decisions.competitor_id < 0)
+    if len(missing) == 0:
+        return decisions
+    found, end = decisions.competitor_id.copy(), path_of(store, "hidden")[-1]
+    for part in parts([end], decisions):
+        states = torch.from_numpy(part.read(end))
+        wanted = missing[(missing >= part.decisions.start) & (missing < part.decisions.stop)]
+        for rows in unembedding.portions(len(wanted)):
+            some = wanted[rows]
+            logits = unembedding.logits(states[torch.from_numpy(some - part.decisions.start)], normed=end.normed)
+            target = torch.from_numpy(decisions.target_id[some]).to(logits.device)
+            # A copy: the logits are an inference tensor, which may not be written to.
+            others = logits.scatter(1, target[:, None], -torch.inf)
+            found[some] = others.argmax(1).cpu().numpy()
+    return replace(decisions, competitor_id=found)
 
 
-def _trajectory(hidden: Tensor, truth: Tensor, final: Tensor, unembedding: Unembedding) -> dict[str, Tensor]:
-    """Return the statistics of some rows at all depths; the last depth is computed first, for the divergence."""
-    depths = hidden.shape[1]
-    last = torch.log_softmax(unembedding.logits(hidden[:, -1], normed=True), dim=-1)
-    columns = [_statistics(last, last, truth, final)]
-    for depth in range(depths - 1):
-        log_probs = torch.log_softmax(unembedding.logits(hidden[:, depth], normed=False), dim=-1)
-        columns.insert(depth, _statistics(log_probs, last, truth, final))
-    return {name: torch.stack([c[name] for c in columns], dim=1).cpu() for name in columns[0]}
+def _tokens(decisions: Decisions, here: slice, device: torch.device) -> dict[str, Int[Tensor, " n"]]:
+    ids = {"true": decisions.true_id, "pred": decisions.pred_id, "competitor": decisions.competitor_id}
+    return {name: torch.from_numpy(values[here]).to(device) for name, values in ids.items()}
 
 
-def _statistics(log_probs: Tensor, last: Tensor, truth: Tensor, final: Tensor) -> dict[str, Tensor]:
-    truth, final = (ids.to(log_probs.device)[:, None] for ids in (truth, final))
-    probs = log_probs.exp()
-    of_truth = log_probs.gather(1, truth)
-    return {
-        "top_id": log_probs.argmax(1).to(torch.int32),
-        "true_prob": of_truth[:, 0].exp(),
-        "final_prob": log_probs.gather(1, final)[:, 0].exp(),
-        "true_rank": ((log_probs > of_truth).sum(1) + 1).to(torch.int32),
-        "entropy": torch.special.entr(probs).sum(1),
+def _statistics(
+    logits: Float[Tensor, "n vocab"],
+    last: Float[Tensor, "n vocab"],
+    tokens: Mapping[str, Int[Tensor, " n"]],
+    top_k: int,
+) -> Columns:
+    """Describe one state of some rows.
+
+    Args:
+        logits: What the lens gives.
+        last: Log-probabilities at the end of the model.
+        tokens: The tokens to follow; -1 where a row has none.
+        top_k: How many of the most probable tokens to keep.
+    """
+    log_probs = torch.log_softmax(logits, dim=-1)
+    top = torch.topk(logits, min(max(2, top_k), logits.shape[-1]), dim=-1)
+    kept = top.indices[:, : min(top_k, logits.shape[-1])]
+    columns = {
+        "topk_ids": kept.to(torch.int32),
+        "topk_probs": log_probs.gather(1, kept).exp(),
+        "entropy": torch.special.entr(log_probs.exp()).sum(1),
+        "margin": top.values[:, 0] - top.values[:, min(1, top.values.shape[1] - 1)],
         "kl_to_final": (last.exp() * (last - log_probs)).sum(1),
     }
+    for name, ids in tokens.items():
+        there, at = ids >= 0, ids.clamp(min=0)[:, None]
+        logit = logits.gather(1, at)
+        nothing = torch.full_like(logit[:, 0], torch.nan)
+        columns[f"{name}_logit"] = torch.where(there, logit[:, 0], nothing)
+        columns[f"{name}_prob"] = torch.where(there, log_probs.gather(1, at)[:, 0].exp(), nothing)
+        columns[f"{name}_rank"] = torch.where(there, (logits > logit).sum(1) + 1, -1).to(torch.int32)
+    return {name: values.cpu().numpy() for name, values in columns.items()}
+
+
+def _model_error(
+    decisions: Decisions, here: slice, last: Float[Tensor, "n vocab"], rounding: float
+) -> Float32[np.ndarray, "n choice"]:
+    """Return how far the lens at the end of the model is from what the run stored: `probability_error`."""
+    if decisions.choices is None:
+        at = torch.from_numpy(decisions.pred_id[here, None]).to(last.device)
+        return probability_error(last.gather(1, at).exp().cpu().numpy(), decisions.pred_prob[here, None], rounding)
+    at = torch.from_numpy(decisions.choices.token_ids[here]).to(last.device)
+    probs = torch.softmax(last.gather(1, at), dim=1).cpu().numpy()
+    return probability_error(probs, decisions.choices.probs[here], rounding)
+
+
+def probability_error(
+    seen: Float32[np.ndarray, "n choice"], stored: Float32[np.ndarray, "n choice"], rounding: float
+) -> Float32[np.ndarray, "n choice"]:
+    """Return the differences of probabilities; infinite where they are more than rounding.
+
+    Rounding shows as a small difference of a large probability and as a small ratio of small ones: where a model is
+    nowhere near sure, probabilities without its norm are all small as well, and only their ratio tells.
+
+    Args:
+        seen: By the lens.
+        stored: By the run.
+        rounding: See `rounding.resolution`.
+    """
+    difference = np.abs(seen - stored)
+    floor = np.float32(_SMALL_PROB)
+    ratio = np.abs(np.log(np.maximum(seen, floor)) - np.log(np.maximum(stored, floor)))
+    wrong = (difference > _MOST_ERROR[0] + _MOST_ERROR[1] * rounding) | (
+        ratio > _MOST_RATIO[0] + _MOST_RATIO[1] * rounding
+    )
+    return np.where(wrong, np.float32(np.inf), difference)
+
+
+def checked_error(errors: Float32[np.ndarray, "n choice"]) -> float:
+    """Return the largest of the errors that are known, NaN where none is.
+
+    Raises:
+        ModelError: One is more than rounding.
+    """
+    known = errors[~np.isnan(errors)]
+    worst = float(known.max()) if len(known) else float("nan")
+    if worst == np.inf:
+        raise ModelError(
+            f"The lens misses the model's own probabilities at the end of the model, in {int(np.isinf(known).sum())} "
+            f"of {len(known)} cases by more than rounding explains: it is not the model of the run."
+        )
+    return worst
+
+
+def _result(stage: Stage, decisions: Decisions, columns: Columns) -> LensTrajectories:
+    def path(name: str) -> TokenPath:
+        return TokenPath(columns[f"{name}_logit"], columns[f"{name}_prob"], columns[f"{name}_rank"])
+
+    return LensTrajectories(
+        stage=stage,
+        example_id=decisions.example_id,
+        correct=decisions.correct,
+        true_id=decisions.true_id.astype(np.int32),
+        pred_id=decisions.pred_id.astype(np.int32),
+        competitor_id=decisions.competitor_id.astype(np.int32),
+        true=path("true"),
+        pred=path("pred"),
+        competitor=path("competitor"),
+        model_error=checked_error(columns["error"]),
+        **{name: columns[name] for name in ("topk_ids", "topk_probs", "entropy", "margin", "kl_to_final")},
+    )

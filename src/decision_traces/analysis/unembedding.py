@@ -1,19 +1,25 @@
 """The model's own way from a residual vector to logits: final norm and output embedding, without the layers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor, nn
 
 from decision_traces import demo
-from decision_traces.errors import ModelError, UnsupportedArchitecture
+from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
 from decision_traces.models.anatomy import IDENTITY
-from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_decoder
+from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model, resolve_device
+from decision_traces.models.unembed_file import UNEMBED_DIR, UNEMBED_FILE, load_unembedding_file
+from decision_traces.store.folder import checksum, read_manifest
 from decision_traces.store.reader import TraceStore
+
+# Bytes of float32 logits at a time: a few such arrays are alive at once.
+_LOGIT_BYTES: Final = {"cpu": 32 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +28,66 @@ class Unembedding:
 
     Attributes:
         norm: What leads from the last layer's output to the last hidden state; None where nothing does.
-        head: From the last hidden state to logits.
+        head: From the last hidden state to logits: one row of weights a token, and maybe a bias.
     """
 
     norm: nn.Module | None
     head: nn.Module
 
+    @property
+    def weight(self) -> Float[Tensor, "vocab d_model"]:
+        """The output embedding's weights, on their device."""
+        weight = self.head.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def bias(self) -> Float[Tensor, " vocab"] | None:
+        """The output embedding's bias, where it has one."""
+        bias = getattr(self.head, "bias", None)
+        return bias if isinstance(bias, Tensor) else None
+
+    @torch.inference_mode()
+    def normed(self, residual: Float[Tensor, "n d_model"], *, normed: bool) -> Float[Tensor, "n d_model"]:
+        """Return the last hidden state that a residual vector gives; see `logits`."""
+        x = residual.to(self.weight.device, self.weight.dtype)
+        return x if self.norm is None or normed else self.norm(x)
+
     @torch.inference_mode()
     def logits(self, residual: Float[Tensor, "n d_model"], *, normed: bool) -> Float[Tensor, "n vocab"]:
-        """Return the logits a residual vector would give if the model ended there.
+        """Return the logits a residual vector would give if the model ended there, in float32.
 
         Args:
             residual: Vectors of the residual stream, any float type.
             normed: Whether the final norm has been applied already (true for `hidden[L]`).
         """
-        weight = next(self.head.parameters())
-        x = residual.to(weight.device, weight.dtype)
-        if self.norm is not None and not normed:
-            x = self.norm(x)
-        logits: Tensor = self.head(x)
+        logits: Tensor = self.head(self.normed(residual, normed=normed))
         return logits.float()
+
+    @torch.inference_mode()
+    def token_logits(
+        self, residual: Float[Tensor, "n d_model"], ids: Int[Tensor, "n choice"], *, normed: bool
+    ) -> Float[Tensor, "n choice"]:
+        """Return the logits of a few tokens for each vector, in float32; far cheaper than `logits`."""
+        x = self.normed(residual, normed=normed).float()
+        ids = ids.to(self.weight.device)
+        logits = torch.einsum("nd,ncd->nc", x, self.weight[ids].float())
+        return logits if self.bias is None else logits + self.bias[ids].float()
+
+    @torch.inference_mode()
+    def token_rows(
+        self, ids: Int[np.ndarray, " n"]
+    ) -> tuple[Float64[np.ndarray, "n d_model"], Float64[np.ndarray, " n"]]:
+        """Return the weights and the bias (0 where there is none) of some tokens."""
+        at = torch.from_numpy(ids.astype(np.int64)).to(self.weight.device)
+        bias = torch.zeros(len(ids)) if self.bias is None else self.bias[at]
+        return self.weight[at].double().cpu().numpy(), bias.double().cpu().numpy()
+
+    def portions(self, n: int) -> Iterator[slice]:
+        """Yield slices of n rows, each of so many that their logits stay within the memory budget."""
+        budget = _LOGIT_BYTES.get(self.weight.device.type, _LOGIT_BYTES["cpu"])
+        rows = max(1, budget // (4 * self.weight.shape[0]))
+        yield from (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
 def of_model(loaded: LoadedModel, final_norm: str | None, *, logits_are_unembedded: bool = True) -> Unembedding:
@@ -56,21 +102,53 @@ def of_model(loaded: LoadedModel, final_norm: str | None, *, logits_are_unembedd
         UnsupportedArchitecture: No single module leads from the last layer to the last hidden state, or the
             model does more than unembed it (caps, scales, a transform).
     """
-    if final_norm is None or not logits_are_unembedded:
-        what = "has no single final norm" if final_norm is None else "caps, scales or transforms around its unembedding"
-        raise UnsupportedArchitecture(
-            f"{type(loaded.model).__name__} {what}; reading its residual stream by a lens is not supported yet."
-        )
-    norm = None if final_norm == IDENTITY else loaded.model.get_submodule(final_norm)
+    name = _usable(type(loaded.model).__name__, final_norm, logits_are_unembedded)
+    norm = None if name == IDENTITY else loaded.model.get_submodule(name)
     return Unembedding(norm, loaded.model.get_output_embeddings())  # type: ignore[operator]
 
 
-def load_unembedding(store: TraceStore, model_path: Path | None = None) -> Unembedding:
+def _usable(model: str, final_norm: str | None, logits_are_unembedded: bool) -> str:
+    if final_norm is None or not logits_are_unembedded:
+        what = "has no single final norm" if final_norm is None else "caps, scales or transforms around its unembedding"
+        raise UnsupportedArchitecture(f"{model} {what}; reading its residual stream by a lens is not supported yet.")
+    return final_norm
+
+
+def load_unembedding(store: TraceStore, model_path: Path | None = None, device: str = "auto") -> Unembedding:
     """Load the unembedding of the model a run was made with.
+
+    A run that holds its own (`unembed/`) needs no model; else, or where `model_path` is given, the model is loaded.
 
     Args:
         store: The run.
         model_path: Where the model lies now, if not where it lay then.
+        device: "auto" (a GPU if there is one) or a torch device.
+
+    Raises:
+        ModelError: The model cannot be loaded, or its weights are not those of the run.
+        DamagedRunError: The run's own unembedding is not as written.
+        UnsupportedArchitecture: See `of_model`.
+    """
+    meta = store.meta
+    direct = meta.get("logits_are_unembedded", True)
+    folder = store.run_dir / UNEMBED_DIR
+    if model_path is not None or not (folder / UNEMBED_FILE).is_file():
+        return of_model(load_run_model(store, model_path, device), meta.get("final_norm"), logits_are_unembedded=direct)
+    name = _usable(str(meta.get("model_class", meta["model"])), meta.get("final_norm"), direct)
+    for path in sorted(folder.iterdir()):
+        listed = read_manifest(store.run_dir).get(f"{UNEMBED_DIR}/{path.name}")
+        if listed is not None and checksum(path) != tuple(listed):
+            raise DamagedRunError(f"{path} is not as written. Restore it, or name the model with --model_path.")
+    return Unembedding(*load_unembedding_file(folder, name, resolve_device(device)))
+
+
+def load_run_model(store: TraceStore, model_path: Path | None = None, device: str = "auto") -> LoadedModel:
+    """Load the model a run was made with, and check that it is the same.
+
+    Args:
+        store: The run.
+        model_path: Where the model lies now, if not where it lay then.
+        device: "auto" (a GPU if there is one) or a torch device.
 
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
@@ -80,18 +158,24 @@ def load_unembedding(store: TraceStore, model_path: Path | None = None) -> Unemb
         model_path = demo.MODEL_DIR if name == DEMO_MODEL else _path_of(meta)
     dtype = meta.get("environment", {}).get("model_dtype", "auto")
     settings = meta.get("settings", {})
-    loaded = load_decoder(
-        ModelSource(name, model_path, settings.get("gguf_file"), settings.get("revision"), model_dtype=dtype)
+    source = ModelSource(
+        name, model_path, settings.get("gguf_file"), settings.get("revision"), device=device, model_dtype=dtype
     )
+    loaded = load_model(source, "causal" if store.arch == "dec" else "multiple_choice")
     if meta.get("weights_digest") not in {None, loaded.weights_digest()}:
         raise ModelError(
             f"The weights of {model_path or name} are not those the run was made with (their digests differ). "
             "Give the folder of the right ones."
         )
-    direct = meta.get("logits_are_unembedded", True)
-    return of_model(loaded, meta.get("final_norm"), logits_are_unembedded=direct)
+    return loaded
 
 
 def _path_of(meta: Mapping[str, Any]) -> Path | None:
     path = meta.get("model_path")
     return None if path is None else Path(path)
+
+
+def as_numpy(values: Tensor) -> Float32[np.ndarray, "..."]:
+    """Return a tensor as float32 on the CPU."""
+    array: np.ndarray = values.float().cpu().numpy()
+    return array

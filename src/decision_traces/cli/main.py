@@ -13,11 +13,11 @@ COMMANDS: Final = {
     "csqa-enc": "trace an encoder over multiple-choice questions, every choice of each",
     "finetune": "fine-tune an encoder on multiple-choice questions",
     "index": "index a run folder; --validate checks every number in it",
-    "lens": "what a decoder would say after each layer, and when its decisions stand",
-    "attribution": "which layers, MLPs and heads of a decoder decide for the true token",
-    "compare": "right against wrong answers: certainty, heads, decision depth, a probe per layer, calibration",
-    "attention": "what every attention head looks at",
     "ls": "list the runs in a folder",
+    "lens": "what a model would say after each layer, and when its decisions stand",
+    "attribution": "which layers, MLPs and heads of a decoder decide for the true token",
+    "attention": "what every attention head looks at",
+    "compare": "right against wrong: certainty, heads, decision depth, a probe per layer, calibration",
 }
 
 

@@ -185,7 +185,8 @@ def _refuse_cut(job: Job, encodings: Sequence[Encoding], limit: int | None) -> N
     if cut:
         raise UsageError(
             f"--max_seq_len {job.options.max_seq_len}: {cut} of {len(encodings)} prompts have more than {limit} "
-            "tokens. A cut prompt loses its end, where the answer is read. Give more, or auto (up to the model's context)."
+            "tokens. A cut prompt loses its end, where the answer is read. Give more, or auto, which goes up to the "
+            "model's context."
         )
 
 

@@ -1,0 +1,198 @@
+"""Which decision each example of a run is about: where it was made, what is true, what was said, the closest rival."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float32, Int64
+
+from decision_traces.analysis.columns import read_columns
+from decision_traces.errors import DataError, UsageError
+from decision_traces.store.reader import TraceStore
+from decision_traces.store.table import rectangle
+
+NONE: Final = -1
+_SMALLEST_PROB: Final = 1e-30  # below it a float32 probability loses digits, and so would its logarithm
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The answers that a multiple-choice decision is between, as the run's table has them.
+
+    Attributes:
+        labels: n tuples of C labels, as in the prompt ("A", "B", ...).
+        token_ids: (n, C) the token that says each answer.
+        correct_idx: (n,) the right answer; -1 where it is not known.
+        pred_idx: (n,) the answer the model gave.
+        logits: (n, C) the model's logits.
+        probs: (n, C) softmax of these.
+    """
+
+    labels: tuple[tuple[str, ...], ...]
+    token_ids: Int64[np.ndarray, "n choice"]
+    correct_idx: Int64[np.ndarray, " n"]
+    pred_idx: Int64[np.ndarray, " n"]
+    logits: Float32[np.ndarray, "n choice"]
+    probs: Float32[np.ndarray, "n choice"]
+
+    def __post_init__(self) -> None:
+        """Check that all fields speak of the same examples and answers."""
+        shape = self.token_ids.shape
+        if not self.logits.shape == self.probs.shape == shape:
+            raise ValueError(f"token_ids, logits and probs need one shape, got {shape}")
+        if {len(self.labels), len(self.correct_idx), len(self.pred_idx)} != {shape[0]}:
+            raise ValueError(f"labels, correct_idx and pred_idx need {shape[0]} entries")
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """One decision an example: that about the next token, or about the answer to a question.
+
+    The competitor is the most probable token other than the true one at the end of the model (of multiple-choice
+    runs: the strongest other choice). Where the truth is not known it is the runner-up of the predicted token.
+
+    Attributes:
+        example_id: n examples; those without a decision are left out.
+        row: (n,) row of `tokens.parquet` and of every array, ascending.
+        position: (n,) where the prediction was made.
+        true_id: (n,) the true token; -1 where it is not known.
+        pred_id: (n,) the token the model chose.
+        competitor_id: (n,) -1 where the table does not tell it (see `analysis.lens.with_competitors`).
+        correct: (n,) whether the choice is right; False where the truth is not known.
+        pred_prob: (n,) stored probability of the choice, over the vocabulary or over the answers; NaN: not stored.
+        difference: (n,) logit of `target_id` minus that of the competitor as the model had it; NaN: not stored.
+        choices: The answers, for multiple-choice runs.
+    """
+
+    example_id: tuple[str, ...]
+    row: Int64[np.ndarray, " n"]
+    position: Int64[np.ndarray, " n"]
+    true_id: Int64[np.ndarray, " n"]
+    pred_id: Int64[np.ndarray, " n"]
+    competitor_id: Int64[np.ndarray, " n"]
+    correct: Bool[np.ndarray, " n"]
+    pred_prob: Float32[np.ndarray, " n"]
+    difference: Float32[np.ndarray, " n"]
+    choices: Choices | None = None
+
+    def __post_init__(self) -> None:
+        """Check that all fields speak of the same examples, in the order of the run."""
+        n = len(self.example_id)
+        fields = (self.row, self.position, self.true_id, self.pred_id, self.competitor_id, self.correct)
+        if any(len(values) != n for values in (*fields, self.pred_prob, self.difference)):
+            raise ValueError(f"all fields need {n} entries")
+        if n > 1 and (np.diff(self.row) <= 0).any():
+            raise ValueError("rows need to ascend")
+
+    def __len__(self) -> int:
+        """Return the number of decisions."""
+        return len(self.example_id)
+
+    @property
+    def target_id(self) -> Int64[np.ndarray, " n"]:
+        """The token whose lead over the competitor is explained: the true one, else the predicted one."""
+        target: np.ndarray = np.where(self.true_id >= 0, self.true_id, self.pred_id)
+        return target
+
+
+def decisions_of(store: TraceStore) -> Decisions:
+    """Return the decisions of a decoder run.
+
+    Multiple-choice runs have the columns `answer_pos` and `choice_token_ids`, next-token runs `next_pos`.
+
+    Args:
+        store: The run. Only the columns needed are read.
+
+    Raises:
+        UsageError: The run has no decision that could be read at one position.
+        DataError: No example of the run has a prediction.
+    """
+    columns = set(store.columns)
+    if "choice_token_ids" in columns:
+        return _answers(read_columns(store, _ANSWER_COLUMNS))
+    if "next_pos" in columns:
+        return _next_tokens(read_columns(store, _NEXT_COLUMNS), store)
+    raise UsageError(
+        f"{store.run_dir} has no decision at one position of a decoder: neither next_pos nor choice_token_ids "
+        "is in its table."
+    )
+
+
+_NEXT_COLUMNS: Final = (
+    "example_id", "next_pos", "next_true_id", "next_pred_id", "next_true_prob", "next_pred_prob", "next_margin",
+    "next_topk_ids",
+)  # fmt: skip
+_ANSWER_COLUMNS: Final = (
+    "example_id", "answer_pos", "choice_token_ids", "choice_labels", "choice_logits", "choice_probs",
+    "correct_idx", "pred_idx",
+)  # fmt: skip
+
+
+def _next_tokens(table: pa.Table, store: TraceStore) -> Decisions:
+    position = _numbers(table, "next_pos", NONE).astype(np.int64)
+    rows = np.flatnonzero(position >= 0)
+    if len(rows) == 0:
+        raise DataError(f"{store.run_dir} holds no prediction: all its texts have fewer than two tokens.")
+    table = table.take(pa.array(rows))
+    true, pred = (_numbers(table, f"next_{which}_id", NONE).astype(np.int64) for which in ("true", "pred"))
+    correct = (true == pred) & (true >= 0)
+    top = rectangle(table.column("next_topk_ids")) if "next_topk_ids" in table.column_names else pred[:, None]
+    runner_up = top[:, 1] if top.shape[1] > 1 else np.full(len(rows), NONE)
+    true_prob, pred_prob = (_numbers(table, f"next_{which}_prob", np.nan) for which in ("true", "pred"))
+    behind = np.log(np.where(true_prob > _SMALLEST_PROB, true_prob, np.nan)) - np.log(pred_prob)
+    return Decisions(
+        example_id=_names(table),
+        row=rows,
+        position=position[rows],
+        true_id=true,
+        pred_id=pred,
+        competitor_id=np.where(correct | (true < 0), runner_up, pred).astype(np.int64),
+        correct=correct,
+        pred_prob=pred_prob.astype(np.float32),
+        difference=np.where(correct, _numbers(table, "next_margin", np.nan), behind).astype(np.float32),
+    )
+
+
+def _answers(table: pa.Table) -> Decisions:
+    ids, logits, probs = (rectangle(table.column(f"choice_{name}")) for name in ("token_ids", "logits", "probs"))
+    ids = ids.astype(np.int64)
+    correct_idx, pred_idx = (_numbers(table, name, NONE).astype(np.int64) for name in ("correct_idx", "pred_idx"))
+    every, known = np.arange(len(ids)), correct_idx >= 0
+    target = np.where(known, correct_idx, pred_idx)
+    others = logits.astype(np.float64)
+    others[every, target] = -np.inf
+    rival = others.argmax(1)
+    return Decisions(
+        example_id=_names(table),
+        row=every,
+        position=_numbers(table, "answer_pos", NONE).astype(np.int64),
+        true_id=np.where(known, ids[every, target], NONE),
+        pred_id=ids[every, pred_idx],
+        competitor_id=ids[every, rival],
+        correct=known & (correct_idx == pred_idx),
+        pred_prob=probs[every, pred_idx].astype(np.float32),
+        difference=(logits[every, target] - logits[every, rival]).astype(np.float32),
+        choices=Choices(
+            labels=tuple(map(tuple, table.column("choice_labels").to_pylist())),
+            token_ids=ids,
+            correct_idx=correct_idx,
+            pred_idx=pred_idx,
+            logits=logits.astype(np.float32),
+            probs=probs.astype(np.float32),
+        ),
+    )
+
+
+def _names(table: pa.Table) -> tuple[str, ...]:
+    return tuple(map(str, table.column("example_id").to_pylist()))
+
+
+def _numbers(table: pa.Table, name: str, missing: float | int) -> np.ndarray:
+    """Return one column as float64 (exact for ids), with `missing` for nulls or where there is no such column."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, missing, np.float64)
+    column: Any = pc.fill_null(pc.cast(table.column(name), pa.float64()), float(missing))
+    numbers: np.ndarray = column.to_numpy()
+    return numbers

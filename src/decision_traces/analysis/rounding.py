@@ -1,0 +1,14 @@
+"""How finely the numbers of a run were computed and stored."""
+
+from typing import Final
+
+from decision_traces.store.reader import TraceStore
+
+_EPSILON: Final = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def resolution(store: TraceStore) -> float:
+    """Return the relative step between numbers of the coarsest type a run used: to compute, or to store."""
+    meta = store.meta
+    types = (meta.get("dtype", "float16"), meta.get("environment", {}).get("model_dtype", "float32"))
+    return max(_EPSILON.get(str(t), _EPSILON["float32"]) for t in types)

@@ -1,0 +1,33 @@
+"""Decision depth of a run, whatever it decides between: the next token, or the answers to a question."""
+
+from pathlib import Path
+
+from decision_traces.analysis.choices import choice_race
+from decision_traces.analysis.depth import decision_depth, race_depth
+from decision_traces.analysis.encoder_race import encoder_race, load_head, need_hidden
+from decision_traces.analysis.lens import logit_lens
+from decision_traces.analysis.results import DecisionDepth
+from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.store.reader import TraceStore
+
+
+def run_depth(store: TraceStore, model_path: Path | None = None, device: str = "auto") -> DecisionDepth:
+    """Return when each decision of a run was made.
+
+    Next-token runs are read through the vocabulary, runs with choices through the race between these.
+
+    Args:
+        store: A run that captured `hidden`.
+        model_path: Where the model lies now, if not where it lay then.
+        device: "auto" (a GPU if there is one) or a torch device.
+
+    Raises:
+        TraceError: See `decision_depth`, `choice_race` and `encoder_race`.
+    """
+    if store.has("enc_mc_hidden"):
+        need_hidden(store)
+        return race_depth(encoder_race(store, load_head(store, model_path, device)))
+    unembedding = load_unembedding(store, model_path, device)
+    if "choice_token_ids" in store.columns:
+        return race_depth(choice_race(store, unembedding))
+    return decision_depth(logit_lens(store, unembedding))

@@ -1,0 +1,107 @@
+"""Reading the residual stream at the positions of decisions, a few examples and one layer at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from decision_traces.analysis.decisions import Decisions
+from decision_traces.schema import ATTN, DEPTH, EXAMPLE, LAYER, K, Q, V
+from decision_traces.store.arrays import StoredArray
+from decision_traces.store.gather import rows_per_step
+from decision_traces.store.reader import TraceStore
+
+Stage = Literal["hidden", "pre_attn", "post_attn", "post_mlp"]
+STAGES: Final[tuple[Stage, ...]] = ("hidden", "pre_attn", "post_attn", "post_mlp")
+Progress = Callable[[int, int], None]
+"""Called with (examples done, of how many)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One state of the residual stream on the way through the model.
+
+    Attributes:
+        array: Where it is stored.
+        layer: Index on the array's layer or depth axis; None where it has none.
+        normed: Whether the final norm has been applied already: true for `hidden[L]` alone.
+    """
+
+    array: StoredArray
+    layer: int | None
+    normed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some consecutive examples of a run, and the decisions among them.
+
+    Attributes:
+        rows: The examples.
+        decisions: Which decisions, as a slice of all.
+        row: (m,) row of each decision, counted from the first of `rows`.
+        position: (m,) position of each decision.
+    """
+
+    rows: slice
+    decisions: slice
+    row: Int64[np.ndarray, " m"]
+    position: Int64[np.ndarray, " m"]
+
+    def __len__(self) -> int:
+        """Return the number of decisions."""
+        return len(self.row)
+
+    def read(self, point: Point) -> Float[np.ndarray, "m ..."]:
+        """Return one state at every decision; of attention the query row, of q, k and v all positions."""
+        picks: dict[str, int | slice] = {EXAMPLE: self.rows}
+        axis = _layer_axis(point.array)
+        if axis is not None and point.layer is not None:
+            picks[axis] = point.layer
+        values = point.array.read(**picks)
+        chosen: np.ndarray
+        if point.array.spec.stage == ATTN:
+            chosen = values[self.row, :, self.position]
+        elif point.array.spec.stage in {Q, K, V}:
+            chosen = values[self.row]
+        else:
+            chosen = values[self.row, self.position]
+        return chosen
+
+
+def path_of(store: TraceStore, stage: Stage) -> list[Point]:
+    """Return the states of one stage in the order of the layers.
+
+    `hidden` is the way from the embedding (depth 0) to the end of the model (depth L). A run that captured the
+    residual stages alone has the same way: the inputs of all layers and the output of the last.
+
+    Raises:
+        NotCapturedError: The run captured neither.
+    """
+    n_layers = store.L
+    if stage == "hidden":
+        if store.has("dec_hidden") or not store.has("dec_res_pre_attn"):
+            array = store.array("dec_hidden")
+            return [Point(array, depth, normed=depth == n_layers) for depth in range(n_layers + 1)]
+        return [*path_of(store, "pre_attn"), path_of(store, "post_mlp")[-1]]
+    array = store.array(f"dec_res_{stage}")
+    return [Point(array, layer) for layer in range(n_layers)]
+
+
+def parts(points: Sequence[Point], decisions: Decisions) -> Iterator[Part]:
+    """Yield the run in parts: as many examples as reading one layer of any array takes within its budget."""
+    arrays = {point.array.spec.name: point.array for point in points}.values()
+    step = min(rows_per_step(a, {axis: 0} if (axis := _layer_axis(a)) else {}) for a in arrays)
+    n = next(iter(arrays)).size(EXAMPLE)
+    for start in range(0, n, step):
+        rows = slice(start, min(start + step, n))
+        first, last = np.searchsorted(decisions.row, (rows.start, rows.stop))
+        chosen = slice(int(first), int(last))
+        if last > first:
+            yield Part(rows, chosen, decisions.row[chosen] - rows.start, decisions.position[chosen])
+
+
+def _layer_axis(array: StoredArray) -> str | None:
+    return next((axis for axis in array.spec.axes if axis in {LAYER, DEPTH}), None)

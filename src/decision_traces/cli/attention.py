@@ -1,0 +1,54 @@
+"""`decision-traces attention`: what every head of a run looks at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import pyarrow as pa
+import tyro
+
+from decision_traces.analysis.attention import attention_statistics
+from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._counting import counting
+from decision_traces.schema import ANALYSIS_DIR
+from decision_traces.store.reader import TraceStore
+from decision_traces.store.table import write_table
+from decision_traces.views.comparison_tables import head_table
+from decision_traces.views.head_maps import save_head_maps
+from decision_traces.views.style import run_title
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCommand:
+    """Measure what every attention head looks at: entropy, distance, previous, first, same and induction mass.
+
+    Attributes:
+        run: The run folder; it must hold attention.
+        array: Which attention; the first that the run has, where left out.
+        quiet: Print nothing; the files are written.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    array: Literal["dec_self_attn", "enc_self_attn", "enc_mc_attn"] | None = None
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def run(args: AttentionCommand) -> int:
+    """Measure, print the table, and write the table and the picture into the run's analysis folder."""
+    console, store = make_console(), TraceStore(args.run)
+    with counting(make_console(stderr=True), "attention", quiet=args.quiet) as progress:
+        heads = attention_statistics(store, args.array, progress=progress).per_head()
+    folder = store.run_dir / ANALYSIS_DIR
+    picture = save_head_maps(heads, folder / "attention_heads.png", run_title("What heads look at", store.meta))
+    table = folder / "attention_heads.parquet"
+    write_table(table, pa.Table.from_pandas(heads.to_frame(), preserve_index=False))
+    if not args.quiet:
+        console.print(head_table(heads))
+        console.print(f"All heads: {table}\nPicture: {picture}", markup=False, soft_wrap=True)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command."""
+    run_command(AttentionCommand, run, argv, prog="decision-traces attention")

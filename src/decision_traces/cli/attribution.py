@@ -1,0 +1,98 @@
+"""`decision-traces attribution`: which parts of the model decide between the true token and its competitor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+from rich.console import Console
+
+from decision_traces.analysis.attribution import direct_attribution, refuse_post_norm
+from decision_traces.analysis.decisions import decisions_of
+from decision_traces.analysis.heads import HeadWriter, find_head_writers
+from decision_traces.analysis.states import path_of
+from decision_traces.analysis.unembedding import Unembedding, load_run_model, load_unembedding, of_model
+from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._counting import counting
+from decision_traces.cli._written import write_result
+from decision_traces.errors import ModelError, UnsupportedArchitecture
+from decision_traces.schema import ANALYSIS_DIR
+from decision_traces.store.reader import TraceStore
+from decision_traces.views.attributions import save_attribution
+from decision_traces.views.style import run_title
+from decision_traces.views.tables import attribution_table, head_table
+
+
+@dataclass(frozen=True, slots=True)
+class AttributionCommand:
+    """Split the lead of the true token over its competitor into what each layer, MLP and head of a decoder added.
+
+    Attributes:
+        run: The run folder; it must hold `resid`, and for single heads `attn` and `qkv` too.
+        model_path: Folder of the model, where it no longer lies where the run found it.
+        top_k: How many of the heads that push most to show.
+        device: auto, cpu, cuda, cuda:1, mps.
+        quiet: Print nothing; the files are written.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    model_path: Path | None = None
+    top_k: int = 8
+    device: str = "auto"
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def run(args: AttributionCommand) -> int:
+    """Attribute, print the tables, and write table and picture into the run's analysis folder."""
+    console, store = make_console(), TraceStore(args.run)
+    console.quiet = args.quiet
+    # What the run lacks is said before a model is loaded.
+    refuse_post_norm(store)
+    decisions_of(store), path_of(store, "post_mlp")
+    unembedding, heads = _load(store, args, console)
+    with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
+        result = direct_attribution(store, unembedding, heads, progress=progress)
+    folder = store.run_dir / ANALYSIS_DIR
+    console.print(attribution_table(result))
+    if result.heads is not None:
+        console.print(head_table(result, args.top_k))
+    by_head = "" if result.head_error is None else f", heads to attention's share within {result.head_error:.2g}"
+    console.print(f"Parts sum to the model's logit difference within {result.sum_error:.2g} logits{by_head}.")
+    title = f"{run_title('Direct logit attribution', store.meta)}; true token against its competitor"
+    picture = save_attribution(result, folder / "attribution.png", title)
+    for path in (write_result(folder / "attribution.parquet", result), picture):
+        console.print(f"Written: {path}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _load(
+    store: TraceStore, args: AttributionCommand, console: Console
+) -> tuple[Unembedding, tuple[HeadWriter, ...] | None]:
+    """Return the unembedding, and the way of the heads where the run and the model allow it.
+
+    Heads need the model's output projections; what a run keeps of its model (`unembed/`) is not enough for them.
+    """
+    missing = [name for name in ("dec_self_attn", "dec_self_v") if not store.has(name)]
+    if missing:
+        console.print("Attention is not split by head: that needs --capture attn qkv resid.", markup=False)
+        return load_unembedding(store, args.model_path, args.device), None
+    try:
+        loaded = load_run_model(store, args.model_path, args.device)
+    except ModelError as reason:
+        unembedding = load_unembedding(store, args.model_path, args.device)
+        console.print(f"Attention is not split by head: {reason}", markup=False, soft_wrap=True)
+        return unembedding, None
+    unembedding = of_model(
+        loaded, store.meta.get("final_norm"), logits_are_unembedded=store.meta.get("logits_are_unembedded", True)
+    )
+    try:
+        return unembedding, find_head_writers(store, loaded)
+    except UnsupportedArchitecture as reason:
+        console.print(f"Attention is not split by head: {reason}", markup=False, soft_wrap=True)
+        return unembedding, None
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command."""
+    run_command(AttributionCommand, run, argv, prog="decision-traces attribution")

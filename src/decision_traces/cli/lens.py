@@ -1,0 +1,119 @@
+"""`decision-traces lens`: what the model would say after each layer, and when its decisions stand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+from rich.console import Console
+
+from decision_traces.analysis.choices import choice_race
+from decision_traces.analysis.decisions import decisions_of
+from decision_traces.analysis.depth import decision_depth, race_depth
+from decision_traces.analysis.encoder_race import encoder_race, load_head, need_hidden
+from decision_traces.analysis.lens import logit_lens
+from decision_traces.analysis.results import ChoiceRace, DecisionDepth, LensTrajectories
+from decision_traces.analysis.states import Stage, path_of
+from decision_traces.analysis.unembedding import Unembedding, load_unembedding
+from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._counting import counting
+from decision_traces.cli._written import write_result
+from decision_traces.schema import ANALYSIS_DIR
+from decision_traces.store.reader import TraceStore
+from decision_traces.views.races import save_race
+from decision_traces.views.style import run_title
+from decision_traces.views.tables import decision_table, lens_table, race_table
+from decision_traces.views.trajectories import save_trajectories
+
+
+@dataclass(frozen=True, slots=True)
+class LensCommand:
+    """Read a run through the lens: what the model would say after each layer, and when its decisions stand.
+
+    Decoders are read through their unembedding, multiple-choice encoders through their classification head.
+
+    Attributes:
+        run: The run folder; it must hold `hidden` (or `resid`, for decoders).
+        model_path: Folder of the model, where it no longer lies where the run found it.
+        top_k: How many of the most probable tokens to keep at every layer.
+        device: auto, cpu, cuda, cuda:1, mps.
+        quiet: Print nothing; the files are written.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    model_path: Path | None = None
+    top_k: int = 5
+    device: str = "auto"
+    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+
+
+def run(args: LensCommand) -> int:
+    """Look, print the tables, and write tables and pictures into the run's analysis folder."""
+    console, store = make_console(), TraceStore(args.run)
+    console.quiet = args.quiet
+    written: list[Path] = []
+    if store.n_choices is not None and store.arch == "enc":
+        _encoder(store, args, console, written)
+    else:
+        _decoder(store, args, console, written)
+    for path in written:
+        console.print(f"Written: {path}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _encoder(store: TraceStore, args: LensCommand, console: Console, written: list[Path]) -> None:
+    """Let the choices race through the layers."""
+    need_hidden(store)
+    head = load_head(store, args.model_path, args.device)
+    with counting(make_console(stderr=True), "race", quiet=args.quiet) as progress:
+        race = encoder_race(store, head, progress=progress)
+    depth = _show_race(race, store, console, written)
+    written.append(write_result(store.run_dir / ANALYSIS_DIR / "depth.parquet", depth))
+    console.print(f"At the end the race is within {race.model_error:.2g} of every probability the run stored.")
+
+
+def _decoder(store: TraceStore, args: LensCommand, console: Console, written: list[Path]) -> None:
+    """Look through the unembedding at every stage; where there are answers, let them race."""
+    decisions_of(store), path_of(store, "hidden")  # what the run lacks is said before a model is loaded
+    unembedding = load_unembedding(store, args.model_path, args.device)
+    folder = store.run_dir / ANALYSIS_DIR
+    lenses = [_look(store, unembedding, stage, args) for stage in _stages(store)]
+    console.print(lens_table(lenses))
+    written.append(write_result(folder / "lens.parquet", *lenses))
+    if "choice_token_ids" in store.columns:
+        depth = _show_race(choice_race(store, unembedding), store, console, written)
+    else:
+        depth = decision_depth(lenses[0])
+        console.print(decision_table(lenses[0], depth))
+    written.append(write_result(folder / "depth.parquet", depth))
+    title = f"{run_title('Logit lens', store.meta)}, {store.n} examples"
+    written.append(save_trajectories(lenses[0], depth, folder / "lens_trajectories.png", title))
+    error = lenses[0].model_error
+    console.print(f"At the end the lens is within {error:.2g} of every probability the run stored.", markup=False)
+
+
+def _stages(store: TraceStore) -> list[Stage]:
+    """Return the stages to look at: what is missing of `pre_attn` and `post_mlp` are states of `hidden`."""
+    return ["hidden", "post_attn"] if store.has("dec_res_post_attn") else ["hidden"]
+
+
+def _look(store: TraceStore, unembedding: Unembedding, stage: Stage, args: LensCommand) -> LensTrajectories:
+    with counting(make_console(stderr=True), f"lens: {stage}", quiet=args.quiet) as progress:
+        return logit_lens(store, unembedding, stage, top_k=args.top_k, progress=progress)
+
+
+def _show_race(race: ChoiceRace, store: TraceStore, console: Console, written: list[Path]) -> DecisionDepth:
+    """Show and keep a race, and return when each question was decided among its answers."""
+    folder = store.run_dir / ANALYSIS_DIR
+    console.print(race_table(race))
+    written.append(write_result(folder / "choice_race.parquet", race))
+    written.append(save_race(race, folder / "choice_race.png", run_title("The race between the answers", store.meta)))
+    depth = race_depth(race)
+    console.print(decision_table(race, depth))
+    return depth
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command."""
+    run_command(LensCommand, run, argv, prog="decision-traces lens")

@@ -1,0 +1,90 @@
+"""The unembedding of a run: kept in the run itself, it gives the same lens where no model is to be had."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from decision_traces import TraceStore
+from decision_traces.analysis import unembedding
+from decision_traces.analysis.lens import logit_lens
+from decision_traces.analysis.unembedding import load_run_model, load_unembedding
+from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
+from decision_traces.models.unembed_file import save_unembedding
+from decision_traces.testing.runs import copy_run, reseal
+
+NAMES = {
+    "gpt2": {"transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight"},  # tied to the embedding
+    "gemma": {"model.norm.weight", "lm_head.weight"},
+    "phi": {"model.final_layernorm.weight", "model.final_layernorm.bias", "lm_head.weight", "lm_head.bias"},
+}
+
+
+@pytest.fixture
+def kept(traced, tmp_path: Path):
+    def run(family: str, **options) -> Path:
+        folder = copy_run(traced(family, **options), tmp_path / family)
+        store = TraceStore(folder)
+        save_unembedding(load_run_model(store), store.meta["final_norm"], folder / "unembed")
+        reseal(folder)
+        return folder
+
+    return run
+
+
+def _no_model(*_: object) -> None:
+    raise AssertionError("the model was loaded")
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_the_lens_works_without_the_model(family: str, kept, traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = kept(family)
+    assert set(load_file(folder / "unembed" / "unembed.safetensors")) == NAMES[family]
+    original = TraceStore(traced(family))
+    expected = logit_lens(original, load_unembedding(original))
+    monkeypatch.setattr(unembedding, "load_run_model", _no_model)
+    alone = logit_lens(TraceStore(folder), load_unembedding(TraceStore(folder)))
+    np.testing.assert_array_equal(alone.true.logit, expected.true.logit)
+    np.testing.assert_array_equal(alone.topk_ids, expected.topk_ids)
+
+
+def test_the_stored_type_is_kept(kept) -> None:
+    head = load_unembedding(TraceStore(kept("llama", model_dtype="bfloat16", dtype="float16")))
+    assert head.weight.dtype == torch.bfloat16 and not head.weight.is_meta
+
+
+def test_a_model_that_is_named_is_preferred(kept, tiny_folder) -> None:
+    folder = kept("gpt2")
+    with pytest.raises(ModelError, match="not those the run was made with"):
+        load_unembedding(TraceStore(folder), tiny_folder("llama"))
+
+
+def test_damage_is_noticed_and_named(kept) -> None:
+    folder = kept("gpt2")
+    path = folder / "unembed" / "unembed.safetensors"
+    tensors = load_file(path)
+    save_file({k: v + 1 for k, v in tensors.items()}, path)
+    with pytest.raises(DamagedRunError, match=r"unembed\.safetensors is not as written"):
+        load_unembedding(TraceStore(folder))
+    del tensors["transformer.ln_f.bias"]
+    save_file(tensors, path)
+    reseal(folder)
+    with pytest.raises(ModelError, match=r"transformer\.ln_f\.bias is missing; expected shape \(32,\)"):
+        load_unembedding(TraceStore(folder))
+    (folder / "unembed" / "config.json").write_text("{}")
+    reseal(folder)
+    with pytest.raises(ModelError, match="holds no unembedding that can be loaded"):
+        load_unembedding(TraceStore(folder))
+
+
+def test_nothing_is_stored_or_read_where_a_lens_cannot_be(kept, traced, tmp_path: Path) -> None:
+    store = TraceStore(traced("gpt2"))
+    with pytest.raises(UnsupportedArchitecture, match="no single final norm"):
+        save_unembedding(load_run_model(store), None, tmp_path / "none")
+    folder = kept("cohere")  # its logits are scaled: the file is right, a lens would not be
+    assert json.loads((folder / "meta.json").read_text())["logits_are_unembedded"] is False
+    with pytest.raises(UnsupportedArchitecture, match="CohereForCausalLM caps, scales or transforms"):
+        load_unembedding(TraceStore(folder))
