@@ -11,7 +11,7 @@ from decision_traces.cli.main import COMMANDS
 from decision_traces.extract.answer import AnswerConfig
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig
 from decision_traces.extract.next_token import NextTokenConfig
-from decision_traces.finetune import FinetuneConfig
+from decision_traces.finetuning.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

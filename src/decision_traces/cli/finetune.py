@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from decision_traces.cli._app import make_console, run_command
-from decision_traces.finetune import FinetuneConfig, finetune
+from decision_traces.finetuning.config import FinetuneConfig
+from decision_traces.finetuning.train import finetune
 
 
 def run(config: FinetuneConfig) -> int:

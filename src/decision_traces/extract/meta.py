@@ -108,16 +108,14 @@ def run_meta(
         },
         "block_rows": prepared.layout.block_rows,
         "certificate": prepared.certificate.to_meta(),
-        "environment": {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "packages": plan["packages"],
-            "device": plan["device"],
-            "model_dtype": plan["model_dtype"],
-            "attention_implementation": plan["attention_implementation"],
-        },
+        "environment": _environment(plan),
         "command": list(job.options.command),
     }  # fmt: skip
+
+
+def _environment(plan: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: plan[name] for name in ("packages", "device", "model_dtype", "attention_implementation")}
+    return {"python": platform.python_version(), "platform": platform.platform(), **told}
 
 
 def lineage(model_path: Path | None) -> dict[str, Any] | None:

@@ -13,7 +13,9 @@ from decision_traces import TraceStore
 from decision_traces.data import tinyworld
 from decision_traces.errors import Interrupted, RunExistsError, UsageError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
-from decision_traces.finetune import Collator, FinetuneConfig, finetune
+from decision_traces.finetuning.batches import Collator
+from decision_traces.finetuning.config import FinetuneConfig
+from decision_traces.finetuning.train import finetune
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.encoders import word_tokenizer
 
