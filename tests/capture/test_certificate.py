@@ -8,19 +8,19 @@ import torch
 from decision_traces.capture.certificate import certify, require
 from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import CaptureError
-from decision_traces.models.anatomy import find_anatomy
+from decision_traces.models.anatomy import Anatomy, find_anatomy
 from decision_traces.models.load import LoadedModel
 from decision_traces.schema import ATTN, EMBED, FINAL, POST_ATTN, POST_MLP, K, Q, V
+from decision_traces.testing.encoders import ENCODERS, pair_tokenizer, tiny_encoder
 from decision_traces.testing.models import FAMILIES, byte_tokenizer, tiny_decoder
-from decision_traces.tokens import Encoding, encode
+from decision_traces.tokens import Encoding, encode, encode_pairs
 
 SITES = (EMBED, POST_ATTN, POST_MLP, FINAL, Q, K, V, ATTN)
 TEXTS = ["A first line.", "x", "", "The second line is longer than the first one.", "Third."]
 
 
 def _loaded(family: str) -> LoadedModel:
-    model = tiny_decoder(family)
-    model.set_attn_implementation("eager")
+    model = tiny_decoder(family, attn_implementation="eager")
     return LoadedModel(model, byte_tokenizer(), model.config, torch.device("cpu"), None, "eager")
 
 
@@ -67,7 +67,7 @@ def test_a_missing_norm_is_caught(family: str) -> None:
     assert "hidden[L] is the base model's last hidden state" in _failures(loaded, unnormed)
 
 
-STREAM = [f for f in FAMILIES if f not in {"gpt_neox", "phi", "cohere", "opt_post_norm"}]
+STREAM = [f for f in FAMILIES if f not in {"gpt_neox", "phi", "cohere", "gptj", "falcon", "opt_post_norm"}]
 
 
 @pytest.mark.parametrize("family", STREAM)
@@ -172,3 +172,58 @@ def test_single_tokens_are_checked_too_and_nothing_is_no_pass() -> None:
     assert (single.rows, single.tokens, single.passed) == (2, 2, True)
     nothing = certify(loaded, anatomy, SITES, encode(byte_tokenizer(), [""], 9), 0)
     assert (nothing.checks, nothing.passed) == ((), None)
+
+
+POST_NORM = ("bert", "distilbert", "albert", "deberta_v3", "mpnet")
+
+
+def _encoder(family: str) -> tuple[LoadedModel, Anatomy, list[Encoding]]:
+    model = tiny_encoder(family, attn_implementation="eager")
+    tokenizer = pair_tokenizer()
+    loaded = LoadedModel(model, tokenizer, model.config, torch.device("cpu"), None, "eager", "multiple_choice")
+    encodings = encode_pairs(tokenizer, ["A first line.", "x", "Where?"], ["a long answer to it", "no", "there"], 40)
+    return loaded, find_anatomy(model, 259, "multiple_choice"), encodings
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_every_encoder_passes(family: str) -> None:
+    loaded, anatomy, encodings = _encoder(family)
+    certificate = certify(loaded, anatomy, SITES, encodings, 0)
+    assert certificate.passed
+    names = {check.name for check in certificate.checks}
+    assert not any("later tokens" in name for name in names), "encoders look both ways"
+    assert ("post_attn: the norm of pre_attn + what attention writes" in names) == (family != "modernbert")
+
+
+@pytest.mark.parametrize("family", POST_NORM)
+@pytest.mark.parametrize("wrong", ["pre_attn", "post_mlp", "another layer"])
+def test_a_wrong_post_attn_behind_a_norm_is_caught(family: str, wrong: str) -> None:
+    loaded, anatomy, encodings = _encoder(family)
+    taps = [p.post_attn for p in anatomy.layers][::-1]
+    instead = taps if wrong == "another layer" else [getattr(p, wrong) for p in anatomy.layers]
+    layers = tuple(replace(p, post_attn=t) for p, t in zip(anatomy.layers, instead, strict=True))
+    failed = {
+        c.name for c in certify(loaded, replace(anatomy, layers=layers), SITES, encodings, 0).checks if not c.passed
+    }
+    assert "post_attn: the norm of pre_attn + what attention writes" in failed
+
+
+def test_a_write_that_is_not_attentions_is_caught() -> None:
+    """The MLP's output in place of attention's: its sum with the stream is not what post_attn is the norm of."""
+    loaded, anatomy, encodings = _encoder("bert")
+    layers = tuple(
+        replace(p, attn_write=replace(p.attn_write, module=f"bert.encoder.layer.{i}.output.dense"))
+        for i, p in enumerate(anatomy.layers)
+    )
+    failed = {
+        c.name for c in certify(loaded, replace(anatomy, layers=layers), SITES, encodings, 0).checks if not c.passed
+    }
+    assert "post_attn: without attention, only a constant is added to pre_attn" in failed
+
+
+def test_rows_of_different_lengths_are_tried() -> None:
+    """Choices of one question are alike; the sample takes the shortest, one between and the longest."""
+    loaded = _loaded("llama")
+    texts = ["ten chars.", "ten chars!", "ten chars?", "a much longer line of text", "ab", "x"]
+    certificate = certify(loaded, find_anatomy(loaded.model, 258), SITES, encode(byte_tokenizer(), texts, 40), 0)
+    assert (certificate.rows, certificate.tokens) == (3, 2 + 10 + 26)

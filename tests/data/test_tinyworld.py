@@ -15,9 +15,9 @@ from decision_traces.data._tinyworld.commonplaces import TOPICS
 
 # SHA-256 of the texts of the first 100 rows, one a line. A change here is a change of published data.
 FIRST_ROWS = {
-    "train": "395b8e18fd3a7b8295741c1d0910eb811b0d09191d8c69175029b93fdcf2c3f2",
-    "validation": "8a8cbdae0e13262e2d617dfa796f7bb69323c7f6fe855bc2df5b274007a28887",
-    "test": "0cb2ba24b9c8b8894720676e85a4afd27dbe318d26f38ebcefbda3a359d35e2b",
+    "train": "318e56602bab1d530bef47ba51b8a2764faf9c9254c44b5a4757da56d0b03ab2",
+    "validation": "31ca69311fa1baa69921651522446320a5890fc1e2cfa2c398cadd1ae54eaf7d",
+    "test": "c257f1e8733aaa49bcd5e37160e0dd5c42dceb25e8879aeb2f79e00e86e7ffb0",
 }
 
 
@@ -149,16 +149,15 @@ def test_commonplaces_are_well_formed() -> None:
 
 
 def test_facts_are_told_before_they_are_asked(rows: dict[str, list[dict]]) -> None:
-    """Every question has the last word of a statement (or "house" after it) as its answer."""
-    back = 0
     for item in of_kind(rows["test"], "fact"):
         told, *asked = item["text"].split(" Question: ")
-        ends = {line.removesuffix(" house").split()[-1] for line in told.removesuffix(".").split(". ")}
         assert asked
         for line in asked:
-            assert line.split(" Answer: ")[1].removesuffix(".") in ends
-        back += asked[-1].startswith("Who ")
-    assert 0.2 < back / len(of_kind(rows["test"], "fact")) < 0.3
+            question, answer = line.split(" Answer: ")
+            name = question.removesuffix("?").split()[-1]
+            lines = [s for s in told.removesuffix(".").split(". ") if s.startswith(f"{name} ")]
+            ends = {s.removesuffix(" house").split()[-1] for s in lines}
+            assert answer.removesuffix(".") in ends
 
 
 def test_copies_repeat_what_was_said(rows: dict[str, list[dict]]) -> None:

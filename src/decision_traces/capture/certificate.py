@@ -24,6 +24,7 @@ from decision_traces.schema import ATTN, ATTN_OUT, EMBED, FINAL, POST_ATTN, POST
 from decision_traces.tokens import Encoding, TokenBatch, make_batch
 
 ROWS: Final = 3
+CANDIDATES: Final = 32
 TOKENS: Final = 48
 TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Largest difference allowed, relative per element (see `relative_difference`); a few hundred roundings."""
@@ -101,11 +102,11 @@ def certify(
         loaded: The model.
         anatomy: Where its inner path lies.
         sites: The distinct tensors the run will keep.
-        encodings: The run's examples; the first few with more than one token (else with one) are used, cut to
-            48 tokens.
+        encodings: The run's examples (or choices of examples); of the first few with more than one token (else with
+            one), the shortest, one between and the longest are used, cut to 48 tokens.
         pad: Id that fills padding.
     """
-    rows = [_cut(e) for e in sorted(encodings, key=lambda e: e.n_tokens < 2) if e.n_tokens][:ROWS]
+    rows = _sample(encodings)
     if not rows:
         return Certificate((), 0, 0)
     batch = make_batch(range(len(rows)), rows, pad)
@@ -152,8 +153,18 @@ def _dtype(loaded: LoadedModel) -> torch.dtype:
     return next(loaded.model.parameters()).dtype
 
 
+def _sample(encodings: Sequence[Encoding]) -> list[Encoding]:
+    """Return rows of different lengths, so that padding is tried, cut to a few tokens."""
+    usable = [_cut(e) for e in sorted(encodings, key=lambda e: e.n_tokens < 2) if e.n_tokens][:CANDIDATES]
+    longer = [e for e in usable if e.n_tokens > 1] or usable
+    by_length = sorted(longer, key=lambda e: e.n_tokens)
+    picked = {round(i * (len(by_length) - 1) / (ROWS - 1)) for i in range(ROWS)} if by_length else set()
+    return [by_length[i] for i in sorted(picked)]
+
+
 def _cut(encoding: Encoding) -> Encoding:
-    return Encoding(encoding.ids[:TOKENS], encoding.offsets[:TOKENS], encoding.truncated)
+    types = None if encoding.type_ids is None else encoding.type_ids[:TOKENS]
+    return Encoding(encoding.ids[:TOKENS], encoding.offsets[:TOKENS], encoding.truncated, types)
 
 
 def _record(

@@ -61,7 +61,7 @@ class Settings:
 
     out: Path = MODEL_DIR
     seed: int = 7
-    texts: int = 180_000
+    texts: int = 160_000
     batch: int = 32
     lr: float = 2e-3
     warmup: float = 0.05

@@ -9,20 +9,16 @@ from decision_traces.data._tinyworld.items import Item, Source, shuffled
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """One thing that can be said of a person, in either order; a question asks for what was said last.
+    """One thing that can be said of a person.
 
     Attributes:
-        told: The statement that ends with the value, with `{n}` for the person and `{v}` for the value.
+        told: The statement, with `{n}` for the person and `{v}` for the value.
         asked: Questions for the value, with `{n}` last.
-        told_back: The statement that ends with the person.
-        asked_back: The question for the person, with `{v}` last.
         values: What the value can be.
     """
 
     told: str
     asked: tuple[str, ...]
-    told_back: str
-    asked_back: str
     values: tuple[str, ...]
 
 
@@ -30,91 +26,46 @@ RELATIONS = {
     "home": Relation(
         "{n} lives in the {v} house.",
         ("What colour is the house of {n}?", "Which house is the home of {n}?"),
-        "The {v} house is the home of {n}.",
-        "Who lives in the {v} house?",
         words.COLOURS,
     ),
     "pet": Relation(
         "{n} keeps a {v}.",
         ("What is the pet of {n}?", "Which animal is kept by {n}?"),
-        "The {v} is kept by {n}.",
-        "Who keeps the {v}?",
         words.ANIMALS,
     ),
     "food": Relation(
         "{n} likes {v}.",
         ("What is the best food for {n}?", "Which food is liked by {n}?"),
-        "We give {v} to {n}.",
-        "Who gets {v}?",
         words.FOODS,
     ),
     "job": Relation(
         "{n} is a {v}.",
         ("What is the work of {n}?", "Which work is done by {n}?"),
-        "The {v} is {n}.",
-        "Who is the {v}?",
         words.JOBS,
     ),
     "place": Relation(
         "{n} is at the {v}.",
         ("Where is {n}?", "Where would you find {n}?"),
-        "At the {v} is {n}.",
-        "Who is at the {v}?",
         words.PLACES,
     ),
     "thing": Relation(
         "{n} carries a {v}.",
         ("What is in the hands of {n}?", "Which thing is carried by {n}?"),
-        "The {v} is carried by {n}.",
-        "Who carries the {v}?",
         words.OBJECTS,
     ),
 }
-
-# How often a fact is told with the person last, and then asked for the person.
-BACK = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One thing said of one person.
-
-    Attributes:
-        relation: Name of what is said.
-        name: The person.
-        value: What is said of it.
-        back: Whether it is told with the person last.
-    """
-
-    relation: str
-    name: str
-    value: str
-    back: bool
-
-    def tell(self) -> str:
-        """Return the statement."""
-        relation = RELATIONS[self.relation]
-        return (relation.told_back if self.back else relation.told).format(n=self.name, v=self.value)
-
-    def ask(self, rng: Random) -> str:
-        """Return a question for what the statement ends with, and its answer."""
-        relation = RELATIONS[self.relation]
-        if self.back:
-            return f"Question: {relation.asked_back.format(v=self.value)} Answer: {self.name}."
-        return f"Question: {rng.choice(relation.asked).format(n=self.name)} Answer: {self.value}."
+Fact = tuple[str, str, str]  # (relation, person, value)
 
 
 def make_fact(source: Source) -> Item:
-    """Return an item that states two to seven facts of a world and asks for one to four of them.
-
-    One fact in four is told with the person last ("The fox is kept by Mira.") and then asked for the person.
-    """
+    """Return an item that states two to seven facts of a world and asks for the value of one to four of them."""
     rng = source.rng
     facts = source.draw(_draw_facts, _facts_world)
+    told = [RELATIONS[r].told.format(n=n, v=v) for r, n, v in facts]
     # Not all of them: a model would learn to answer by elimination.
     asked = rng.sample(facts, min(len(facts), rng.choice((1, 2, 3) if len(facts) > 5 else (1, 2, 3, 4))))
-    text = " ".join([*(fact.tell() for fact in facts), *(fact.ask(rng) for fact in asked)])
-    return Item("fact", text.removesuffix("."), (_facts_world(facts),))
+    questions = [f"Question: {rng.choice(RELATIONS[r].asked).format(n=n)} Answer: {v}." for r, n, v in asked]
+    return Item("fact", " ".join([*told, *questions]).removesuffix("."), (_facts_world(facts),))
 
 
 def _draw_facts(rng: Random) -> list[Fact]:
@@ -124,13 +75,13 @@ def _draw_facts(rng: Random) -> list[Fact]:
     facts = []
     for relation in relations:
         values = rng.sample(RELATIONS[relation].values, len(people))
-        facts += [Fact(relation, n, v, rng.random() < BACK) for n, v in zip(people, values, strict=True)]
+        facts += [(relation, n, v) for n, v in zip(people, values, strict=True)]
     return rng.sample(facts, min(len(facts), rng.choice((2, 3, 4, 5, 6, 7))))
 
 
 def _facts_world(facts: list[Fact]) -> str:
-    """Write a world out: its facts, in whatever order and form they are told."""
-    return "facts: " + "; ".join(sorted(f"{f.relation} {f.name} {f.value}" for f in facts))
+    """Write a world out: its facts, whatever the order in which they are told."""
+    return "facts: " + "; ".join(sorted(" ".join(fact) for fact in facts))
 
 
 def make_copy(source: Source) -> Item:
