@@ -12,7 +12,12 @@ from itertools import count, islice
 from random import Random
 
 from decision_traces.data._tinyworld.items import SPLITS, Item, Source, shuffled
-from decision_traces.data._tinyworld.lookups import make_copy, make_fact, make_induction
+from decision_traces.data._tinyworld.lookups import (
+    make_copy,
+    make_fact,
+    make_fact_either_way,
+    make_induction,
+)
 from decision_traces.data._tinyworld.patterns import make_agreement, make_list
 from decision_traces.data._tinyworld.questions import make_question, question_prompt
 from decision_traces.data._tinyworld.stories import make_story
@@ -33,10 +38,10 @@ _MAKERS: dict[str, Maker] = {
     "question": make_question,
 }
 KINDS = tuple(_MAKERS)
-# Training has more of what takes longest to learn.
+# Training has facts asked either way, and more of what takes longest to learn.
 TRAINING_MIX = (
-    *_MAKERS.values(),
-    *(make_fact, make_fact, make_copy, make_induction, make_induction),
+    *(make_fact_either_way, make_agreement, make_copy, make_induction, make_list, make_story, make_question),
+    *(make_fact_either_way, make_fact_either_way, make_copy, make_induction, make_induction),
 )
 
 

@@ -61,8 +61,8 @@ class Settings:
 
     out: Path = MODEL_DIR
     seed: int = 7
-    texts: int = 160_000
-    batch: int = 32
+    texts: int = 150_000
+    batch: int = 40
     lr: float = 2e-3
     warmup: float = 0.05
     answer_weight: float = 4.0

@@ -14,11 +14,13 @@ class Relation:
     Attributes:
         told: The statement, with `{n}` for the person and `{v}` for the value.
         asked: Questions for the value, with `{n}` last.
+        asked_back: The question for the person, with `{v}`; only training texts ask it.
         values: What the value can be.
     """
 
     told: str
     asked: tuple[str, ...]
+    asked_back: str
     values: tuple[str, ...]
 
 
@@ -26,46 +28,68 @@ RELATIONS = {
     "home": Relation(
         "{n} lives in the {v} house.",
         ("What colour is the house of {n}?", "Which house is the home of {n}?"),
+        "Who lives in the {v} house?",
         words.COLOURS,
     ),
     "pet": Relation(
         "{n} keeps a {v}.",
         ("What is the pet of {n}?", "Which animal is kept by {n}?"),
+        "Who keeps the {v}?",
         words.ANIMALS,
     ),
     "food": Relation(
         "{n} likes {v}.",
         ("What is the best food for {n}?", "Which food is liked by {n}?"),
+        "Who likes {v}?",
         words.FOODS,
     ),
     "job": Relation(
         "{n} is a {v}.",
         ("What is the work of {n}?", "Which work is done by {n}?"),
+        "Who is the {v}?",
         words.JOBS,
     ),
     "place": Relation(
         "{n} is at the {v}.",
         ("Where is {n}?", "Where would you find {n}?"),
+        "Who is at the {v}?",
         words.PLACES,
     ),
     "thing": Relation(
         "{n} carries a {v}.",
         ("What is in the hands of {n}?", "Which thing is carried by {n}?"),
+        "Who carries the {v}?",
         words.OBJECTS,
     ),
 }
 Fact = tuple[str, str, str]  # (relation, person, value)
 
 
+# How often a question of a training text asks for the person.
+BACK = 0.25
+
+
 def make_fact(source: Source) -> Item:
     """Return an item that states two to seven facts of a world and asks for the value of one to four of them."""
+    return _tell_and_ask(source, 0.0)
+
+
+def make_fact_either_way(source: Source) -> Item:
+    """Return an item like a fact in which questions ask for a value or, less often, for a person: for training.
+
+    With the second kind of question the heads that look facts up appear much sooner.
+    """
+    return _tell_and_ask(source, BACK)
+
+
+def _tell_and_ask(source: Source, back: float) -> Item:
     rng = source.rng
     facts = source.draw(_draw_facts, _facts_world)
     told = [RELATIONS[r].told.format(n=n, v=v) for r, n, v in facts]
     # Not all of them: a model would learn to answer by elimination.
     asked = rng.sample(facts, min(len(facts), rng.choice((1, 2, 3) if len(facts) > 5 else (1, 2, 3, 4))))
-    questions = [f"Question: {rng.choice(RELATIONS[r].asked).format(n=n)} Answer: {v}." for r, n, v in asked]
-    return Item("fact", " ".join([*told, *questions]).removesuffix("."), (_facts_world(facts),))
+    text = " ".join([*told, *(_ask(rng, fact, back) for fact in asked)])
+    return Item("fact", text.removesuffix("."), (_facts_world(facts),))
 
 
 def _draw_facts(rng: Random) -> list[Fact]:
@@ -82,6 +106,14 @@ def _draw_facts(rng: Random) -> list[Fact]:
 def _facts_world(facts: list[Fact]) -> str:
     """Write a world out: its facts, whatever the order in which they are told."""
     return "facts: " + "; ".join(sorted(" ".join(fact) for fact in facts))
+
+
+def _ask(rng: Random, fact: Fact, back: float) -> str:
+    """Ask for the value of a fact, or with chance `back` for the person."""
+    relation, name, value = fact
+    if rng.random() < back:
+        return f"Question: {RELATIONS[relation].asked_back.format(v=value)} Answer: {name}."
+    return f"Question: {rng.choice(RELATIONS[relation].asked).format(n=name)} Answer: {value}."
 
 
 def make_copy(source: Source) -> Item:
