@@ -39,6 +39,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=96,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        initializer_range=0.1,  # narrow as it is, it would begin too slowly with BERT's 0.02
     )
     hf.BertForMultipleChoice(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -55,7 +56,7 @@ def test_an_encoder_from_scratch_learns_and_its_trace_shows_it(untrained: Path, 
     lines: list[str] = []
     config = settings(untrained, tmp_path / "ft", train_limit=None, eval_limit=None, epochs=4.0, batch_size=16, seed=1)
     result = finetune(config, lines.append)
-    assert result.accuracy > 0.4
+    assert result.accuracy > 0.8
     assert (result.n_eval, result.chance) == (286, 0.2)
     assert sum("accuracy" in line for line in lines) == 4
     run = extract_multiple_choice(

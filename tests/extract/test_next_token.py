@@ -195,18 +195,18 @@ def test_an_unknown_model_without_network_is_said_at_once(config) -> None:
 
 
 def test_models_of_another_kind_are_refused(config, tmp_path: Path) -> None:
-    from transformers import BertConfig, BertModel, BloomConfig, BloomForCausalLM
+    from transformers import BertConfig, BertModel, XGLMConfig, XGLMForCausalLM
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 258}
     encoder = BertModel(BertConfig(**sizes, intermediate_size=48))
-    bloom = BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=258))
-    for name, model in (("encoder", encoder), ("bloom", bloom)):
+    xglm = XGLMForCausalLM(XGLMConfig(d_model=32, num_layers=2, attention_heads=4, ffn_dim=48, vocab_size=258))
+    for name, model in (("encoder", encoder), ("xglm", xglm)):
         model.save_pretrained(tmp_path / name)
         byte_tokenizer().save_pretrained(tmp_path / name)
     _refused(
         config, ModelError, "is not a decoder: model type 'bert', built as BertModel", model_path=tmp_path / "encoder"
     )
-    _refused(config, UnsupportedArchitecture, "BloomForCausalLM is not understood", model_path=tmp_path / "bloom")
+    _refused(config, UnsupportedArchitecture, "XGLMForCausalLM is not understood", model_path=tmp_path / "xglm")
 
 
 def test_an_existing_run_is_replaced_only_on_request_and_only_when_the_new_one_is_complete(

@@ -145,7 +145,10 @@ def token_table(run: TinyRun) -> pd.DataFrame:
     rows = []
     for row, length in enumerate(run.spread):
         options = [_tokens(rng, int(n), run.n_positions) for n in np.atleast_1d(length)]
-        columns = options[0] if run.n_choices is None else {k: [o[k] for o in options] for k in options[0]}
+        columns = options[0]
+        if run.n_choices is not None:
+            parts = [[0 if m else -1 for m in o["attention_mask"]] for o in options]
+            columns = {k: [o[k] for o in options] for k in columns} | {"sequence_ids": parts}
         outcome = _next_token(rng, columns) if run.n_choices is None else _choice(rng, run.n_choices)
         rows.append({"example_id": f"tiny-validation-{row:06d}", "text": f"text number {row}", **columns, **outcome})
     return pd.DataFrame(rows)
@@ -210,6 +213,8 @@ def _choice(rng: np.random.Generator, n_choices: int) -> dict[str, Any]:
     probs, letters = np.exp(logits) / np.exp(logits).sum(), [chr(65 + i) for i in range(n_choices)]
     pred = int(logits.argmax())
     return {
+        "question": "which one?",
+        "choice_texts": [f"choice {letter}" for letter in letters],
         "answerKey": letters[label],
         "label_idx": label,
         "pred_idx": pred,
