@@ -1,10 +1,10 @@
 """`tinyworld`: small English worlds made by a generator, the data set that needs no download.
 
 Seven kinds of item in equal shares: facts stated and asked back, agreement at a distance, copying, induction,
-ordered lists, simple stories, and five-choice questions in the CSQA form. Every text ends at its answer, one word, so that the last prediction of a model is
-the answer to the item. The commonplaces behind the questions are the same in all worlds; facts, sequences and
-stories differ, and no world is met in two splits. All of it was written for this project and is MIT like the
-rest of it.
+ordered lists, simple stories, and five-choice questions in the CSQA form. Every text ends at its answer, one word,
+so that the last prediction of a model is the answer to the item. The commonplaces behind the questions are the same
+in all worlds; facts, sequences and stories differ, and no world is met in two splits. All of it was written for this
+project and is MIT like the rest of it.
 """
 
 from collections.abc import Callable, Iterator
