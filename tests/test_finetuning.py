@@ -148,3 +148,20 @@ def test_batches_are_padded_on_the_right_choice_by_choice() -> None:
     assert batch["attention_mask"].tolist() == [[[1, 1, 0], [1, 1, 1]], [[1, 0, 0], [1, 1, 0]]]
     assert batch["token_type_ids"].tolist() == [[[0, 1, 0], [0, 1, 1]], [[0, 0, 0], [0, 1, 0]]]
     assert batch["labels"].tolist() == [1, 0]
+
+
+def test_early_stopping_ends_a_training_that_gets_no_better(untrained: Path, tmp_path: Path) -> None:
+    """With next to no learning rate the accuracy stays: the first epoch is the best, and one more is waited for."""
+    result = finetune(settings(untrained, tmp_path / "ft", epochs=5.0, lr=1e-12, early_stopping=1))
+    meta = json.loads((result.folder / "finetune_meta.json").read_text(encoding="utf-8"))
+    assert [e["epoch"] for e in meta["epochs"]] == [1.0, 2.0]
+
+
+def test_bfloat16_trains_and_keeps_float32_weights(untrained: Path, tmp_path: Path) -> None:
+    plain = finetune(settings(untrained, tmp_path / "plain", epochs=1.0))
+    mixed = finetune(settings(untrained, tmp_path / "mixed", epochs=1.0, bf16=True))
+    first, second = (load_file(r.folder / "model.safetensors") for r in (plain, mixed))
+    assert {t.dtype for t in second.values()} == {torch.float32}
+    assert not all(torch.equal(first[k], second[k]) for k in first)
+    worst = max(float((first[k] - second[k]).abs().max()) for k in first)
+    assert worst < 0.02  # eight steps of 0.001 each, in either direction

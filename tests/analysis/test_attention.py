@@ -130,6 +130,9 @@ def test_what_a_run_lacks_is_said(tmp_path: Path) -> None:
     build_run(tmp_path / "hidden", replace(DECODER, capture=("hidden",)))
     with pytest.raises(NotCapturedError, match="`attn` among the words of --capture"):
         attention_statistics(TraceStore(tmp_path / "hidden"))
+    build_run(tmp_path / "choices", replace(CHOICES, capture=("hidden",)))
+    with pytest.raises(NotCapturedError, match=r"no enc_mc_attn: .*`attn` among the words of --capture"):
+        attention_statistics(TraceStore(tmp_path / "choices"))
     build_run(tmp_path / "attn", replace(DECODER, capture=("attn",)))
     with pytest.raises(UsageError, match=r"'dec_hidden': they are made of dec_self_attn"):
         attention_statistics(TraceStore(tmp_path / "attn"), "dec_hidden")

@@ -169,7 +169,8 @@ def attention_statistics(
 
 def attention_array(store: TraceStore) -> str:
     """Return the name of the attention a run has, or of what it would have: asking for that says what is there."""
-    return next((name for name in ATTENTION_ARRAYS if store.has(name)), ATTENTION_ARRAYS[0])
+    own = f"{store.arch}_mc_attn" if store.n_choices is not None and store.arch == "enc" else f"{store.arch}_self_attn"
+    return next((name for name in ATTENTION_ARRAYS if store.has(name)), own)
 
 
 def _checked(name: str) -> str:
