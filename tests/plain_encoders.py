@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 # Per family: the list of layers, and the module whose input is the stream after attention.
@@ -94,3 +95,44 @@ def projections(family: str, layer: Any) -> dict[str, Any]:
         return {}
     head, names = PROJECTIONS[family].removesuffix("}").split("{")
     return {which: layer.get_submodule(head + name) for which, name in zip("qkv", names.split(","), strict=True)}
+
+
+class Held(nn.Module):
+    """A LayerNorm whose division is a constant to autograd."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        sigma = (centred.square().mean(-1, keepdim=True) + self.norm.eps).sqrt().detach()
+        return centred / sigma * self.norm.weight + self.norm.bias
+
+
+def bert_parts(folder: Path, question: str, choice: str) -> dict[str, np.ndarray]:
+    """Gradient of a BERT's score times each write at the first token; parts do not see one another's gradients."""
+    model = AutoModelForMultipleChoice.from_pretrained(folder, attn_implementation="eager").double().eval()
+    writes: dict[str, list[torch.Tensor]] = {"attn": [], "mlp": [], "embed": []}
+
+    def keep(name: str):
+        def hook(_m, _a, out):
+            leaf = out.detach().requires_grad_()
+            writes[name].append(leaf)
+            return leaf
+
+        return hook
+
+    model.bert.embeddings.register_forward_hook(keep("embed"))
+    for layer in model.bert.encoder.layer:
+        layer.attention.output.dense.register_forward_hook(keep("attn"))
+        layer.output.dense.register_forward_hook(keep("mlp"))
+        layer.attention.output.LayerNorm = Held(layer.attention.output.LayerNorm)
+        layer.output.LayerNorm = Held(layer.output.LayerNorm)
+    pair = AutoTokenizer.from_pretrained(folder)(question, choice, return_tensors="pt")
+    score = model(**{k: v[:, None] for k, v in pair.items()}).logits.sum()
+    flat = [*writes["embed"], *writes["attn"], *writes["mlp"]]
+    grads = torch.autograd.grad(score, flat)
+    values = [float((g * w).detach()[0, 0].sum()) for g, w in zip(grads, flat, strict=True)]
+    n = len(writes["attn"])
+    return {"embed": np.array(values[0]), "attn": np.array(values[1 : 1 + n]), "mlp": np.array(values[1 + n :])}

@@ -17,9 +17,10 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer
 from decision_traces import TraceStore
 from decision_traces.analysis.attribution import direct_attribution
 from decision_traces.analysis.choices import choice_race
+from decision_traces.analysis.encoder_attribution import encoder_attribution
 from decision_traces.analysis.encoder_race import encoder_race, load_head
 from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.analysis.unembedding import load_run_model, load_unembedding
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.schema import CAPTURES
@@ -94,6 +95,20 @@ def test_minilm_race_is_the_model_with_fewer_layers(encoded: TraceStore, minilm:
         with torch.no_grad():
             expected = model(**{k: v[None] for k, v in batch.items()}).logits[0].numpy()
         np.testing.assert_allclose(race.logits[1, depth], expected, atol=1e-4)
+
+
+def test_minilm_attribution_is_gradient_times_write(encoded: TraceStore, minilm: Path, questions: list[dict]) -> None:
+    found = encoder_attribution(encoded, load_run_model(encoded))
+    for row in (0, 4):
+        asked = questions[row]["question"]
+        texts = [choice["text"] for choice in asked["choices"]]
+        target, rival = found.target_id[row], found.competitor_id[row]
+        assert target == "ABCDE".index(questions[row]["answerKey"])
+        ours, theirs = (plain_encoders.bert_parts(minilm, asked["stem"], texts[i]) for i in (target, rival))
+        for name in ("embed", "attn", "mlp"):
+            expected = ours[name] - theirs[name]
+            np.testing.assert_allclose(getattr(found, name)[row], expected, atol=1e-3, err_msg=name)
+    assert found.sum_error < 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -119,7 +119,7 @@ def test_attribution_is_shown_right_against_wrong() -> None:
     rows = _rows(tables.attribution_table(_attribution([True, False, False])))
     assert rows["embedding"] == ["+1.000", "-1.000"]
     assert rows["attention 1"] == ["+2.000", "-2.000"] and rows["MLP 1"] == ["+4.000", "-4.000"]
-    assert rows["biases of the end"] == ["+0.500", "+0.500"] and rows["logit difference"] == ["+8.500", "-7.500"]
+    assert rows["biases and rest"] == ["+0.500", "+0.500"] and rows["logit difference"] == ["+8.500", "-7.500"]
     rows = _rows(tables.head_table(_attribution([True, True, False]), 2))
     assert list(rows) == ["1.0", "1.1"]
     assert rows["1.0"][0] == "+2.000" and rows["1.0"][2] == "66.7% of examples" and rows["1.1"][0] == "-1.333"

@@ -282,12 +282,12 @@ class Attribution:
         example_id: n examples.
         correct: (n,) whether the model's choice is right; False where the truth is not known.
         known: (n,) whether it is.
-        target_id: (n,) the target.
+        target_id: (n,) the target: a token, or of an encoder's run the choice.
         competitor_id: (n,) its competitor.
         embed: (n,) what the embedding adds.
         attn: (n, layer) what attention adds.
         mlp: (n, layer) what the MLP adds.
-        remainder: (n,) what the biases of the final norm and of the unembedding add.
+        remainder: (n,) what the biases of norms and unembedding add (of an encoder, and the bend of its head).
         heads: (n, layer, head) what each head adds, or None: with `attn_bias` they sum to `attn`.
         attn_bias: (n, layer) what the biases of attention's output add, or None.
         difference: (n,) the model's logit difference, as the run stored it where it did.

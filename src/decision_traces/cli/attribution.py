@@ -10,7 +10,9 @@ from rich.console import Console
 
 from decision_traces.analysis.attribution import direct_attribution, refuse_post_norm
 from decision_traces.analysis.decisions import decisions_of
+from decision_traces.analysis.encoder_attribution import encoder_attribution
 from decision_traces.analysis.heads import HeadWriter, find_head_writers
+from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.states import path_of
 from decision_traces.analysis.unembedding import Unembedding, load_run_model, load_unembedding, of_model
 from decision_traces.cli._app import make_console, run_command
@@ -26,10 +28,11 @@ from decision_traces.views.tables import attribution_table, head_table
 
 @dataclass(frozen=True, slots=True)
 class AttributionCommand:
-    """Split the lead of the true token over its competitor into what each layer, MLP and head of a decoder added.
+    """Split the lead of the true token (or choice) over its competitor into what each layer, MLP and head added.
 
     Attributes:
-        run: The run folder; it must hold `resid`, and for single heads `attn` and `qkv` too.
+        run: The run folder; a decoder's must hold `resid`, and for single heads `attn` and `qkv` too. An encoder is
+            run once more.
         model_path: Folder of the model, where it no longer lies where the run found it.
         top_k: How many of the heads that push most to show.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -47,23 +50,37 @@ def run(args: AttributionCommand) -> int:
     """Attribute, print the tables, and write table and picture into the run's analysis folder."""
     console, store = make_console(), TraceStore(args.run)
     console.quiet = args.quiet
-    # What the run lacks is said before a model is loaded.
-    refuse_post_norm(store)
-    decisions_of(store), path_of(store, "post_mlp")
-    unembedding, heads = _load(store, args, console)
-    with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
-        result = direct_attribution(store, unembedding, heads, progress=progress)
+    encoder = store.arch == "enc" and store.n_choices is not None
+    result = _encoder(store, args) if encoder else _decoder(store, args, console)
     folder = store.run_dir / ANALYSIS_DIR
     console.print(attribution_table(result))
     if result.heads is not None:
         console.print(head_table(result, args.top_k))
     by_head = "" if result.head_error is None else f", heads to attention's share within {result.head_error:.2g}"
     console.print(f"Parts sum to the model's logit difference within {result.sum_error:.2g} logits{by_head}.")
-    title = f"{run_title('Direct logit attribution', store.meta)}; true token against its competitor"
+    what = "choice" if encoder else "token"
+    title = f"{run_title('Direct logit attribution', store.meta)}; true {what} against its competitor"
     picture = save_attribution(result, folder / "attribution.png", title)
     for path in (write_result(folder / "attribution.parquet", result), picture):
         console.print(f"Written: {path}", markup=False, soft_wrap=True)
     return 0
+
+
+def _encoder(store: TraceStore, args: AttributionCommand) -> Attribution:
+    """Attribute the lead of the right choice, with all norms frozen."""
+    loaded = load_run_model(store, args.model_path, args.device)
+    with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
+        return encoder_attribution(store, loaded, progress=progress)
+
+
+def _decoder(store: TraceStore, args: AttributionCommand, console: Console) -> Attribution:
+    """Attribute the lead of the true token."""
+    # What the run lacks is said before a model is loaded.
+    refuse_post_norm(store)
+    decisions_of(store), path_of(store, "post_mlp")
+    unembedding, heads = _load(store, args, console)
+    with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
+        return direct_attribution(store, unembedding, heads, progress=progress)
 
 
 def _load(

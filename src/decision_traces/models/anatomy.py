@@ -59,6 +59,7 @@ class LayerPlan:
         attn_write: What attention adds to the stream; None where no module returns just that.
         post_attn_kind: See `schema.POST_ATTN_CONVENTIONS`.
         post_attn_norm: Name of the norm that stands between the sum and `post_attn` in a post-LN family.
+        post_mlp_norm: Name of the norm that stands between the sum and `post_mlp` in a post-LN family.
     """
 
     pre_attn: Tap
@@ -67,6 +68,7 @@ class LayerPlan:
     attn_write: Tap | None
     post_attn_kind: PostAttn
     post_attn_norm: str | None = None
+    post_mlp_norm: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +249,7 @@ class _Finder:
         out_key, out_node = self._stream_out(call)
         source, result = self.flow.root(in_node), self.flow.root(out_node)
         inside = list(self._calls_inside(call))
+        last_norm: str | None = None
         for state, writes, norm in self._steps(source, result, inside):
             term = self._attention_term(state, writes, attention)
             if term is not None:
@@ -261,7 +264,9 @@ class _Finder:
                     attn_write=write,
                     post_attn_kind="derived" if parallel else "post_norm" if norm else "stream",
                     post_attn_norm=norm,
+                    post_mlp_norm=last_norm,
                 )
+            last_norm = last_norm or norm
             result = state
         raise _Refused(f"in layer {call.name!r} attention does not write into the residual stream")
 

@@ -73,6 +73,17 @@ class ChoiceHead:
             logits: Tensor = self.model(**_blank(self.model, mask.to(kind.device))).logits
         return logits[:, 0].float()
 
+    def slopes(
+        self, hidden: Float[Tensor, "n position d_model"], mask: Int[Tensor, "n position"]
+    ) -> Float[Tensor, "n position d_model"]:
+        """Return the gradient of each choice's score with respect to its last hidden state; arguments as above."""
+        kind = next(self.model.parameters())
+        state = hidden.to(kind.device, kind.dtype).requires_grad_()
+        with torch.enable_grad(), self._ended_in(state, normed=True):
+            logits: Tensor = self.model(**_blank(self.model, mask.to(kind.device))).logits
+            (slopes,) = torch.autograd.grad(logits.sum(), state)
+        return slopes.float()
+
     @contextmanager
     def _ended_in(self, state: Tensor, *, normed: bool) -> Iterator[None]:
         place = self.plan.place

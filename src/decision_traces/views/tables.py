@@ -147,7 +147,7 @@ def attribution_table(result: Attribution) -> Table:
     for layer in range(result.n_layers):
         row(f"attention {layer}", result.attn[:, layer])
         row(f"MLP {layer}", result.mlp[:, layer])
-    row("biases of the end", result.remainder)
+    row("biases and rest", result.remainder)
     table.add_section()
     row("logit difference", result.difference)
     return table
