@@ -143,3 +143,4 @@ def test_the_embedded_model_answers_with_the_choice_itself(tmp_path: Path) -> No
 def test_choices_that_begin_alike_cannot_be_told_apart_by_text(tiny_folder, data: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"two choices of csqa-validation-000000-\w+ begin with the same token"):
         run(tiny_folder("gpt2"), tmp_path / "run", data, answers="text")
+    assert not list(tmp_path.glob("*run*")), "nothing is left that would be in the way of the next try"

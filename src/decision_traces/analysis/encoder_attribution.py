@@ -30,7 +30,7 @@ from decision_traces.models.choice_head import ChoiceHead, choice_head
 from decision_traces.models.load import LoadedModel
 from decision_traces.schema import EMBED, FINAL, POST_ATTN, POST_MLP, Dims
 from decision_traces.store.reader import TraceStore
-from decision_traces.tokens import Encoding, encode_pairs, make_batch
+from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 
 _ROWS_AT_ONCE: Final = 64
 _ROUNDINGS: Final = 16  # how many roundings the parts may be off together before it is an error
@@ -127,7 +127,8 @@ class _Splitter:
 
     def split(self, encodings: list[Encoding]) -> _Choice:
         """Run the model on some choices and go back from the head to the embedding."""
-        batch = make_batch(range(len(encodings)), encodings, 0)
+        pad = pad_id(self.loaded.tokenizer, self.loaded.embedded)
+        batch = make_batch(range(len(encodings)), encodings, pad)
         dims = Dims(len(encodings), self.anatomy.n_layers, 1, 1, 1, self.anatomy.d_model, batch.input_ids.shape[1])
         buffers = BlockBuffers(_SITES, dims, len(encodings), "float32")
         buffers.start(batch.lengths)

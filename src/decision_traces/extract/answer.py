@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
@@ -20,12 +20,11 @@ from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, to_table, token_columns
 from decision_traces.models.load import LoadedModel
-from decision_traces.outcomes.choices import ChoiceOutcomes, choice_outcomes
+from decision_traces.outcomes.choices import choice_outcomes
 from decision_traces.schema import RUN_COLUMNS, TOKENS_FILE
 from decision_traces.tokens import Encoding, TokenBatch
 
 Answers = Literal["letter", "text"]
-_SHOWN: Final = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ def extract_answers(config: AnswerConfig, progress: Progress | None = None) -> P
         options=config.options(),
         settings=as_settings(config),
         decisive=("answers",),
-        workflow=partial(AnswerWorkflow, answers=config.answers),
+        workflow=partial(AnswerWorkflow, answers=config.answers, template=TEMPLATES[config.dataset]),
         read=read_prompts,
         cuts=False,
     )
@@ -75,9 +74,10 @@ class AnswerWorkflow:
         n_positions: int,
         *,
         answers: Answers,
+        template: str,
     ) -> None:
         self._examples, self._encodings, self._loaded = examples, encodings, loaded
-        self._pad, self._n_positions, self._answers = pad, n_positions, answers
+        self._pad, self._n_positions, self._answers, self._template = pad, n_positions, answers, template
         self._space, self._ids = answer_ids(loaded.tokenizer, examples, encodings, answers)
         self._rows: dict[int, tuple[torch.Tensor, float]] = {}
 
@@ -101,22 +101,17 @@ class AnswerWorkflow:
             "choice_token_ids": [self._ids[row] for row in rows],
             "choice_mass": [mass for _, mass in found],
         }
-        columns |= self._outcomes([logits for logits, _ in found]).columns(
-            columns["choice_labels"], columns["correct_idx"]
-        )
+        outcomes = choice_outcomes(torch.stack([logits for logits, _ in found]))
+        columns |= outcomes.columns(columns["choice_labels"], columns["correct_idx"])
         return {TOKENS_FILE: to_table(RUN_COLUMNS["csqa_choice"], columns, {})}
-
-    def _outcomes(self, logits: Sequence[torch.Tensor]) -> ChoiceOutcomes:
-        return choice_outcomes(torch.stack(list(logits)))
 
     def conventions(self) -> Mapping[str, str]:
         """Return what the outcome columns mean."""
         what = "letter" if self._answers == "letter" else "first token of its text"
         form = "with a space in front" if self._space else "without a space in front"
-        first, dataset = self._examples[0], self._examples[0].example_id.split("-")[0]
         example = self._loaded.tokenizer.convert_ids_to_tokens(self._ids[0])
         return {
-            "prompt": TEMPLATES.get(dataset, first.text[:_SHOWN]),
+            "prompt": self._template,
             "answer": f"the score of a choice is the logit of its {what}, {form}, at answer_pos = n_tokens - 1, the "
             f"last position of the prompt (in the first example: {' '.join(example)}); probabilities over the choices",
         }

@@ -12,9 +12,17 @@ import torch
 from decision_traces import demo
 from decision_traces.capture.buffers import sites_of
 from decision_traces.capture.certificate import certify, require
-from decision_traces.errors import CaptureError, DiskSpaceError, Interrupted, OutOfMemory, UsageError, first_line
+from decision_traces.errors import (
+    CaptureError,
+    DiskSpaceError,
+    Interrupted,
+    OutOfMemory,
+    UnsupportedArchitecture,
+    UsageError,
+    first_line,
+)
 from decision_traces.extract.engine import Engine, Workflow, disk_estimate, row_bytes
-from decision_traces.extract.job import Job, JobOptions, Prepared
+from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Prepared
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
 from decision_traces.extract.progress import Progress
 from decision_traces.models.anatomy import Anatomy, find_anatomy
@@ -38,12 +46,18 @@ def run_job(job: Job, progress: Progress) -> Path:
     now = datetime.now().astimezone()
     run = (job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))).absolute()
     plan = run_plan(job, prepared)
+    # Before anything is written: a workflow may find that it cannot be done with this model.
+    workflow = job.workflow(
+        prepared.examples, prepared.encodings, prepared.loaded, prepared.pad, prepared.layout.dims.n_positions
+    )
     writer = _open_writer(job, run, prepared, plan)
     if writer.complete:
         return writer.finish()
+    if job.options.store_unembed:
+        _store_head(prepared, writer)
     clock.lap("plan_s")
     try:
-        return _extract_and_commit(job, prepared, plan, writer, progress, clock, now)
+        return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
     except KeyboardInterrupt:
         raise Interrupted(f"Stopped. {_what_is_left(writer, prepared)}") from None
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
@@ -59,17 +73,13 @@ def run_job(job: Job, progress: Progress) -> Path:
 def _extract_and_commit(
     job: Job,
     prepared: Prepared,
+    workflow: JobWorkflow,
     plan: Mapping[str, Any],
     writer: RunWriter,
     progress: Progress,
     clock: Clock,
     now: datetime,
 ) -> Path:
-    workflow = job.workflow(
-        prepared.examples, prepared.encodings, prepared.loaded, prepared.pad, prepared.layout.dims.n_positions
-    )
-    if job.options.store_unembed:
-        _store_head(prepared, writer.folder / UNEMBED_DIR)
     rows = [r for b in range(prepared.layout.n_blocks) if b not in writer.done for r in prepared.layout.rows(b)]
     _extract(job, prepared, workflow, writer, progress, rows)
     clock.lap("extract_s")
@@ -80,12 +90,17 @@ def _extract_and_commit(
     return writer.commit({**about, **run_meta(job, prepared, writer, plan, workflow.conventions()), **figures})
 
 
-def _store_head(prepared: Prepared, folder: Path) -> None:
+def _store_head(prepared: Prepared, writer: RunWriter) -> None:
     """Keep the model's head beside its traces: final norm and unembedding, or the multiple-choice head."""
-    if prepared.loaded.task == "causal":
-        save_unembedding(prepared.loaded, prepared.anatomy.final_norm, folder)
-    else:
+    folder = writer.folder / UNEMBED_DIR
+    if prepared.loaded.task == "multiple_choice":
         choice_head(prepared.loaded, prepared.anatomy).save(folder)
+        return
+    try:
+        save_unembedding(prepared.loaded, prepared.anatomy.final_norm, folder)
+    except UnsupportedArchitecture:
+        writer.discard()
+        raise
 
 
 def _out_of_memory(error: BaseException) -> bool:

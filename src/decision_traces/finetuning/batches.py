@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import torch
@@ -13,7 +13,7 @@ from decision_traces.tokens import Encoding, encode_choices
 
 def answer_of(example: Example) -> int:
     """Return which choice is right."""
-    return int(str(example.fields["label_idx"]))
+    return cast(int, example.fields["label_idx"])
 
 
 def n_choices(examples: Sequence[Example]) -> int:

@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from decision_traces.testing.models import CONTEXT, D_MODEL, MOST_PARAMETERS, N_HEADS, N_LAYERS
+from decision_traces.testing.models import CONTEXT, D_MODEL, N_HEADS, N_LAYERS, checked_and_enlarged
 
 PAD: Final = 0
 VOCABULARY: Final = 259
@@ -99,17 +99,7 @@ def tiny_encoder(family: str, vocab_size: int = VOCABULARY, **overrides: Any) ->
     """
     torch.manual_seed(7)
     config = ENCODERS[family](vocab_size=vocab_size, pad_token_id=PAD, **overrides)
-    model = hf.AutoModelForMultipleChoice.from_config(config).eval()
-    size = sum(p.numel() for p in model.parameters())
-    if size > MOST_PARAMETERS:
-        raise AssertionError(f"the tiny {family} has {size} parameters")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(4.0)
-            elif name.endswith("bias"):
-                parameter.normal_(std=0.1)
-    return model
+    return checked_and_enlarged(hf.AutoModelForMultipleChoice.from_config(config).eval(), family)
 
 
 def save_tiny_encoder(folder: Path, family: str, **overrides: Any) -> Path:

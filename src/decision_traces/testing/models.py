@@ -88,7 +88,15 @@ def tiny_decoder(family: str, vocab_size: int = 258, **overrides: Any) -> Any:
     """
     torch.manual_seed(7)
     config = FAMILIES[family](vocab_size=vocab_size, bos_token_id=1, eos_token_id=0, pad_token_id=0, **overrides)
-    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    return checked_and_enlarged(hf.AutoModelForCausalLM.from_config(config).eval(), family)
+
+
+def checked_and_enlarged(model: Any, family: str) -> Any:
+    """Return the model with weights large enough that all parts matter.
+
+    Raises:
+        AssertionError: The model is not tiny; a fixture checks its own size.
+    """
     size = sum(p.numel() for p in model.parameters())
     if size > MOST_PARAMETERS:
         raise AssertionError(f"the tiny {family} has {size} parameters")
