@@ -4,13 +4,13 @@ An array is one row of a table (`ARRAYS`); a column is one row of another. Reade
 driven by these tables, so that adding an array means adding a row here and a site in `capture`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import pyarrow as pa
 
-FORMAT_VERSION: Final = "1.0"
+FORMAT_VERSION: Final = "1.1"
 
 META_FILE: Final = "meta.json"
 TOKENS_FILE: Final = "tokens.parquet"
@@ -20,19 +20,43 @@ MANIFEST_FILE: Final = "manifest.json"
 ANALYSIS_DIR: Final = "analysis"
 FINETUNE_FILE: Final = "finetune_meta.json"  # beside a checkpoint of our trainer
 
-Capture = Literal["attn", "qkv", "hidden", "resid"]
-CAPTURES: Final[tuple[Capture, ...]] = ("attn", "qkv", "hidden", "resid")
+Capture = Literal["attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits"]
+CAPTURES: Final[tuple[Capture, ...]] = (
+    "attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits",
+)  # fmt: skip
 StorageDtype = Literal["float16", "float32"]
+Side = Literal["dec", "enc"]
+"""Which stack of layers: the decoder's or the encoder's."""
+Prefix = Literal["dec", "enc", "enc_mc"]
+"""What array names begin with; `enc_mc` is an encoder that reads choices."""
+
+Task = Literal["causal", "multiple_choice", "masked", "encode", "seq2seq"]
+"""causal: a decoder with a language-modelling head. multiple_choice: an encoder that scores each choice. masked: an
+encoder with a masked-language-modelling head. encode: an encoder without a head. seq2seq: an encoder-decoder."""
 
 # Axis names: Zarr `dimension_names` and xarray dims.
 EXAMPLE, CHOICE, LAYER, DEPTH = "example", "choice", "layer", "depth"
 HEAD, KV_HEAD, POSITION, QUERY, KEY = "head", "kv_head", "position", "query", "key"
-D_HEAD, D_MODEL = "d_head", "d_model"
+SOURCE: Final = "source"  # positions of the encoder, where a decoder attends to it
+D_HEAD, D_VALUE, D_MODEL, D_MLP, VOCAB = "d_head", "d_value", "d_model", "d_mlp", "vocab"
 
-# The distinct tensors of one forward pass; each is computed, copied and stored once.
-EMBED, POST_ATTN, POST_MLP, FINAL = "embed", "post_attn", "post_mlp", "final"
-ATTN_OUT: Final = "attn_out"  # what attention adds to the stream; seen by the certificate, not stored
-Q, K, V, ATTN = "q", "k", "v", "attn"
+# The distinct tensors of one forward pass; each is computed, copied and stored once. One side's stages:
+EMBED, PRE_ATTN, POST_ATTN, POST_CROSS, POST_MLP = "embed", "pre_attn", "post_attn", "post_cross", "post_mlp"
+HIDDEN, FINAL, LOGITS = "hidden", "final", "logits"
+Q, K, V, ATTN, HEAD_OUT, ATTN_OUT = "q", "k", "v", "attn", "head_out", "attn_out"
+CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN = "cross_q", "cross_k", "cross_v", "cross_attn"
+CROSS_HEAD_OUT, CROSS_ATTN_OUT = "cross_head_out", "cross_attn_out"
+MLP_OUT, MLP_ACT = "mlp_out", "mlp_act"
+
+SELF_STAGES: Final = frozenset({Q, K, V, ATTN, HEAD_OUT, ATTN_OUT, POST_ATTN})
+"""Stages that only layers with self-attention have."""
+CROSS_STAGES: Final = frozenset({CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT, CROSS_ATTN_OUT, POST_CROSS})
+"""Stages that only layers with cross-attention have."""
+MLP_STAGES: Final = frozenset({MLP_OUT, MLP_ACT})
+"""Stages that only layers with an MLP have."""
+
+Positions = Literal["all", "next", "last"] | tuple[int, ...]
+"""Which token positions a run keeps: all, the one where the prediction is made, the last token, or these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +69,8 @@ class ArraySpec:
         key: The array's name in that group.
         axes: Axis names in order.
         capture: The `--capture` word that adds it.
-        stage: What of the forward pass it holds: attn, q, k, v, hidden, embed, pre_attn, post_attn, post_mlp.
+        stage: What of the forward pass it holds; one of the stage names above.
+        side: Whose stack of layers it is about.
     """
 
     name: str
@@ -54,6 +79,7 @@ class ArraySpec:
     axes: tuple[str, ...]
     capture: Capture
     stage: str
+    side: Side
 
     @property
     def path(self) -> str:
@@ -65,72 +91,122 @@ class ArraySpec:
         """Number of the layer or depth axis, None where there is none."""
         return next((i for i, axis in enumerate(self.axes) if axis in {LAYER, DEPTH}), None)
 
-    def source(self, index: int, n_layers: int) -> tuple[str, int]:
-        """Return which distinct tensor of the forward pass stands at one index of the layer (or depth) axis.
+    @property
+    def position_axis(self) -> int:
+        """Number of the axis of token positions; of the queries for attention."""
+        return next(i for i, axis in enumerate(self.axes) if axis in {POSITION, QUERY, SOURCE})
+
+    def source(self, number: int, n_layers: int) -> tuple[str, int]:
+        """Return which distinct tensor of the forward pass stands at one number of the layer (or depth) axis.
 
         `pre_attn[l]`, `post_mlp[l-1]` and `hidden[l]` are the same numbers: they have the same source, and
         the writer stores it once.
 
         Args:
-            index: Index on the layer or depth axis; 0 for an array without one.
-            n_layers: Number of layers of the model.
+            number: The model's own number of the layer or depth; 0 for an array without one.
+            n_layers: Number of layers of the model (of this side of it).
 
         Returns:
-            The site and the layer it belongs to (0 for `embed` and `final`).
+            The site (see `site`) and the layer it belongs to (0 for embed, final and logits).
         """
-        if self.stage == "hidden" and index == n_layers:
-            return FINAL, 0
-        if self.stage in {"hidden", "pre_attn"}:
-            return (EMBED, 0) if index == 0 else (POST_MLP, index - 1)
-        return self.stage, index
+        if self.stage == HIDDEN and number == n_layers:
+            return site(self.side, FINAL), 0
+        if self.stage in {HIDDEN, PRE_ATTN}:
+            return (site(self.side, EMBED), 0) if number == 0 else (site(self.side, POST_MLP), number - 1)
+        return site(self.side, self.stage), number
 
 
-def _family(prefix: str, lead: tuple[str, ...]) -> list[ArraySpec]:
+def site(side: Side, stage: str) -> str:
+    """Return the name of a distinct tensor: side and stage."""
+    return f"{side}.{stage}"
+
+
+def stage_of(name: str) -> str:
+    """Return the stage of a site."""
+    return name.split(".", 1)[1]
+
+
+def side_of(name: str) -> Side:
+    """Return the side of a site."""
+    return "dec" if name.startswith("dec.") else "enc"
+
+
+def _family(prefix: Prefix, lead: tuple[str, ...]) -> list[ArraySpec]:
     """Rows for one side of a model; `enc_mc` has no `self` in its names, as the seed document has it."""
-    self_ = prefix if prefix == "enc_mc" else f"{prefix}_self"
-    qkv, res = f"{self_}_qkv.zarr", f"{prefix}_res"
-    rows = [ArraySpec(f"{self_}_attn", f"{self_}_attn.zarr", "attn", (*lead, LAYER, HEAD, QUERY, KEY), "attn", ATTN)]
-    rows += [
-        ArraySpec(f"{self_}_{which}", qkv, which, (*lead, LAYER, head, POSITION, D_HEAD), "qkv", which)
-        for which, head in ((Q, HEAD), (K, KV_HEAD), (V, KV_HEAD))
-    ]
-    rows.append(
-        ArraySpec(
-            f"{prefix}_hidden",
-            f"{prefix}_hidden.zarr",
-            "h",
-            (*lead, DEPTH, POSITION, D_MODEL),
-            "hidden",
-            "hidden",
-        )
-    )
-    rows.append(ArraySpec(f"{res}_embed", f"{res}_embed.zarr", "x", (*lead, POSITION, D_MODEL), "resid", EMBED))
-    rows += [
-        ArraySpec(f"{res}_{stage}", f"{res}_{stage}.zarr", "x", (*lead, LAYER, POSITION, D_MODEL), "resid", stage)
-        for stage in ("pre_attn", POST_ATTN, POST_MLP)
-    ]
+    side: Side = "dec" if prefix == "dec" else "enc"
+    stream = (*lead, LAYER, POSITION, D_MODEL)
+
+    def row(name: str, group: str, key: str, axes: tuple[str, ...], capture: Capture, stage: str) -> ArraySpec:
+        return ArraySpec(name, f"{group}.zarr", key, axes, capture, stage, side)
+
+    def attention(name: str, stages: tuple[str, ...], source: str) -> list[ArraySpec]:
+        attn, q, k, v = stages
+        by_head = {q: (HEAD, POSITION, D_HEAD), k: (KV_HEAD, source, D_HEAD), v: (KV_HEAD, source, D_VALUE)}
+        rows = [row(f"{name}_attn", f"{name}_attn", "attn", (*lead, LAYER, HEAD, QUERY, KEY), "attn", attn)]
+        for stage, axes in by_head.items():
+            key = stage[-1]
+            rows.append(row(f"{name}_{key}", f"{name}_qkv", key, (*lead, LAYER, *axes), "qkv", stage))
+        return rows
+
+    def whole(word: str, axes: tuple[str, ...], capture: Capture, stage: str, key: str = "x") -> ArraySpec:
+        return row(f"{prefix}_{word}", f"{prefix}_{word}", key, axes, capture, stage)
+
+    by_head = (*lead, LAYER, HEAD, POSITION, D_VALUE)
+    rows = attention(prefix if prefix == "enc_mc" else f"{prefix}_self", (ATTN, Q, K, V), POSITION)
+    if prefix == "dec":
+        rows += attention("dec_cross", (CROSS_ATTN, CROSS_Q, CROSS_K, CROSS_V), SOURCE)
+    rows.append(whole("hidden", (*lead, DEPTH, POSITION, D_MODEL), "hidden", HIDDEN, "h"))
+    rows.append(whole("res_embed", (*lead, POSITION, D_MODEL), "resid", EMBED))
+    stages = (PRE_ATTN, POST_ATTN, *((POST_CROSS,) if prefix == "dec" else ()), POST_MLP)
+    rows += [whole(f"res_{stage}", stream, "resid", stage) for stage in stages]
+    rows += [whole("attn_out", stream, "attn_out", ATTN_OUT), whole("mlp_out", stream, "mlp_out", MLP_OUT)]
+    rows += [whole("head_out", by_head, "head_out", HEAD_OUT)]
+    rows += [whole("mlp_act", (*lead, LAYER, POSITION, D_MLP), "mlp_act", MLP_ACT)]
+    if prefix == "dec":
+        rows += [
+            whole("cross_attn_out", stream, "attn_out", CROSS_ATTN_OUT),
+            whole("cross_head_out", by_head, "head_out", CROSS_HEAD_OUT),
+        ]
+    if prefix != "enc_mc":
+        rows.append(whole("logits", (*lead, POSITION, VOCAB), "logits", LOGITS))
     return rows
 
 
+_LEADS: Final[Mapping[Prefix, tuple[str, ...]]] = {"dec": (EXAMPLE,), "enc": (EXAMPLE,), "enc_mc": (EXAMPLE, CHOICE)}
+
 ARRAYS: Final[Mapping[str, ArraySpec]] = {
-    spec.name: spec
-    for spec in (
-        *_family("dec", (EXAMPLE,)),
-        *_family("enc", (EXAMPLE,)),
-        *_family("enc_mc", (EXAMPLE, CHOICE)),
-    )
+    spec.name: spec for prefix, lead in _LEADS.items() for spec in _family(prefix, lead)
 }
 
 
-def arrays_for(prefix: Literal["dec", "enc", "enc_mc"], capture: tuple[Capture, ...]) -> tuple[ArraySpec, ...]:
-    """Return the arrays a run of one side keeps for a choice of captures, in the table's order."""
-    lead = (EXAMPLE, CHOICE) if prefix == "enc_mc" else (EXAMPLE,)
-    return tuple(s for s in _family(prefix, lead) if s.capture in capture)
+def arrays_for(prefix: Prefix, capture: Collection[str]) -> tuple[ArraySpec, ...]:
+    """Return the arrays that a choice of captures can give on one side, in the table's order.
+
+    Which of them a run has depends on the model too: only encoder-decoders have the `dec_cross_` ones.
+    """
+    return tuple(s for s in _family(prefix, _LEADS[prefix]) if s.capture in capture)
 
 
 @dataclass(frozen=True, slots=True)
 class Dims:
-    """The sizes a run's axes have; with an `ArraySpec` they give a shape."""
+    """The sizes of one side of a run, and which of its layers, heads and positions are kept.
+
+    Attributes:
+        n_examples: Rows of the run.
+        n_layers, n_heads, n_kv_heads, d_head, d_model: Sizes of the model (of this side), whatever is kept. Where
+            layers differ in their heads, the largest; smaller ones are filled up with zeros.
+        n_positions: T of this side, in tokens.
+        n_choices: Choices of an example.
+        d_value: Width of a value head; None where it is `d_head`.
+        d_mlp: Width of the MLP's hidden layer; 0 where there is none of one width.
+        n_source: T of the encoder, where a decoder attends to it.
+        vocab_size: Width of the logits.
+        attention_layers, cross_layers, mlp_layers: Numbers of the layers that have self-attention, cross-attention,
+            an MLP; None where all have.
+        layers: Numbers of the layers kept, ascending; None for all.
+        heads: Numbers of the query heads kept, ascending; None for all.
+        positions: Which token positions are kept.
+    """
 
     n_examples: int
     n_layers: int
@@ -140,23 +216,75 @@ class Dims:
     d_model: int
     n_positions: int
     n_choices: int = 1
+    d_value: int | None = None
+    d_mlp: int = 0
+    n_source: int = 0
+    vocab_size: int = 0
+    attention_layers: tuple[int, ...] | None = None
+    cross_layers: tuple[int, ...] | None = None
+    mlp_layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    positions: Positions = "all"
 
-    def shape(self, axes: tuple[str, ...]) -> tuple[int, ...]:
-        """Return the shape of an array with these axes."""
+    def numbers(self, spec: ArraySpec) -> dict[str, tuple[int, ...]]:
+        """Return the model's own numbers along an array's layer (or depth) and head axes, in order.
+
+        Of the depths, those in front of and behind a kept layer are kept; of the key-value heads, those that a kept
+        query head reads from.
+        """
+        numbers: dict[str, tuple[int, ...]] = {}
+        if LAYER in spec.axes:
+            numbers[LAYER] = self.layers_of(spec.stage)
+        if DEPTH in spec.axes:
+            kept = range(self.n_layers) if self.layers is None else self.layers
+            numbers[DEPTH] = tuple(sorted({d for layer in kept for d in (layer, layer + 1)}))
+        if HEAD in spec.axes:
+            numbers[HEAD] = tuple(range(self.n_heads)) if self.heads is None else self.heads
+        if KV_HEAD in spec.axes:
+            group = max(1, self.n_heads // max(1, self.n_kv_heads))
+            heads = range(self.n_heads) if self.heads is None else self.heads
+            numbers[KV_HEAD] = tuple(sorted({h // group for h in heads}))
+        return numbers
+
+    def layers_of(self, stage: str) -> tuple[int, ...]:
+        """Return the numbers of the kept layers that have a stage."""
+        having = {
+            **dict.fromkeys(SELF_STAGES, self.attention_layers),
+            **dict.fromkeys(CROSS_STAGES, self.cross_layers),
+            **dict.fromkeys(MLP_STAGES, self.mlp_layers),
+        }.get(stage)
+        return tuple(
+            layer
+            for layer in (range(self.n_layers) if self.layers is None else self.layers)
+            if having is None or layer in having
+        )
+
+    def slots(self, axis: str) -> int:
+        """Return the length of a position, query, key or source axis."""
+        if axis == SOURCE:
+            return self.n_source
+        if axis == KEY or self.positions == "all":
+            return self.n_positions
+        return 1 if isinstance(self.positions, str) else len(self.positions)
+
+    def shape(self, spec: ArraySpec) -> tuple[int, ...]:
+        """Return the shape of an array."""
+        numbers = self.numbers(spec)
         sizes = {
             EXAMPLE: self.n_examples,
             CHOICE: self.n_choices,
-            LAYER: self.n_layers,
-            DEPTH: self.n_layers + 1,
-            HEAD: self.n_heads,
-            KV_HEAD: self.n_kv_heads,
-            POSITION: self.n_positions,
-            QUERY: self.n_positions,
-            KEY: self.n_positions,
+            POSITION: self.slots(POSITION),
+            QUERY: self.slots(QUERY),
+            KEY: self.n_source if spec.stage == CROSS_ATTN else self.n_positions,
+            SOURCE: self.n_source,
             D_HEAD: self.d_head,
+            D_VALUE: self.d_head if self.d_value is None else self.d_value,
             D_MODEL: self.d_model,
+            D_MLP: self.d_mlp,
+            VOCAB: self.vocab_size,
         }
-        return tuple(sizes[a] for a in axes)
+        return tuple(len(numbers[a]) if a in numbers else sizes[a] for a in spec.axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +379,34 @@ CHOICE_COLUMNS: Final = (
     *_CHOICE_OUTCOME,
 )
 
+# What an encoder-decoder's decoder read: its start token and the target, as in training.
+TARGET_COLUMNS: Final = (
+    Column("target_text", pa.string(), "the target as tokenised; null where there is none"),
+    *(
+        Column(f"dec_{c.name}", c.type, f"the decoder's: {c.doc}")
+        for c in TOKEN_COLUMNS
+        if c.name in {"input_ids", "attention_mask", "tokens", "n_tokens", "truncated"}
+    ),
+)
+
+MASKED_COLUMNS: Final = (
+    Column("masked_pos", pa.list_(pa.int32()), "positions whose token was replaced by the mask token"),
+    Column("masked_true_ids", pa.list_(pa.int32()), "ids of the tokens that stood there"),
+    Column("masked_true_tokens", pa.list_(pa.string()), "the same as text"),
+    Column("masked_pred_ids", pa.list_(pa.int32()), "ids of the most probable tokens there"),
+    Column("masked_pred_tokens", pa.list_(pa.string()), "the same as text"),
+    Column("masked_true_probs", pa.list_(pa.float32()), "probability of the token that stood there"),
+    Column("masked_pred_probs", pa.list_(pa.float32()), "probability of the predicted token"),
+    Column("masked_entropies", pa.list_(pa.float32()), "entropy of the distribution, nats"),
+    Column("masked_true_ranks", pa.list_(pa.int32()), "rank of the token that stood there, 1 = top"),
+    Column("masked_correct", pa.list_(pa.bool_()), "masked_pred_ids == masked_true_ids"),
+)
+
 RUN_COLUMNS: Final[Mapping[str, tuple[Column, ...]]] = {
     "next_token": (*TOKEN_COLUMNS, *NEXT_TOKEN_COLUMNS),
+    "target": (*TOKEN_COLUMNS, *TARGET_COLUMNS, *NEXT_TOKEN_COLUMNS),
+    "masked": (*TOKEN_COLUMNS, *MASKED_COLUMNS),
+    "encode": TOKEN_COLUMNS,
     "csqa_choice": (*TOKEN_COLUMNS, *ANSWER_COLUMNS),
     "multiple_choice": (*CHOICE_TOKEN_COLUMNS, *CHOICE_COLUMNS),
 }
@@ -273,6 +427,20 @@ NEXT_TOKEN_CONVENTIONS: Final[Mapping[str, str]] = {
     "next_pos": "n_tokens - 2; the prediction is made there, its truth is the token at next_pos + 1",
     "entropy": "nats",
 }
+STAGE_CONVENTIONS: Final[Mapping[str, str]] = {
+    ATTN_OUT: "what self-attention adds to the residual stream: after the output projection, and after whatever norm or "
+    "factor the model puts between it and the stream",
+    MLP_OUT: "what the MLP (or mixture of experts) adds to the residual stream, likewise",
+    HEAD_OUT: "attention probabilities times v, head by head, before the output projection",
+    MLP_ACT: "the MLP's hidden neurons: what its last matrix reads, after the activation (and gate)",
+    LOGITS: "logits over the vocabulary, as the model returns them",
+    POST_CROSS: "decoder's stream after cross-attention has written: what the MLP half reads from",
+    CROSS_ATTN: "cross-attention probabilities, (query in the decoder, key in the encoder)",
+    CROSS_ATTN_OUT: "what cross-attention adds to the decoder's residual stream",
+    CROSS_HEAD_OUT: "cross-attention probabilities times v, head by head, before the output projection",
+}
+"""What arrays hold that not every run has."""
+
 POST_ATTN_CONVENTIONS: Final[Mapping[str, str]] = {
     "stream": "residual stream after attention has written: what the MLP half reads from",
     "derived": "derived: pre_attn + attention output (the block adds attention and MLP in parallel)",

@@ -1,8 +1,8 @@
 """Texts, and pairs of texts, to token ids; token ids to right-padded batches of similar length."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Int, Int8, Int32
 from torch import Tensor
 
 from decision_traces.data.example import Example
+from decision_traces.schema import Side, Task
 
 _TOKENISE_AT_ONCE = 1000
 _NO_LIMIT = 1 << 30
@@ -31,6 +32,8 @@ class Encoding:
             single text and for a tokenizer whose models do not ask.
         sequence_ids: (n_tokens,) 0 for tokens of the first text of a pair, 1 of the second, -1 of neither; None for
             a single text.
+        target: What the decoder of an encoder-decoder reads; None for any other model.
+        truth: (n_tokens,) the ids before some were replaced by the mask token; None where none were.
     """
 
     ids: Int32[np.ndarray, " n_tokens"]
@@ -38,6 +41,13 @@ class Encoding:
     truncated: bool
     type_ids: Int32[np.ndarray, " n_tokens"] | None = None
     sequence_ids: Int8[np.ndarray, " n_tokens"] | None = None
+    target: "Encoding | None" = None
+    truth: Int32[np.ndarray, " n_tokens"] | None = None
+
+    @property
+    def main(self) -> "Encoding":
+        """What the outcome is read from: the target where there is one."""
+        return self.target or self
 
     @property
     def n_tokens(self) -> int:
@@ -55,6 +65,7 @@ class TokenBatch:
         input_ids: (batch, n_positions) token ids.
         attention_mask: (batch, n_positions), 1 for tokens.
         token_type_ids: (batch, n_positions), or None where the model is not told.
+        target: What the decoder of an encoder-decoder reads, row by row; None for any other model.
     """
 
     rows: tuple[int, ...]
@@ -62,6 +73,18 @@ class TokenBatch:
     input_ids: Int[Tensor, "batch n_positions"]
     attention_mask: Int[Tensor, "batch n_positions"]
     token_type_ids: Int[Tensor, "batch n_positions"] | None = None
+    target: "TokenBatch | None" = None
+
+    @property
+    def main(self) -> "TokenBatch":
+        """What the outcome is read from: the target where there is one."""
+        return self.target or self
+
+    def lengths_by_side(self, sides: Iterable[Side]) -> dict[Side, tuple[int, ...]]:
+        """Return the number of tokens of each row, by side of the model."""
+        if self.target is None:
+            return dict.fromkeys(sides, self.lengths)
+        return {"enc": self.lengths, "dec": self.target.lengths}
 
 
 def encode(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[Encoding]:
@@ -147,10 +170,14 @@ def make_batch(rows: Sequence[int], encodings: Sequence[Encoding], pad: int) -> 
         mask[i, : lengths[i]] = 1
         if types is not None and encoding.type_ids is not None:
             types[i, : lengths[i]] = torch.from_numpy(encoding.type_ids.astype(np.int64))
-    return TokenBatch(tuple(rows), lengths, ids, mask, types)
+    targets = [e.target for e in encodings if e.target is not None]
+    target = make_batch(rows, targets, pad) if targets else None
+    return TokenBatch(tuple(rows), lengths, ids, mask, types, target)
 
 
-def batches(encodings: Sequence[Encoding], batch_size: int, token_budget: int, pad: int) -> Iterator[TokenBatch]:
+def batches(
+    encodings: Sequence[Encoding], batch_size: int, token_budget: int, pad: int, *, one_length: bool = False
+) -> Iterator[TokenBatch]:
     """Sort by length and pack, so that hardly any computation goes to padding. Texts of no tokens are left out.
 
     Args:
@@ -158,19 +185,48 @@ def batches(encodings: Sequence[Encoding], batch_size: int, token_budget: int, p
         batch_size: Most rows of a batch.
         token_budget: Most slots (rows times longest) of a batch; a single longer text still makes a batch.
         pad: Id that fills padding.
+        one_length: Whether all rows of a batch must have the same length, so that nothing is padded at all.
     """
-    order = sorted((i for i, e in enumerate(encodings) if e.n_tokens), key=lambda i: encodings[i].n_tokens)
+
+    def length(i: int) -> tuple[int, int]:
+        target = encodings[i].target
+        return encodings[i].n_tokens, 0 if target is None else target.n_tokens
+
+    order = sorted((i for i, e in enumerate(encodings) if e.n_tokens), key=length)
     group: list[int] = []
     tokens = 0
     for i in order:
-        n = encodings[i].n_tokens
+        n = sum(length(i))
         slots = (len(group) + 1) * n
         full = len(group) == batch_size or slots > token_budget
         wasteful = tokens >= _ENOUGH_TOKENS and slots - tokens - n > _MOST_PADDING * slots
-        if group and (full or wasteful):
+        other = one_length and bool(group) and length(group[0]) != length(i)
+        if group and (full or wasteful or other):
             yield make_batch(group, [encodings[g] for g in group], pad)
             group, tokens = [], 0
         group.append(i)
         tokens += n
     if group:
         yield make_batch(group, [encodings[g] for g in group], pad)
+
+
+_TRIAL_LENGTHS: Final = (9, 6, 4)
+_TRIAL_TARGETS: Final = (7, 3, 5)
+
+
+def random_encodings(vocab_size: int, task: Task, seed: int = 1) -> list[Encoding]:
+    """Return a few rows of random ids of different lengths, to try a model on.
+
+    Args:
+        vocab_size: Upper bound (exclusive) of the ids; the first three, often special, are left out.
+        task: With a target where it needs one.
+        seed: Of the ids.
+    """
+    random = np.random.default_rng(seed)
+
+    def row(n: int, target: Encoding | None) -> Encoding:
+        ids = random.integers(min(3, vocab_size - 1), vocab_size, n, dtype=np.int32)
+        return Encoding(ids, np.zeros((n, 2), np.int32), truncated=False, target=target)
+
+    targets = [row(n, None) if task == "seq2seq" else None for n in _TRIAL_TARGETS]
+    return [row(n, target) for n, target in zip(_TRIAL_LENGTHS, targets, strict=True)]

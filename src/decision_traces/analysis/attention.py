@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int64
 from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.moments import nan_mean
 from decision_traces.analysis.patterns import ATTENTION_FIGURES, TokenPlaces, measure_heads, token_places
+from decision_traces.analysis.requirements import need_whole
 from decision_traces.errors import DataError, UsageError
 from decision_traces.schema import EXAMPLE, HEAD, LAYER
 from decision_traces.store.gather import rows_per_step
@@ -139,20 +140,23 @@ def attention_statistics(
 
     Raises:
         NotCapturedError: The run did not capture attention.
-        UsageError: `name` is no attention of a text to itself.
+        UsageError: `name` is no attention of a text to itself, or the run does not keep all layers, heads and positions
+            of it.
         DataError: The run does not say its token ids.
     """
     array = store.array(attention_array(store) if name is None else _checked(name))
-    if "input_ids" not in store.columns:
-        raise DataError(f"{store.run_dir} has no input_ids: which tokens are alike cannot be told.")
-    ids = read_columns(store, ("input_ids",)).column("input_ids")
+    need_whole(array, "what a head looks at", positions=True)
+    column, spans = f"{store.token_prefix(array.spec.side)}input_ids", array.spans
+    if column not in store.columns:
+        raise DataError(f"{store.run_dir} has no {column}: which tokens are alike cannot be told.")
+    ids = read_columns(store, (column,)).column(column)
     n, n_layers, n_heads = array.size(EXAMPLE), array.size(LAYER), array.size(HEAD)
-    per = store.spans.start[:1].size if n else 1
+    per = spans.start[:1].size if n else 1
     values = np.full((n * per, n_layers, n_heads, len(ATTENTION_FIGURES)), np.nan, np.float32)
     step = rows_per_step(array, {LAYER: 0})
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
-        texts = _texts(store.spans, ids.slice(start, rows.stop - start).to_pylist(), rows)
+        texts = _texts(spans, ids.slice(start, rows.stop - start).to_pylist(), rows)
         places = [token_places(t.input_ids, causal=array.spec.name.startswith("dec_")) for t in texts]
         for layer in range(n_layers):
             part = array.read(example=rows, layer=layer)
@@ -162,14 +166,15 @@ def attention_statistics(
     return AttentionStatistics(
         row=np.repeat(np.arange(n), per),
         example_id=tuple(store.example_id(row) for row in range(n) for _ in range(per)),
-        choice=np.tile(np.arange(per), n) if store.spans.start.ndim > 1 else None,
+        choice=np.tile(np.arange(per), n) if spans.start.ndim > 1 else None,
         values=np.ascontiguousarray(np.moveaxis(values, -1, 0)),
     )
 
 
 def attention_array(store: TraceStore) -> str:
     """Return the name of the attention a run has, or of what it would have: asking for that says what is there."""
-    own = f"{store.arch}_mc_attn" if store.n_choices is not None and store.arch == "enc" else f"{store.arch}_self_attn"
+    side = store.sides[0]
+    own = "enc_mc_attn" if store.n_choices is not None and side == "enc" else f"{side}_self_attn"
     return next((name for name in ATTENTION_ARRAYS if store.has(name)), own)
 
 

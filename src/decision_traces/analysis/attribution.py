@@ -11,6 +11,7 @@ from decision_traces.analysis.decisions import Decisions, decisions_of
 from decision_traces.analysis.frozen import FrozenNorm, freeze
 from decision_traces.analysis.heads import HeadWriter, head_points, split_attention
 from decision_traces.analysis.lens import with_competitors
+from decision_traces.analysis.requirements import refuse_cross_attention
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, Progress, parts, path_of
@@ -49,10 +50,13 @@ def direct_attribution(
 
     Raises:
         NotCapturedError: The run did not capture what is needed.
-        UnsupportedArchitecture: The model normalises the stream itself (post-LN), or its final norm cannot be frozen.
+        UnsupportedArchitecture: The model normalises the stream itself (post-LN), its final norm cannot be frozen, or
+            it is an encoder-decoder.
+        UsageError: The run does not keep all layers, or not every layer has attention.
         ModelError: The parts do not add up to the model's logit difference.
     """
     refuse_post_norm(store)
+    refuse_cross_attention(store, "direct logit attribution")
     stream = {stage: path_of(store, stage) for stage in ("post_attn", "post_mlp")}
     embed = Point(store.array("dec_res_embed"), None)
     points = [embed, *stream["post_attn"], *stream["post_mlp"], *(head_points(store) if heads else ())]

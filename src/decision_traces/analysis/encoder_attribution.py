@@ -22,13 +22,15 @@ from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress
 from decision_traces.capture.buffers import BlockBuffers
+from decision_traces.capture.evidence import stack_dims
 from decision_traces.capture.forward import all_logits
-from decision_traces.capture.recorder import Recorder
+from decision_traces.capture.recorder import Recorder, sites_of_stack
 from decision_traces.errors import ModelError, UnsupportedArchitecture, UsageError
-from decision_traces.models.anatomy import IDENTITY, Anatomy, find_anatomy
+from decision_traces.models.anatomy import IDENTITY, Anatomy
 from decision_traces.models.choice_head import ChoiceHead, choice_head
 from decision_traces.models.load import LoadedModel
-from decision_traces.schema import EMBED, FINAL, POST_ATTN, POST_MLP, Dims
+from decision_traces.models.probe import find_anatomy
+from decision_traces.schema import EMBED, FINAL, POST_ATTN, POST_MLP, site
 from decision_traces.store.reader import TraceStore
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 
@@ -129,20 +131,21 @@ class _Splitter:
         """Run the model on some choices and go back from the head to the embedding."""
         pad = pad_id(self.loaded.tokenizer, self.loaded.embedded)
         batch = make_batch(range(len(encodings)), encodings, pad)
-        dims = Dims(len(encodings), self.anatomy.n_layers, 1, 1, 1, self.anatomy.d_model, batch.input_ids.shape[1])
-        buffers = BlockBuffers(_SITES, dims, len(encodings), "float32")
-        buffers.start(batch.lengths)
+        stack = self.anatomy.stacks["enc"]
+        dims = stack_dims(stack, len(encodings), batch.input_ids.shape[1])
+        buffers = BlockBuffers(sites_of_stack("enc", stack, _SITES), {"enc": dims}, len(encodings), "float32")
+        buffers.start({"enc": batch.lengths})
         recorder = Recorder(self.loaded.model, self.anatomy, buffers)
-        with torch.inference_mode(), self._summed() as sums, recorder.recording(batch.rows, batch.lengths):
+        with torch.inference_mode(), self._summed() as sums, recorder.recording(batch.rows):
             scores = all_logits(self.loaded.model, batch, self.loaded.device, self.loaded.task)[:, 0]
-        final = buffers.sites[FINAL].data[0].clone()
+        final = buffers.stack(site("enc", FINAL))[0]
         slopes = self.head.slopes(final, batch.attention_mask).cpu()
         if bool(slopes[:, 1:].any()):
             raise UnsupportedArchitecture(
                 f"The head of {type(self.loaded.model).__name__} reads more than the first token; its score is not "
                 "attributed yet."
             )
-        first = {site: b.data[:, :, 0].double().numpy() for site, b in buffers.sites.items()}
+        first = {stage: buffers.stack(site("enc", stage))[:, :, 0].double().numpy() for stage in _SITES}
         return self._back(first, sums, slopes[:, 0].double().numpy(), scores.double().cpu().numpy())
 
     @contextmanager

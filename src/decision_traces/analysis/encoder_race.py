@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float32
 
 from decision_traces.analysis.lens import checked_error, probability_error
+from decision_traces.analysis.requirements import need_whole
 from decision_traces.analysis.results import ChoiceRace
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress
 from decision_traces.analysis.unembedding import load_run_model
 from decision_traces.errors import UsageError
-from decision_traces.models.anatomy import find_anatomy
 from decision_traces.models.choice_head import ChoiceHead, choice_head, holds_choice_head, load_choice_head
+from decision_traces.models.probe import find_anatomy
 from decision_traces.models.unembed_file import UNEMBED_DIR
 from decision_traces.schema import DEPTH, EXAMPLE
 from decision_traces.store.reader import TraceStore
@@ -55,7 +56,7 @@ def encoder_race(store: TraceStore, head: ChoiceHead, *, progress: Progress | No
 
     Raises:
         NotCapturedError: The run did not capture `hidden`.
-        UsageError: The run is not about multiple choice.
+        UsageError: The run is not about multiple choice, or does not keep all layers and positions.
         ModelError: The last depth does not give the probabilities that the run stored.
     """
     need_hidden(store)
@@ -85,7 +86,7 @@ def need_hidden(store: TraceStore) -> None:
     """Raise what `encoder_race` raises for a run that cannot have a race, before a model is loaded."""
     if store.n_choices is None or not {"choice_probs", "pred_idx", "label_idx"} <= set(store.columns):
         raise UsageError(f"{store.run_dir} is no multiple-choice run of an encoder.")
-    store.array("enc_mc_hidden")
+    need_whole(store.array("enc_mc_hidden"), "the race between answers", positions=True)
 
 
 def _portions(store: TraceStore) -> Iterator[slice]:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from decision_traces.analysis.decisions import Decisions, decisions_of
 from decision_traces.analysis.frozen import FrozenNorm, freeze
+from decision_traces.analysis.requirements import need_whole, refuse_cross_attention
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, parts, path_of
 from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.models.load import LoadedModel
-from decision_traces.schema import POST_ATTN_CONVENTIONS
+from decision_traces.schema import POST_ATTN_CONVENTIONS, V
 from decision_traces.store.reader import TraceStore
 
 _ROUNDINGS: Final = 16  # allowed, in units of the coarsest rounding; a wrong matrix is off by a thousand or more
@@ -76,8 +77,11 @@ def head_points(store: TraceStore) -> list[Point]:
 
     Raises:
         NotCapturedError: The run did not capture `attn` or `qkv`.
+        UsageError: The run does not keep all layers and heads, and all positions of the values.
     """
     arrays = (store.array("dec_self_attn"), store.array("dec_self_v"))
+    for array in arrays:
+        need_whole(array, "attribution to heads", positions=array.spec.stage == V)
     return [Point(array, layer) for array in arrays for layer in range(store.L)]
 
 
@@ -109,8 +113,9 @@ def find_head_writers(store: TraceStore, loaded: LoadedModel) -> tuple[HeadWrite
     Raises:
         NotCapturedError: The run did not capture what is needed.
         UnsupportedArchitecture: No module takes what the heads put out, or the heads do not sum to what attention
-            added to the stream.
+            added to the stream; or the model is an encoder-decoder.
     """
+    refuse_cross_attention(store, "attribution to heads")
     stream = {stage: path_of(store, stage) for stage in ("pre_attn", "post_attn")}
     if store.meta.get("conventions", {}).get("post_attn") == POST_ATTN_CONVENTIONS["post_norm"]:
         raise UnsupportedArchitecture("In a post-LN model heads do not add to the stream; a norm stands between.")

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 
 from decision_traces.analysis.answers import final_answers
 from decision_traces.analysis.columns import read_columns
+from decision_traces.analysis.requirements import need_whole
 from decision_traces.errors import UsageError
 from decision_traces.schema import DEPTH
 from decision_traces.store.reader import TraceStore
@@ -108,13 +109,16 @@ def probe_correctness(
     Raises:
         NotCapturedError: The run did not capture `hidden`.
         UsageError: Right or wrong examples are fewer than folds (the message says how many there are), the run
-            has no predictions, or a number makes no sense.
+            has no predictions, a number makes no sense, or the run does not keep all layers.
+        SelectionError: The run does not keep the position at which some answer is given.
     """
     if shuffles < 1 or (max_examples is not None and max_examples < 1):
         raise UsageError(f"shuffles and max_examples must be 1 or more, got {shuffles} and {max_examples}.")
     answers = final_answers(store)
-    name = next((a for a in ("enc_mc_hidden", "enc_hidden") if store.has(a)), "dec_hidden")
+    of_encoder = (a for a in ("enc_mc_hidden", "enc_hidden") if store.has(a) and store.sides[0] == "enc")
+    name = next(of_encoder, "dec_hidden")  # an encoder-decoder answers in its decoder
     array, place = store.array(name), _place(store, name)
+    need_whole(array, "a probe at every depth")
     usable = place.is_there[answers.row]
     chosen = np.flatnonzero(usable)[_subsample(answers.correct[usable], max_examples, seed)]
     rows, correct = answers.row[chosen], answers.correct[chosen]

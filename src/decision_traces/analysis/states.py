@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from decision_traces.analysis.decisions import Decisions
+from decision_traces.analysis.requirements import need_whole
 from decision_traces.schema import ATTN, DEPTH, EXAMPLE, LAYER, K, Q, V
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.gather import rows_per_step
@@ -15,6 +16,7 @@ from decision_traces.store.reader import TraceStore
 
 Stage = Literal["hidden", "pre_attn", "post_attn", "post_mlp"]
 STAGES: Final[tuple[Stage, ...]] = ("hidden", "pre_attn", "post_attn", "post_mlp")
+_WHAT: Final = "reading the stream layer by layer (lens, decision depth, attribution)"
 Progress = Callable[[int, int], None]
 """Called with (examples done, of how many)."""
 
@@ -55,19 +57,23 @@ class Part:
         return len(self.row)
 
     def read(self, point: Point) -> Float[np.ndarray, "m ..."]:
-        """Return one state at every decision; of attention the query row, of q, k and v all positions."""
+        """Return one state at every decision; of attention the query row, of q, k and v all positions.
+
+        Raises:
+            SelectionError: The run does not keep the position of some decision.
+        """
         picks: dict[str, int | slice] = {EXAMPLE: self.rows}
         axis = _layer_axis(point.array)
         if axis is not None and point.layer is not None:
             picks[axis] = point.layer
         values = point.array.read(**picks)
         chosen: np.ndarray
-        if point.array.spec.stage == ATTN:
-            chosen = values[self.row, :, self.position]
-        elif point.array.spec.stage in {Q, K, V}:
+        if point.array.spec.stage in {Q, K, V}:
             chosen = values[self.row]
-        else:
-            chosen = values[self.row, self.position]
+            return chosen
+        slots = point.array.slots(point.array.position_axis)
+        slot = slots.find(self.position, self.rows.start + self.row)
+        chosen = values[self.row, :, slot] if point.array.spec.stage == ATTN else values[self.row, slot]
         return chosen
 
 
@@ -79,14 +85,17 @@ def path_of(store: TraceStore, stage: Stage) -> list[Point]:
 
     Raises:
         NotCapturedError: The run captured neither.
+        UsageError: The run does not keep all layers.
     """
     n_layers = store.L
     if stage == "hidden":
         if store.has("dec_hidden") or not store.has("dec_res_pre_attn"):
             array = store.array("dec_hidden")
+            need_whole(array, _WHAT)
             return [Point(array, depth, normed=depth == n_layers) for depth in range(n_layers + 1)]
         return [*path_of(store, "pre_attn"), path_of(store, "post_mlp")[-1]]
     array = store.array(f"dec_res_{stage}")
+    need_whole(array, _WHAT)
     return [Point(array, layer) for layer in range(n_layers)]
 
 

@@ -1,6 +1,6 @@
 """Preallocated storage for the distinct tensors of one block of examples."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,51 +8,83 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decision_traces.errors import NonFiniteError
+from decision_traces.errors import CaptureError, NonFiniteError
 from decision_traces.schema import (
     ATTN,
     ATTN_OUT,
+    CROSS_ATTN,
+    CROSS_ATTN_OUT,
+    CROSS_HEAD_OUT,
+    CROSS_K,
+    CROSS_Q,
+    CROSS_V,
     EMBED,
     FINAL,
+    HEAD_OUT,
+    KEY,
+    LOGITS,
+    MLP_ACT,
+    MLP_OUT,
+    POSITION,
     POST_ATTN,
+    POST_CROSS,
     POST_MLP,
-    ArraySpec,
     Dims,
     K,
     Q,
+    Side,
     StorageDtype,
     V,
+    side_of,
+    stage_of,
 )
 
 TORCH_DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
-_ROW_FIRST: Final = frozenset({EMBED, ATTN_OUT, POST_ATTN, POST_MLP, FINAL})
-_ORDER: Final = (EMBED, Q, K, V, ATTN, ATTN_OUT, POST_ATTN, POST_MLP, FINAL)
+Site = tuple[str, int]
+"""A distinct tensor of the forward pass: its name (see `schema.site`) and layer."""
+
+_ORDER: Final = (
+    EMBED, Q, K, V, ATTN, HEAD_OUT, ATTN_OUT, POST_ATTN, CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT,
+    CROSS_ATTN_OUT, POST_CROSS, MLP_ACT, MLP_OUT, POST_MLP, FINAL, LOGITS,
+)  # fmt: skip
+_QUERY_HEADS: Final = frozenset({Q, ATTN, HEAD_OUT, CROSS_Q, CROSS_ATTN, CROSS_HEAD_OUT})
+_KV_HEADS: Final = frozenset({K, V, CROSS_K, CROSS_V})
+_BY_HEAD: Final = _QUERY_HEADS | _KV_HEADS
+_ONCE: Final = frozenset({EMBED, FINAL, LOGITS})
 
 
-def site_shape(site: str, dims: Dims) -> tuple[int, ...]:
-    """Return (layers, *one example's shape) of a distinct tensor."""
-    t = dims.n_positions
+def site_shape(name: str, dims: Dims) -> tuple[int, ...]:
+    """Return the shape of one example of a distinct tensor: kept heads and position slots only.
+
+    Args:
+        name: The site.
+        dims: The sizes of its side.
+    """
+    stage, slots, value = stage_of(name), dims.slots(POSITION), dims.d_head if dims.d_value is None else dims.d_value
+    heads = dims.n_heads if dims.heads is None else len(dims.heads)
+    kv_heads = len(kept_kv_heads(dims))
     shapes = {
-        EMBED: (1, t, dims.d_model),
-        FINAL: (1, t, dims.d_model),
-        ATTN_OUT: (dims.n_layers, t, dims.d_model),
-        POST_ATTN: (dims.n_layers, t, dims.d_model),
-        POST_MLP: (dims.n_layers, t, dims.d_model),
-        Q: (dims.n_layers, dims.n_heads, t, dims.d_head),
-        K: (dims.n_layers, dims.n_kv_heads, t, dims.d_head),
-        V: (dims.n_layers, dims.n_kv_heads, t, dims.d_head),
-        ATTN: (dims.n_layers, dims.n_heads, t, t),
+        Q: (heads, slots, dims.d_head),
+        CROSS_Q: (heads, slots, dims.d_head),
+        K: (kv_heads, slots, dims.d_head),
+        V: (kv_heads, slots, value),
+        CROSS_K: (kv_heads, dims.n_source, dims.d_head),
+        CROSS_V: (kv_heads, dims.n_source, value),
+        ATTN: (heads, slots, dims.slots(KEY)),
+        CROSS_ATTN: (heads, slots, dims.n_source),
+        HEAD_OUT: (heads, slots, value),
+        CROSS_HEAD_OUT: (heads, slots, value),
+        MLP_ACT: (slots, dims.d_mlp),
+        LOGITS: (slots, dims.vocab_size),
     }
-    return shapes[site]
+    return shapes.get(stage, (slots, dims.d_model))
 
 
-def sites_of(specs: Iterable[ArraySpec], n_layers: int) -> tuple[str, ...]:
-    """Return the distinct tensors that a choice of arrays needs, each once."""
-    wanted: dict[str, None] = {}
-    for spec in specs:
-        for index in range(n_layers + 1 if spec.stage == "hidden" else n_layers):
-            wanted.setdefault(spec.source(index, n_layers)[0])
-    return tuple(wanted)
+def kept_kv_heads(dims: Dims) -> tuple[int, ...]:
+    """Return the key-value heads that the kept query heads read from."""
+    group = max(1, dims.n_heads // max(1, dims.n_kv_heads))
+    heads = range(dims.n_heads) if dims.heads is None else dims.heads
+    return tuple(sorted({h // group for h in heads}))
 
 
 @dataclass(slots=True)
@@ -60,84 +92,130 @@ class SiteBuffer:
     """One distinct tensor for all examples of a block.
 
     Attributes:
-        data: (layers, rows, *example shape) in the storage type; zero where there is no token.
-        peak: (layers,) largest absolute value written, in float32 (NaN if a NaN was).
-        has_positions_first: Whether an example's shape begins with the position axis (else with the head axis).
+        data: (rows, *example shape) in the storage type; zero where there is no token.
+        peak: Largest absolute value written, in float32 (NaN if a NaN was).
     """
 
     data: Tensor
-    peak: Tensor
-    has_positions_first: bool
+    peak: float = 0.0
 
 
 class BlockBuffers:
     """The storage of one block, reused for the next one; padding is zero at all times."""
 
-    def __init__(
-        self,
-        sites: Sequence[str],
-        dims: Dims,
-        rows: int,
-        dtype: StorageDtype,
-        kept: Container[tuple[str, int]] | None = None,
-    ) -> None:
+    def __init__(self, sites: Iterable[Site], sides: Mapping[Side, Dims], rows: int, dtype: StorageDtype) -> None:
         """Allocate.
 
         Args:
-            sites: The distinct tensors.
-            dims: The run's sizes.
-            rows: Examples in a block.
+            sites: The distinct tensors to keep; nothing else is copied.
+            sides: The sizes of each side, and what of its heads and positions is kept.
+            rows: Examples in a block (each choice counts).
             dtype: Storage type.
-            kept: The (site, layer) pairs that an array stores; others are not copied. None keeps all.
         """
-        self._kept = kept
-        self.sites = {site: _allocate(site, dims, rows, TORCH_DTYPES[dtype]) for site in sites}
-        self._filled = [0] * rows
-        self._extremes: list[tuple[str, int, Tensor, Tensor]] = []  # smallest and largest value of each piece
+        self.sides = sides
+        kind = TORCH_DTYPES[dtype]
+        self.sites: dict[Site, SiteBuffer] = {
+            place: SiteBuffer(torch.zeros(rows, *site_shape(place[0], sides[side_of(place[0])]), dtype=kind))
+            for place in dict.fromkeys(sites)
+        }
+        self.names = frozenset(name for name, _ in self.sites)
+        self._lengths: dict[Side, list[int]] = {side: [0] * rows for side in sides}
+        self._slots: Mapping[Side, Sequence[Sequence[int]]] = {}
+        self._extremes: list[tuple[Site, Tensor, Tensor]] = []  # smallest and largest value of each piece
 
-    def start(self, lengths: Sequence[int]) -> None:
-        """Begin a block with these text lengths; what longer texts left behind is zeroed, and the peaks."""
+    def start(
+        self,
+        lengths: Mapping[Side, Sequence[int]],
+        slots: Mapping[Side, Sequence[Sequence[int]]] | None = None,
+    ) -> None:
+        """Begin a block; what longer texts left behind is zeroed, and the peaks.
+
+        Args:
+            lengths: Number of tokens of each row, by side.
+            slots: Token position of each slot of each row (-1 for none), by side; a side that is left out keeps all.
+        """
+        self._slots = slots or {}
         for buffer in self.sites.values():
-            buffer.peak.zero_()
-        for row in range(len(self._filled)):
-            length = lengths[row] if row < len(lengths) else 0
-            if length < self._filled[row]:
-                for site in self.sites:
-                    self._zero(site, row, length, self._filled[row])
-            self._filled[row] = length
+            buffer.peak = 0.0
+        rows = len(next(iter(self._lengths.values())))
+        given = {side: [*lengths[side], *[0] * (rows - len(lengths[side]))] for side in self._lengths}
+        for row in range(rows):
+            before = {side: self._lengths[side][row] for side in given}
+            if any(given[side][row] < before[side] for side in given) or self._slots:
+                for place, buffer in self.sites.items():
+                    self._zero(place[0], buffer.data[row], given[side_of(place[0])][row], before[side_of(place[0])])
+        self._lengths = given
 
-    def _zero(self, site: str, row: int, start: int, stop: int) -> None:
-        data = self.sites[site].data
-        if self.sites[site].has_positions_first:
-            data[:, row, start:stop] = 0
-            return
-        data[:, row, :, start:stop] = 0
-        if site == ATTN:
-            data[:, row, :, :start, start:stop] = 0
+    def _zero(self, name: str, row: Tensor, start: int, stop: int) -> None:
+        stage = stage_of(name)
+        if self._slots or stage in {CROSS_ATTN, CROSS_K, CROSS_V}:
+            row.zero_()
+        elif stage in _BY_HEAD:
+            row[:, start:stop] = 0
+            if stage == ATTN:
+                row[:, :start, start:stop] = 0
+        else:
+            row[start:stop] = 0
 
-    def put(self, site: str, layer: int, rows: Sequence[int], lengths: Sequence[int], value: Tensor) -> None:
+    def put(self, name: str, layer: int, rows: Sequence[int], value: Tensor) -> None:
         """Copy one tensor of a forward pass to its place: cast, move and store in one pass, tokens only.
 
         Args:
-            site: Which distinct tensor.
+            name: Which distinct tensor.
             layer: Its layer.
             rows: Row in the block of each example of the batch.
-            lengths: Number of tokens of each.
-            value: (batch, n_positions, d_model), or (batch, n_heads, n_positions, d_head or n_positions).
+            value: (batch, n_positions, width), or (batch, n_heads, n_positions, d_head or n_keys).
+
+        Raises:
+            CaptureError: The tensor has another shape than the format gives it.
         """
-        if self._kept is not None and (site, layer) not in self._kept:
+        buffer = self.sites.get((name, layer))
+        if buffer is None:
             return
-        buffer = self.sites[site]
-        target = buffer.data[layer]
-        for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
-            if buffer.has_positions_first:
-                piece, place = value[i, :n], target[row, :n]
-            elif site == ATTN:
-                piece, place = value[i, :, :n, :n], target[row, :, :n, :n]
-            else:
-                piece, place = value[i, :, :n], target[row, :, :n]
+        for i, row in enumerate(rows):
+            piece, place = self._piece(name, row, value[i]), self._place(name, row, buffer.data[row])
+            if piece.shape != place.shape:
+                fits = stage_of(name) in _BY_HEAD and all(p <= q for p, q in zip(piece.shape, place.shape, strict=True))
+                if not fits or piece.shape[1] != place.shape[1]:
+                    shapes = f"{tuple(piece.shape)} where {tuple(place.shape)} belongs"
+                    raise CaptureError(f"{name} of layer {layer} has shape {shapes}")
+                place = place[tuple(slice(n) for n in piece.shape)]  # a layer with fewer or narrower heads
             place.copy_(piece)
-            self._extremes.append((site, layer, *torch.aminmax(piece)))
+            if piece.numel():
+                self._extremes.append(((name, layer), *torch.aminmax(piece)))
+
+    def _piece(self, name: str, row: int, value: Tensor) -> Tensor:
+        """Return what is kept of one example's tensor: its tokens, the chosen heads, the chosen positions."""
+        side, stage = side_of(name), stage_of(name)
+        dims, n = self.sides[side], self._lengths[side][row]
+        if stage in _BY_HEAD and dims.heads is not None:
+            value = value[list(dims.heads if stage in _QUERY_HEADS else kept_kv_heads(dims))]
+        axis = 1 if stage in _BY_HEAD else 0
+        if stage in {CROSS_K, CROSS_V}:
+            return value[:, : self._lengths["enc"][row]]
+        if stage in {ATTN, CROSS_ATTN}:
+            value = value[:, :, : n if stage == ATTN else self._lengths["enc"][row]]
+        if side not in self._slots:
+            return value.narrow(axis, 0, n)
+        at = [p for p in self._slots[side][row] if 0 <= p < n]
+        return value.index_select(axis, torch.tensor(at, device=value.device))
+
+    def _place(self, name: str, row: int, target: Tensor) -> Tensor:
+        """Return where a piece belongs in its example's room."""
+        side, stage = side_of(name), stage_of(name)
+        axis, n = 1 if stage in _BY_HEAD else 0, self._lengths[side][row]
+        if stage in {CROSS_K, CROSS_V}:
+            return target[:, : self._lengths["enc"][row]]
+        if stage in {ATTN, CROSS_ATTN}:
+            target = target[:, :, : n if stage == ATTN else self._lengths["enc"][row]]
+        if side not in self._slots:
+            return target.narrow(axis, 0, n)
+        # Slots without a token stand behind the others, or there is only one.
+        return target.narrow(axis, 0, sum(0 <= p < n for p in self._slots[side][row]))
+
+    def stack(self, name: str) -> Tensor:
+        """Return one distinct tensor of all its layers: (layers, rows, ...)."""
+        return torch.stack([buffer.data for (other, _), buffer in self.sites.items() if other == name])
 
     def check_finite(self) -> None:
         """Raise if anything written so far is not finite or does not fit the storage type.
@@ -147,34 +225,30 @@ class BlockBuffers:
         """
         self._note_peaks()
         bad = [
-            (site == FINAL, layer, _ORDER.index(site), site)
-            for site, buffer in self.sites.items()
-            for layer in (~(buffer.peak <= torch.finfo(buffer.data.dtype).max)).nonzero()[:, 0].tolist()
+            (stage_of(name) in {FINAL, LOGITS}, layer, _ORDER.index(stage_of(name)), name)
+            for (name, layer), buffer in self.sites.items()
+            if not buffer.peak <= torch.finfo(buffer.data.dtype).max
         ]
         if bad:
-            _, layer, _, site = min(bad)  # the first in order of computation
-            buffer = self.sites[site]
-            raise _too_large(site, layer, float(buffer.peak[layer]), buffer.data.dtype)
+            _, layer, _, name = min(bad)  # the first in order of computation
+            buffer = self.sites[(name, layer)]
+            raise _too_large(name, layer, buffer.peak, buffer.data.dtype)
 
     def _note_peaks(self) -> None:
         """Fold the extremes gathered since the last time into the peaks, in one step for all pieces."""
         if not self._extremes:
             return
-        lows = torch.stack([low for _, _, low, _ in self._extremes]).float().cpu()
-        highs = torch.stack([high for _, _, _, high in self._extremes]).float().cpu()
-        peaks = {site: buffer.peak.numpy() for site, buffer in self.sites.items()}
-        for (site, layer, *_), largest in zip(self._extremes, torch.maximum(highs, -lows).numpy(), strict=True):
-            peaks[site][layer] = np.maximum(peaks[site][layer], largest)  # keeps a NaN
+        lows = torch.stack([low.float() for _, low, _ in self._extremes]).cpu()
+        highs = torch.stack([high.float() for _, _, high in self._extremes]).cpu()
+        for (place, *_), largest in zip(self._extremes, torch.maximum(highs, -lows).numpy(), strict=True):
+            buffer = self.sites[place]
+            buffer.peak = float(np.maximum(np.float32(buffer.peak), largest))  # keeps a NaN
         self._extremes.clear()
 
 
-def _allocate(site: str, dims: Dims, rows: int, dtype: torch.dtype) -> SiteBuffer:
-    layers, *example = site_shape(site, dims)
-    return SiteBuffer(torch.zeros(layers, rows, *example, dtype=dtype), torch.zeros(layers), site in _ROW_FIRST)
-
-
-def _too_large(site: str, layer: int, peak: float, dtype: torch.dtype) -> NonFiniteError:
-    where = f"{site} of layer {layer}" if site not in {EMBED, FINAL} else site
+def _too_large(name: str, layer: int, peak: float, dtype: torch.dtype) -> NonFiniteError:
+    stage = stage_of(name)
+    where = stage if stage in _ONCE else f"{stage} of layer {layer}"
     if peak != peak or peak == float("inf"):
         return NonFiniteError(
             f"The model computed {'NaN' if peak != peak else 'an infinite value'} in {where}. Its weights may be "

@@ -4,44 +4,56 @@ Each figure compares what was captured with something computed another way. The 
 random ids the anatomy was found on; they run padded together and once more each alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import torch
-from einops import repeat
 from torch import Tensor
 
-from decision_traces.capture.buffers import BlockBuffers
-from decision_traces.capture.forward import all_logits, batch_inputs
-from decision_traces.capture.recorder import Recorder
+from decision_traces.capture import proofs
+from decision_traces.capture.evidence import logits_of, record, silenced, zeroed
+from decision_traces.capture.proofs import Check, Proof
+from decision_traces.capture.recorder import sites_of_stack
 from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.intercept import AttentionCall
+from decision_traces.models.eager import eagerly
 from decision_traces.models.load import LoadedModel
-from decision_traces.models.task import base_inputs
-from decision_traces.schema import ATTN, ATTN_OUT, EMBED, FINAL, POST_ATTN, POST_MLP, Dims, K, Q, V
+from decision_traces.schema import (
+    ATTN,
+    ATTN_OUT,
+    CROSS_ATTN,
+    CROSS_ATTN_OUT,
+    CROSS_HEAD_OUT,
+    CROSS_K,
+    CROSS_Q,
+    CROSS_V,
+    EMBED,
+    FINAL,
+    HEAD_OUT,
+    MLP_ACT,
+    MLP_OUT,
+    POST_ATTN,
+    POST_CROSS,
+    POST_MLP,
+    K,
+    Q,
+    Side,
+    V,
+    side_of,
+    site,
+    stage_of,
+)
 from decision_traces.tokens import Encoding, TokenBatch, make_batch
 
 ROWS: Final = 3
 CANDIDATES: Final = 32
 TOKENS: Final = 48
-TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Largest difference allowed, relative per element (see `relative_difference`); a few hundred roundings."""
 
-
-_ADDED_TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""A difference of two large numbers loses digits, most of all in bfloat16; a wrong tap misses by far more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One figure of the certificate: the largest difference found, what was allowed, and the verdict."""
-
-    name: str
-    worst: float
-    allowed: float
-    passed: bool
+_STREAM: Final = (EMBED, POST_MLP, FINAL)
+_HALVES: Final = (POST_ATTN, ATTN_OUT, POST_CROSS, CROSS_ATTN_OUT, MLP_OUT)
+_ATTENTION: Final = (Q, K, V, ATTN, HEAD_OUT, CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT)
+_PROBABILITIES: Final = frozenset({ATTN, CROSS_ATTN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,47 +62,38 @@ class Certificate:
 
     Attributes:
         checks: The figures.
-        rows, tokens: How many examples and tokens they were made on.
-        rows_sum_to_one: Whether the model's attention rows do; with attention sinks they sum to less.
+        rows: Numbers of the rows they were made on.
+        tokens: How many tokens these have.
+        sums_to_one: Site of attention probabilities to whether their rows sum to one; with attention sinks, less.
+        notes: What could not be checked and why.
     """
 
     checks: tuple[Check, ...]
-    rows: int
+    rows: tuple[int, ...]
     tokens: int
-    rows_sum_to_one: bool = True
+    sums_to_one: dict[str, bool]
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool | None:
         """Whether every check held; None where there was no token to check anything on."""
         return all(check.passed for check in self.checks) if self.checks else None
 
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not hold."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    @property
+    def rows_sum_to_one(self) -> bool:
+        """Whether all attention rows do."""
+        return all(self.sums_to_one.values())
+
     def to_meta(self) -> dict[str, Any]:
         """Return the form that stands in `meta.json`."""
-        checks = [asdict(check) for check in self.checks]
-        return {"passed": self.passed, "rows": self.rows, "tokens": self.tokens, "checks": checks}
-
-
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Return the largest |a - b| relative to the element itself plus the median magnitude.
-
-    Against the array's maximum a few massive activations would hide any error; against the element alone a
-    value near zero would make one of nothing.
-    """
-    if a.numel() == 0:
-        return 0.0
-    a, b = a.float(), b.float()
-    size = b.abs()
-    worst = ((a - b).abs() / (size + size.median() + 1e-30)).max()
-    return float(worst)
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One recorded forward pass: float32 copies of every site, the logits, the attention outputs."""
-
-    sites: dict[str, Tensor]
-    logits: Tensor
-    attention_outputs: list[Tensor]
+        checks = [{k: v for k, v in asdict(check).items() if k != "condemns"} for check in self.checks]
+        told = {"passed": self.passed, "rows": list(self.rows), "tokens": self.tokens, "checks": checks}
+        return {**told, "notes": list(self.notes)}
 
 
 def certify(
@@ -106,33 +109,51 @@ def certify(
             one), the shortest, one between and the longest are used, cut to 48 tokens.
         pad: Id that fills padding.
     """
-    rows = _sample(encodings)
-    if not rows:
-        return Certificate((), 0, 0)
-    batch = make_batch(range(len(rows)), rows, pad)
-    post_norm = anatomy.post_attn_kind == "post_norm"
-    stream = (EMBED, POST_ATTN, POST_MLP, *((ATTN_OUT,) if post_norm else ()))
-    wanted = tuple(dict.fromkeys((*sites, *stream, FINAL, *((V,) if ATTN in sites else ()))))
-    causal = loaded.task == "causal"
-    with torch.inference_mode():
-        plain = all_logits(loaded.model, batch, loaded.device, loaded.task)
-        together = _record(loaded, anatomy, wanted, batch)
-        alone = [_record(loaded, anatomy, wanted, make_batch([0], [row], pad)) for row in rows]
-        without_attention = _record(loaded, anatomy, stream, batch, attend=False)
-        inputs, last = _reported(loaded, batch)
-        mask = batch.attention_mask.bool()
-        checks = [
-            _exact("logits with capture equal logits without", plain, together.logits),
-            _exact("layer inputs are those transformers reports", _stream_in(together)[:, mask], inputs[:, mask]),
-            _exact("hidden[L] is the base model's last hidden state", together.sites[FINAL][0][mask], last[mask]),
-            *(_post_norm_check(loaded, anatomy, together, mask) if post_norm else ()),
-            *_post_attn_checks(loaded, anatomy, together, without_attention, mask),
-            *_row_checks(loaded, together, alone, batch.lengths),
-            *((_causal_check(loaded, anatomy, rows, alone, pad),) if causal else ()),
-            *_head_check(loaded, anatomy, together, batch),
-            *_attention_checks(loaded, together, batch.lengths, causal=causal),
-        ]
-    return Certificate(tuple(checks), len(rows), sum(batch.lengths), _rows_sum_to_one(loaded, together, batch.lengths))
+    picked = _sample(encodings)
+    if not picked:
+        return Certificate((), (), 0, {})
+    rows = [_cut(encodings[i]) for i in picked]
+    if not anatomy.pads:
+        rows = _alike(rows)
+    checks, notes, sums = _Certifier(loaded, anatomy, sites, rows, pad).all()
+    return Certificate(tuple(checks), tuple(picked), sum(e.n_tokens for e in rows), sums, tuple(notes))
+
+
+def prove(loaded: LoadedModel, anatomy: Anatomy, encodings: Sequence[Encoding], pad: int) -> tuple[Anatomy, Certificate]:
+    """Check everything an anatomy says on other input, and return it without the stages that fail.
+
+    Args:
+        loaded: The model.
+        anatomy: As `find_anatomy` found it.
+        encodings: Rows of different lengths that it was not found on.
+        pad: Id that fills padding.
+
+    Returns:
+        The anatomy, in which a stage whose check failed is missing with the check as the reason, and the certificate
+        of all checks. A check that condemns no single stage is left to the caller. Where it is only padding that
+        changes what the model computes, its rows are not padded from then on.
+    """
+    sites = [
+        site(side, stage) for side, stack in anatomy.stacks.items() for stage in stages_to_prove(loaded, stack.missing)
+    ]
+    certificate = certify(loaded, anatomy, sites, encodings, pad)
+    core = [check for check in certificate.failed if not check.condemns]
+    if core and all(check.padding for check in core):
+        anatomy = replace(anatomy, pads=False)
+        certificate = certify(loaded, anatomy, sites, encodings, pad)
+    for check in certificate.failed:
+        for name in check.condemns:
+            reason = f"a check failed: {check.name} (worst {check.worst:.2g}, allowed {check.allowed:.2g})"
+            if stage_of(name) not in anatomy.stacks[side_of(name)].missing:
+                anatomy = anatomy.without(side_of(name), stage_of(name), reason)
+    return anatomy, certificate
+
+
+def stages_to_prove(loaded: LoadedModel, missing: Any) -> list[str]:
+    """Return every stage that a model can be asked for under its present attention implementation."""
+    eager = loaded.attention == "eager"
+    wanted = (*_STREAM, *_HALVES, MLP_ACT, *(s for s in _ATTENTION if eager or s not in _PROBABILITIES))
+    return [stage for stage in wanted if stage not in missing]
 
 
 def require(certificate: Certificate, model_name: str) -> None:
@@ -141,205 +162,141 @@ def require(certificate: Certificate, model_name: str) -> None:
     Raises:
         CaptureError: Names the checks that failed with their figures.
     """
-    failed = [f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in certificate.checks if not c.passed]
-    if failed:
+    if certificate.failed:
         raise CaptureError(
-            f"{model_name} failed its certificate: {'; '.join(failed)}. Nothing was written, because the traces "
-            "would not be what the model computed."
+            f"{model_name} failed its certificate: {describe_failures(certificate)}. Nothing was written, because the "
+            "traces would not be what the model computed. Leave out the captures that fail, or keep the run as it "
+            "is with --uncertified, which it then says wherever it is opened."
         )
 
 
-def _dtype(loaded: LoadedModel) -> torch.dtype:
-    return next(loaded.model.parameters()).dtype
+def describe_failures(certificate: Certificate) -> str:
+    """Return the failed checks with their figures, in one line."""
+    return "; ".join(f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in certificate.failed)
 
 
-def _sample(encodings: Sequence[Encoding]) -> list[Encoding]:
-    """Return rows of different lengths, so that padding is tried, cut to a few tokens."""
-    usable = [_cut(e) for e in sorted(encodings, key=lambda e: e.n_tokens < 2) if e.n_tokens][:CANDIDATES]
-    longer = [e for e in usable if e.n_tokens > 1] or usable
-    by_length = sorted(longer, key=lambda e: e.n_tokens)
+def _sample(encodings: Sequence[Encoding]) -> list[int]:
+    """Return the numbers of rows of different lengths, so that padding is tried."""
+    order = sorted(range(len(encodings)), key=lambda i: encodings[i].n_tokens < 2)
+    usable = [i for i in order if encodings[i].n_tokens][:CANDIDATES]
+    longer = [i for i in usable if encodings[i].n_tokens > 1] or usable
+    by_length = sorted(longer, key=lambda i: min(encodings[i].n_tokens, TOKENS))
     picked = {round(i * (len(by_length) - 1) / (ROWS - 1)) for i in range(ROWS)} if by_length else set()
     return [by_length[i] for i in sorted(picked)]
 
 
-def _cut(encoding: Encoding) -> Encoding:
-    types = None if encoding.type_ids is None else encoding.type_ids[:TOKENS]
-    return Encoding(encoding.ids[:TOKENS], encoding.offsets[:TOKENS], encoding.truncated, types)
+def _cut(encoding: Encoding, most: int = TOKENS) -> Encoding:
+    types = None if encoding.type_ids is None else encoding.type_ids[:most]
+    target = None if encoding.target is None else _cut(encoding.target, most)
+    return Encoding(encoding.ids[:most], encoding.offsets[:most], encoding.truncated, types, target=target)
 
 
-def _record(
-    loaded: LoadedModel, anatomy: Anatomy, sites: Sequence[str], batch: TokenBatch, *, attend: bool = True
-) -> _Pass:
-    """Record a forward pass; without `attend`, every attention function's output is zero."""
-    n, longest = batch.input_ids.shape
-    dims = Dims(n, anatomy.n_layers, anatomy.n_heads, anatomy.n_kv_heads, anatomy.d_head, anatomy.d_model, longest)
-    buffers = BlockBuffers(sites, dims, n, "float32")
-    buffers.start(batch.lengths)
-    outputs: list[Tensor] = []
-
-    def watch(call: AttentionCall) -> Tensor | None:
-        outputs.append(call.output.float().cpu())
-        return None if attend else torch.zeros_like(call.output)
-
-    recorder = Recorder(loaded.model, anatomy, buffers, watch)
-    with recorder.recording(range(n), batch.lengths):
-        logits = all_logits(loaded.model, batch, loaded.device, loaded.task)
-    if attend:
-        buffers.check_finite()
-    return _Pass({site: b.data for site, b in buffers.sites.items()}, logits, outputs)
+def _alike(rows: Sequence[Encoding]) -> list[Encoding]:
+    """Return rows cut to the same length, for a model whose rows are never padded."""
+    target = min((r.target.n_tokens for r in rows if r.target), default=0)
+    cut = [_cut(r, min(r.n_tokens for r in rows)) for r in rows]
+    return [replace(r, target=_cut(r.target, target)) if r.target else r for r in cut]
 
 
-def _exact(name: str, a: Tensor, b: Tensor) -> Check:
-    worst = 0.0 if torch.equal(a, b) else float((a.float() - b.float()).abs().max())
-    return Check(name, worst, 0.0, torch.equal(a, b))
+class _Certifier:
+    """Makes the passes and hands them to the proofs."""
 
+    def __init__(
+        self, loaded: LoadedModel, anatomy: Anatomy, sites: Sequence[str], rows: Sequence[Encoding], pad: int
+    ) -> None:
+        self.loaded, self.anatomy, self.sites, self.rows, self.pad = loaded, anatomy, sites, rows, pad
+        self.notes: list[str] = []
 
-def _within(name: str, worst: float, allowed: float) -> Check:
-    return Check(name, worst, allowed, worst <= allowed)
+    def all(self) -> tuple[list[Check], list[str], dict[str, bool]]:
+        """Return the checks, the notes, and which attention sums to one."""
+        with torch.inference_mode():
+            batch = make_batch(range(len(self.rows)), self.rows, self.pad)
+            places = self._places(self._wanted())
+            together = record(self.loaded, self.anatomy, places, batch)
+            alone = [record(self.loaded, self.anatomy, places, make_batch([0], [r], self.pad)) for r in self.rows]
+            proof = Proof(self.loaded, self.anatomy, together, alone, self.notes)
+            checks = [proofs.exact("logits with capture equal logits without", self._plain(batch), together.logits)]
+            checks += proofs.reported(proof, batch)
+            checks += self._interventions(proof, batch)
+            checks += [c for side in self.anatomy.stacks for c in proofs.sums(proof, side)]
+            checks += proofs.rows(proof)
+            checks += self._causal(proof)
+            checks += proofs.head(proof, batch)
+            checks += self._attention(proof, batch)
+        return checks, self.notes, proofs.sums_to_one(proof)
 
+    def _plain(self, batch: TokenBatch) -> Tensor | None:
+        return logits_of(self.loaded, batch)
 
-def _stream_in(taken: _Pass) -> Tensor:
-    """Return the layers' inputs: (layer, batch, position, d_model)."""
-    return torch.cat([taken.sites[EMBED], taken.sites[POST_MLP][:-1]])
+    def _wanted(self) -> dict[Side, list[str]]:
+        """Return the stages to record: those the run keeps, and those their checks need."""
+        wanted: dict[Side, list[str]] = {}
+        for side, stack in self.anatomy.stacks.items():
+            own = [stage_of(name) for name in self.sites if side_of(name) == side]
+            stages = dict.fromkeys([*own, *_STREAM, *_HALVES])
+            for attention, value, out in ((ATTN, V, HEAD_OUT), (CROSS_ATTN, CROSS_V, CROSS_HEAD_OUT)):
+                if attention in stages:
+                    stages |= dict.fromkeys([value, out])
+            wanted[side] = [stage for stage in stages if stage not in stack.missing]
+        return wanted
 
+    def _places(self, wanted: dict[Side, list[str]]) -> list[tuple[str, int]]:
+        return [p for side, stages in wanted.items() for p in sites_of_stack(side, self.anatomy.stacks[side], stages)]
 
-def _reported(loaded: LoadedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """Return the layers' inputs and the last hidden state as transformers itself reports them."""
-    asked = batch_inputs(batch, loaded.device, loaded.task)
-    states = loaded.model(**asked, output_hidden_states=True).hidden_states[:-1]
-    last = loaded.model.base_model(**base_inputs(loaded.task, asked)).last_hidden_state  # type: ignore[operator]
-    return torch.stack([h.float().cpu() for h in states]), last.float().cpu()
+    # -- what the model does when a part of it is silent ----------------------------------------------------
 
+    def _interventions(self, proof: Proof, batch: TokenBatch) -> Iterator[Check]:
+        stages = {side: [s for s in (*_STREAM, *_HALVES) if s not in stack.missing] for side, stack in self.anatomy.stacks.items()}
+        without = record(self.loaded, self.anatomy, self._places(stages), batch, zeroed)
+        for side in self.anatomy.stacks:
+            yield from proofs.attention_writes(proof, without, side)
+        for side, stack in self.anatomy.stacks.items():
+            names = [layer.mlp_last for layer in stack.layers if layer.mlp_last]
+            if MLP_ACT in stack.missing or MLP_OUT in stack.missing or site(side, MLP_ACT) not in self.sites:
+                continue
+            places = sites_of_stack(side, stack, (*_STREAM, MLP_OUT))
+            with silenced(self.loaded.model, names):
+                silent = record(self.loaded, self.anatomy, places, batch, lambda _call: None)
+            yield proofs.neurons(proof, silent, side)
 
-def _post_attn_checks(
-    loaded: LoadedModel, anatomy: Anatomy, together: _Pass, without: _Pass, mask: Tensor
-) -> list[Check]:
-    """What attention adds differs from token to token, and is one constant (its biases) once attention gives zeros.
-
-    That explains post_attn - pre_attn by this layer's attention and nothing else, without a name. In post-LN
-    families a norm stands between; there what attention adds is what `_post_norm_check` found it to be.
-    """
-    constant, varied = 0.0, float("inf")
-    for layer in range(anatomy.n_layers):
-        spread = []
-        for taken in (without, together):
-            before, after = _stream_in(taken)[layer][mask], taken.sites[POST_ATTN][layer][mask]
-            if ATTN_OUT in taken.sites:
-                added = taken.sites[ATTN_OUT][layer][mask]
-                after = before + added
+    def _causal(self, proof: Proof) -> Iterator[Check]:
+        """The first half of a text, run by itself, gives what it gave inside the whole text."""
+        if "dec" not in self.anatomy.stacks:
+            return
+        places = sites_of_stack("dec", self.anatomy.stacks["dec"], _STREAM[:2])
+        halves = []
+        for row in self.rows:
+            if row.target is None:
+                half = _cut(row, (row.n_tokens + 1) // 2)
             else:
-                added = after - before
-            size = after.abs() + after.abs().median() + 1e-30
-            spread.append(float(((added - added[:1]).abs() / size).max()))
-        constant, varied = max(constant, spread[0]), min(varied, spread[1] - 4 * spread[0])
-    one_token = int(mask.sum()) < 2
-    return [
-        _within(
-            "post_attn: without attention, only a constant is added to pre_attn",
-            constant,
-            _ADDED_TOLERANCE[_dtype(loaded)],
-        ),
-        Check("post_attn: attention adds something to pre_attn", varied, 0.0, varied > 0 or one_token),
-    ]
+                half = replace(row, target=_cut(row.target, (row.target.n_tokens + 1) // 2))
+            halves.append(record(self.loaded, self.anatomy, places, make_batch([0], [half], self.pad)))
+        yield proofs.causal(proof, halves)
 
+    # -- attention ------------------------------------------------------------------------------------------
 
-def _post_norm_check(loaded: LoadedModel, anatomy: Anatomy, together: _Pass, mask: Tensor) -> list[Check]:
-    """Post-LN families: post_attn is the layer's own norm of pre_attn plus what attention writes."""
-    worst = 0.0
-    for layer, plan in enumerate(anatomy.layers):
-        norm = loaded.model.get_submodule(plan.post_attn_norm or "")
-        total = (_stream_in(together)[layer] + together.sites[ATTN_OUT][layer])[mask]
-        normed = norm(total.to(loaded.device, _dtype(loaded))).float().cpu()
-        worst = max(worst, relative_difference(together.sites[POST_ATTN][layer][mask], normed))
-    allowed = TOLERANCE[_dtype(loaded)]
-    return [_within("post_attn: the norm of pre_attn + what attention writes", worst, allowed)]
+    def _attention(self, proof: Proof, batch: TokenBatch) -> Iterator[Check]:
+        """Prove attention where probabilities were captured; q, k, v alone are proved on an eager pass of the model."""
+        captured = {stage_of(name) for name in self.sites}
+        if captured & _PROBABILITIES:
+            yield from proofs.attention(proof, self.sites)
+        elif captured & set(_ATTENTION) and any(f is not None for f in proof.together.fused):
+            yield from proofs.fused_attention(proof)
+        elif captured & set(_ATTENTION):
+            with eagerly(self.loaded.model) as possible:
+                if not possible:
+                    self.notes.append("q, k, v were not proved: the model cannot be switched to eager attention")
+                    return
+                wanted = {
+                    side: [s for s in (*_STREAM, *_ATTENTION) if s not in stack.missing]
+                    for side, stack in self.anatomy.stacks.items()
+                }
+                try:
+                    eager = record(self.loaded, self.anatomy, self._places(wanted), batch)
+                except CaptureError as error:
+                    self.notes.append(f"q, k, v were not proved: {error}")
+                    return
+            yield from proofs.same_attention(proof, eager, self.sites)
+            checked = replace(proof, together=eager)
+            yield from proofs.attention(checked, [n for n in eager.sites if stage_of(n) in _ATTENTION])
 
-
-def _row_checks(loaded: LoadedModel, together: _Pass, alone: Sequence[_Pass], lengths: Sequence[int]) -> list[Check]:
-    allowed = TOLERANCE[_dtype(loaded)]
-    worst: dict[str, float] = {}
-    for i, (single, n) in enumerate(zip(alone, lengths, strict=True)):
-        for site, value in single.sites.items():
-            both = (together.sites[site][:, i], value[:, 0])
-            if site == ATTN:
-                cut = [v[:, :, :n, :n] for v in both]
-            else:
-                by_head = site in {Q, K, V}
-                cut = [v[:, :, :n] if by_head else v[:, :n] for v in both]
-            worst[site] = max([worst.get(site, 0.0), *(relative_difference(a, b) for a, b in zip(*cut, strict=True))])
-    return [_within(f"{site}: a row in the batch equals the row alone", w, allowed) for site, w in worst.items()]
-
-
-def _causal_check(
-    loaded: LoadedModel, anatomy: Anatomy, rows: Sequence[Encoding], alone: Sequence[_Pass], pad: int
-) -> Check:
-    """The first half of a text, run by itself, gives what it gave inside the whole text."""
-    worst = 0.0
-    for row, whole in zip(rows, alone, strict=True):
-        half = (row.n_tokens + 1) // 2
-        cut = Encoding(row.ids[:half], row.offsets[:half], row.truncated)
-        first = _record(loaded, anatomy, (POST_MLP,), make_batch([0], [cut], pad)).sites[POST_MLP]
-        pairs = zip(whole.sites[POST_MLP][:, 0, :half], first[:, 0], strict=True)
-        worst = max([worst, *(relative_difference(a, b) for a, b in pairs)])
-    allowed = TOLERANCE[_dtype(loaded)]
-    return _within("causal: no position depends on later tokens", worst, allowed)
-
-
-def _head_check(loaded: LoadedModel, anatomy: Anatomy, together: _Pass, batch: TokenBatch) -> list[Check]:
-    if not anatomy.logits_are_unembedded:
-        return []
-    head = loaded.model.get_output_embeddings()  # type: ignore[operator]
-    mask = batch.attention_mask.bool()
-    hidden = together.sites[FINAL][0][mask].to(loaded.device, head.weight.dtype)
-    worst = relative_difference(head(hidden), together.logits[mask.to(loaded.device)])
-    return [_within("the unembedding of hidden[L] gives the logits", worst, TOLERANCE[head.weight.dtype])]
-
-
-def _attention_checks(loaded: LoadedModel, together: _Pass, lengths: Sequence[int], *, causal: bool) -> list[Check]:
-    if ATTN not in together.sites:
-        return []
-    probabilities = together.sites[ATTN]
-    later = rows = 0.0
-    for i, n in enumerate(lengths):
-        part = probabilities[:, i, :, :n, :n]
-        later = max(later, float(part.triu(1).abs().max()))
-        rows = max(rows, float((part.sum(-1) - 1).max()))
-    order = [_within("attention: no probability on later tokens", later, 0.0)] if causal else []
-    return [
-        *order,
-        _within("attention: rows sum to at most 1", rows, _sum_tolerance(loaded)),
-        _within(
-            "attention: probabilities times v give the output", _mixing(together, lengths), TOLERANCE[_dtype(loaded)]
-        ),
-    ]
-
-
-def _sum_tolerance(loaded: LoadedModel) -> float:
-    return 1e-4 if _dtype(loaded) == torch.float32 else 1e-2
-
-
-def _rows_sum_to_one(loaded: LoadedModel, together: _Pass, lengths: Sequence[int]) -> bool:
-    """Return whether attention rows sum to 1. Where they sum to less though attn @ v is right, there are sinks."""
-    if ATTN not in together.sites:
-        return True
-    parts = (together.sites[ATTN][:, i, :, :n, :n] for i, n in enumerate(lengths))
-    return all(float((part.sum(-1) - 1).abs().max()) < _sum_tolerance(loaded) for part in parts)
-
-
-def _mixing(together: _Pass, lengths: Sequence[int]) -> float:
-    """Return how far attn @ v is from what the model's attention function gave."""
-    worst = 0.0
-    attn, value = together.sites[ATTN], together.sites[V]
-    groups = attn.shape[2] // value.shape[2]
-    for layer, output in enumerate(_one_a_layer(together, attn.shape[0])):
-        for i, n in enumerate(lengths):
-            v = repeat(value[layer, i, :, :n], "h t d -> (h g) t d", g=groups)
-            mixed = (attn[layer, i, :, :n, :n] @ v).transpose(0, 1)
-            worst = max(worst, relative_difference(mixed, output[i, :n]))
-    return worst
-
-
-def _one_a_layer(together: _Pass, n_layers: int) -> list[Tensor]:
-    if len(together.attention_outputs) != n_layers:
-        raise CaptureError(f"attention gave {len(together.attention_outputs)} outputs for {n_layers} layers")
-    return together.attention_outputs

@@ -36,12 +36,14 @@ def _project_only(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterato
 
 def batch_inputs(batch: TokenBatch, device: torch.device, task: Task = "causal") -> dict[str, Any]:
     """Return the arguments of the model's forward for a batch, on its device."""
-    types = batch.token_type_ids
+    types, target = batch.token_type_ids, batch.target
     return call_inputs(
         task,
         batch.input_ids.to(device),
         batch.attention_mask.to(device),
         None if types is None else types.to(device),
+        None if target is None else target.input_ids.to(device),
+        None if target is None else target.attention_mask.to(device),
     )
 
 
@@ -54,18 +56,29 @@ def all_logits(
 
 
 def logits_at(
-    model: nn.Module, batch: TokenBatch, positions: Int[Tensor, " batch"], device: torch.device
+    model: nn.Module,
+    batch: TokenBatch,
+    positions: Int[Tensor, " batch"],
+    device: torch.device,
+    task: Task = "causal",
+    *,
+    whole: bool = False,
 ) -> Float[Tensor, "batch vocab"]:
-    """Run the model and return the logits of one position a row.
+    """Run the model and return the logits of one position a row (of the target, where there is one).
 
     Args:
-        model: A causal language model.
+        model: A model with a language-modelling head.
         batch: The examples.
         positions: The position of each row whose logits are wanted.
         device: Where the model is.
+        task: What the head does.
+        whole: Compute the logits of all positions all the same, because they are recorded.
     """
-    with _project_only(model, positions.to(device)):
-        logits = all_logits(model, batch, device)
+    at = positions.to(device)
+    if whole:
+        return all_logits(model, batch, device, task)[torch.arange(len(at), device=device), at]
+    with _project_only(model, at):
+        logits = all_logits(model, batch, device, task)
     if logits.shape[1] != 1:
         raise CaptureError("the model does not compute its logits through its output embedding")
     return logits[:, 0]

@@ -16,7 +16,7 @@ from decision_traces.cli._report import report
 from decision_traces.errors import DamagedRunError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.models.load import DEMO_MODEL
-from decision_traces.schema import ANALYSIS_DIR, CAPTURES
+from decision_traces.schema import ANALYSIS_DIR
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.views.tables import decision_table, kind_table
@@ -45,7 +45,7 @@ def run(config: DemoConfig) -> int:
             model=DEMO_MODEL,
             dataset="tinyworld",
             limit=config.limit,
-            capture=CAPTURES,
+            capture=("attn", "qkv", "hidden", "resid"),
             batch_size=32,
             out_dir=config.out_dir,
             overwrite=config.overwrite,

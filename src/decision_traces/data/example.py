@@ -4,6 +4,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Final
+
+TARGET_FIELD: Final = "target_text"
+"""The field that holds what the decoder of an encoder-decoder is to say."""
 
 FieldValue = str | int | None | list[str]
 

@@ -36,7 +36,7 @@ def _txt(path: Path) -> Iterator[tuple[int, str]]:
                 yield row, text
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, str]]:
+def _jsonl(path: Path, column: str, flag: str) -> Iterator[tuple[int, str]]:
     with path.open(encoding="utf-8-sig") as stream:
         for row, line in enumerate(stream):
             if not line.strip():
@@ -44,21 +44,21 @@ def _jsonl(path: Path) -> Iterator[tuple[int, str]]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"--text_file {path}, line {row + 1}: not JSON ({error.msg}).") from error
-            yield row, _text_of(record, path, f"line {row + 1}")
+                raise DataError(f"{flag} {path}, line {row + 1}: not JSON ({error.msg}).") from error
+            yield row, _text_of(record, column, f"{flag} {path}, line {row + 1}")
 
 
-def _text_of(record: object, path: Path, where: str) -> str:
-    if not isinstance(record, dict) or "text" not in record:
+def _text_of(record: object, column: str, where: str) -> str:
+    if not isinstance(record, dict) or column not in record:
         keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise DataError(f"--text_file {path}, {where}: needs a column named text; it has: {keys}.")
-    text = "" if record["text"] is None else str(record["text"])
+        raise DataError(f"{where}: needs a column named {column}; it has: {keys}.")
+    text = "" if record[column] is None else str(record[column])
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise DataError(f"--text_file {path}, {where}: half a surrogate pair is not valid Unicode.")
+        raise DataError(f"{where}: half a surrogate pair is not valid Unicode.")
     return text
 
 
-def _table(path: Path) -> Iterator[tuple[int, str]]:
+def _table(path: Path, column: str, flag: str) -> Iterator[tuple[int, str]]:
     import pandas as pd
 
     try:
@@ -69,34 +69,40 @@ def _table(path: Path) -> Iterator[tuple[int, str]]:
         )
     except (ValueError, OSError) as error:  # pandas and pyarrow errors for malformed files are both
         reason = str(error).splitlines()[0]
-        raise DataError(f"--text_file {path}: cannot be read as {path.suffix[1:]} ({reason}).") from error
-    if "text" not in frame.columns:
-        raise DataError(f"--text_file {path}: needs a column named text; it has: {', '.join(map(str, frame.columns))}.")
-    for row, text in enumerate(frame["text"]):
+        raise DataError(f"{flag} {path}: cannot be read as {path.suffix[1:]} ({reason}).") from error
+    if column not in frame.columns:
+        raise DataError(f"{flag} {path}: needs a column named {column}; it has: {', '.join(map(str, frame.columns))}.")
+    for row, text in enumerate(frame[column]):
         yield row, "" if pd.isna(text) else str(text)
 
 
-def text_file_examples(path: Path) -> Iterator[Example]:
-    """Yield the texts of a .txt (one a line, empty lines are no examples), .jsonl, .csv or .parquet file.
+def text_file_rows(path: Path, column: str = "text", flag: str = "--text_file") -> Iterator[tuple[int, str]]:
+    """Yield row number and text of a .txt (one a line, empty lines left out), .jsonl, .csv or .parquet file.
 
-    In the last three a `text` column is needed, and a row with an empty text is an example of no characters.
+    Args:
+        path: The file.
+        column: Which column of a file that has columns.
+        flag: The flag that named the file, for the messages.
 
     Raises:
-        DataError: No such file, unknown suffix, no `text` column, malformed content.
+        DataError: No such file, unknown suffix, no such column, malformed content.
     """
     suffix = path.suffix.lower()
     if suffix not in TEXT_SUFFIXES:
-        raise DataError(
-            f"--text_file {path}: expected one of {', '.join(TEXT_SUFFIXES)}, got {suffix or 'no suffix'!r}."
-        )
+        raise DataError(f"{flag} {path}: expected one of {', '.join(TEXT_SUFFIXES)}, got {suffix or 'no suffix'!r}.")
     if not path.is_file():
-        raise DataError(f"--text_file {path}: there is no such file.")
-    rows = {".txt": _txt, ".jsonl": _jsonl}.get(suffix, _table)(path)
+        raise DataError(f"{flag} {path}: there is no such file.")
+    rows = _txt(path) if suffix == ".txt" else (_jsonl if suffix == ".jsonl" else _table)(path, column, flag)
     try:
-        for row, text in rows:
-            yield Example(make_example_id(path.stem, "all", row, text), text)
+        yield from rows
     except UnicodeDecodeError as error:
-        raise DataError(f"--text_file {path}: not UTF-8 ({error.reason} at byte {error.start}).") from error
+        raise DataError(f"{flag} {path}: not UTF-8 ({error.reason} at byte {error.start}).") from error
+
+
+def text_file_examples(path: Path) -> Iterator[Example]:
+    """Yield the texts of a file; see `text_file_rows`. A row of a table with an empty text is an example too."""
+    for row, text in text_file_rows(path):
+        yield Example(make_example_id(path.stem, "all", row, text), text)
 
 
 def fingerprint(examples: list[Example]) -> str:

@@ -15,7 +15,7 @@ from decision_traces.data.prompts import TEMPLATES, read_prompts
 from decision_traces.data.registry import DataSource
 from decision_traces.errors import ModelError
 from decision_traces.extract.config import ExtractConfig
-from decision_traces.extract.job import Job, as_settings
+from decision_traces.extract.job import Job, Material, as_settings, last_token
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, to_table, token_columns
@@ -55,6 +55,7 @@ def extract_answers(config: AnswerConfig, progress: Progress | None = None) -> P
         options=config.options(),
         settings=as_settings(config),
         decisive=("answers",),
+        next_position=last_token,
         workflow=partial(AnswerWorkflow, answers=config.answers, template=TEMPLATES[config.dataset]),
         read=read_prompts,
         cuts=False,
@@ -67,24 +68,21 @@ class AnswerWorkflow:
 
     def __init__(
         self,
-        examples: Sequence[Example],
-        encodings: Sequence[Encoding],
-        loaded: LoadedModel,
-        pad: int,
-        n_positions: int,
+        material: Material,
         *,
         answers: Answers,
         template: str,
     ) -> None:
-        self._examples, self._encodings, self._loaded = examples, encodings, loaded
-        self._pad, self._n_positions, self._answers, self._template = pad, n_positions, answers, template
-        self._space, self._ids = answer_ids(loaded.tokenizer, examples, encodings, answers)
+        self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
+        self._pad, self._n_positions, self._whole = material.pad, material.n_positions, material.whole_logits
+        self._answers, self._template = answers, template
+        self._space, self._ids = answer_ids(material.loaded.tokenizer, material.examples, material.encodings, answers)
         self._rows: dict[int, tuple[torch.Tensor, float]] = {}
 
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
         """Run the model, projecting on the vocabulary only at the end of each prompt."""
         last = torch.tensor([n - 1 for n in batch.lengths])
-        logits = logits_at(loaded.model, batch, last, loaded.device).float()
+        logits = logits_at(loaded.model, batch, last, loaded.device, whole=self._whole).float()
         shares = logits.softmax(-1)
         for i, row in enumerate(batch.rows):
             ids = torch.tensor(self._ids[first_row + row], device=logits.device)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from decision_traces.extract.job import JobOptions
+from decision_traces.extract.selection import Selection
 from decision_traces.models.load import ModelDtype, ModelSource
 from decision_traces.schema import Capture, StorageDtype
 
@@ -37,6 +38,12 @@ class ExtractConfig:
     """T, in tokens; auto fits the longest text, up to the model's context."""
     capture: tuple[Capture, ...] = ("hidden", "resid")
     """Which arrays to keep."""
+    layers: str = "all"
+    """Which layers to keep: all, or numbers such as 0,5,-1 or 0-3 (hidden keeps the states before and behind them)."""
+    heads: str = "all"
+    """Which heads to keep, of the queries: all, or numbers; of keys and values those they read from."""
+    positions: str = "all"
+    """Which token positions to keep: all; next, where the prediction is made; last; or numbers such as 0,5."""
     batch_size: int = 8
     """Most examples of a batch."""
     dtype: StorageDtype = "float16"
@@ -51,6 +58,8 @@ class ExtractConfig:
     """Replace a run that is already there, once the new one is complete."""
     resume: bool = False
     """Go on with an unfinished run."""
+    uncertified: bool = False
+    """Keep the run even if its certificate fails; it then says so wherever it is opened."""
     seed: int = 0
     """Seed of everything random: a head that the checkpoint lacks; nothing else is, on CPU."""
     quiet: bool = False
@@ -65,7 +74,7 @@ class ExtractConfig:
     def options(self) -> JobOptions:
         """Return the options in the form a job takes them."""
         return JobOptions(
-            capture=self.capture,
+            selection=Selection(tuple(dict.fromkeys(self.capture)), self.layers, self.heads, self.positions),
             dtype=self.dtype,
             max_seq_len=self.max_seq_len,
             batch_size=self.batch_size,
@@ -75,5 +84,6 @@ class ExtractConfig:
             overwrite=self.overwrite,
             resume=self.resume,
             seed=self.seed,
+            uncertified=self.uncertified,
             command=self.command,
         )

@@ -1,6 +1,6 @@
 """The one loop: blocks of examples through the model into buffers, and out to disk beside the next block's compute."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from decision_traces.capture.buffers import BlockBuffers, site_shape, sites_of
+from decision_traces.capture.buffers import BlockBuffers, Site, site_shape
 from decision_traces.capture.recorder import Recorder
 from decision_traces.extract.progress import Progress
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
-from decision_traces.schema import ATTN, ArraySpec, Dims, StorageDtype
-from decision_traces.store.writer import RunLayout, RunWriter
+from decision_traces.schema import ATTN, Dims, Side, side_of, stage_of
+from decision_traces.store.layout import RunLayout
+from decision_traces.store.writer import RunWriter
 from decision_traces.tokens import Encoding, TokenBatch, batches
 
 TOKEN_BUDGET: Final = 2048
@@ -23,6 +24,9 @@ TOKEN_BUDGET: Final = 2048
 
 _IN_FLIGHT: Final = 2
 """Buffers: one is filled while the other is written."""
+
+NextPosition = Callable[[Encoding], int]
+"""Encoding → the position where its prediction is made."""
 
 
 @runtime_checkable
@@ -49,6 +53,7 @@ class Engine:
         layout: What the run holds.
         batch_size: Most rows of a batch.
         pad: Id that fills padding.
+        next_position: Where a row's prediction is made; None where there is no one such position.
     """
 
     loaded: LoadedModel
@@ -57,6 +62,7 @@ class Engine:
     layout: RunLayout
     batch_size: int
     pad: int
+    next_position: NextPosition | None = None
 
     def run(self, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
         """Extract every block that the writer does not have yet.
@@ -66,11 +72,10 @@ class Engine:
             RunError: The folder cannot be written, or the disk is full.
         """
         blocks = [b for b in range(self.layout.n_blocks) if b not in writer.done]
-        sites = sites_of(self.layout.specs, self.layout.dims.n_layers)
-        dims, dtype = self.layout.dims, self.layout.dtype
-        rows = self.layout.block_rows * dims.n_choices
-        kept = frozenset(self.layout.places())
-        sets = [BlockBuffers(sites, dims, rows, dtype, kept) for _ in range(min(_IN_FLIGHT, max(1, len(blocks))))]
+        sites, sides = self.layout.places(), self.layout.sides
+        rows = self.layout.block_rows * self.layout.dims.n_choices
+        n_sets = min(_IN_FLIGHT, max(1, len(blocks)))
+        sets = [BlockBuffers(sites, sides, rows, self.layout.dtype) for _ in range(n_sets)]
         writing: list[Future[int] | None] = [None] * len(sets)
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as pool, torch.inference_mode():
             for turn, block in enumerate(blocks):
@@ -87,17 +92,31 @@ class Engine:
         rows, choices = self.layout.rows(block), self.layout.dims.n_choices
         first = rows.start * choices
         encodings = self.encodings[first : rows.stop * choices]
-        buffers.start([e.n_tokens for e in encodings])
+        buffers.start(self._lengths(encodings), self._slots(encodings))
         recorder = Recorder(self.loaded.model, self.anatomy, buffers)
         done = 0
-        for batch in batches(encodings, self.batch_size * choices, TOKEN_BUDGET, self.pad):
-            with recorder.recording(batch.rows, batch.lengths):
+        one_length = not self.anatomy.pads
+        for batch in batches(encodings, self.batch_size * choices, TOKEN_BUDGET, self.pad, one_length=one_length):
+            with recorder.recording(batch.rows):
                 workflow.forward(self.loaded, batch, first)
             buffers.check_finite()
             done += len(batch.rows)
             progress.advance(done // choices - (done - len(batch.rows)) // choices, sum(batch.lengths))
             progress.written(writer.bytes_written)  # what the other thread has done meanwhile
         progress.advance(len(rows) - done // choices, 0)  # texts of no tokens
+
+    def _lengths(self, encodings: Sequence[Encoding]) -> dict[Side, list[int]]:
+        main = self.anatomy.main.side
+        return {side: [(e.main if side == main else e).n_tokens for e in encodings] for side in self.layout.sides}
+
+    def _slots(self, encodings: Sequence[Encoding]) -> dict[Side, list[tuple[int, ...]]] | None:
+        """Return which token position stands in each slot of each row, for sides that do not keep all."""
+        main = self.anatomy.main.side
+        return {
+            side: [kept_positions(dims, e.main if side == main else e, self.next_position) for e in encodings]
+            for side, dims in self.layout.sides.items()
+            if dims.positions != "all"
+        }
 
     def _submit(
         self,
@@ -108,18 +127,37 @@ class Engine:
         writer: RunWriter,
     ) -> Future[int]:
         choices = self.layout.dims.n_choices
-        tensors = {site: _with_choices(b.data.numpy(), choices) for site, b in buffers.sites.items()}
-        peaks = {site: [float(p) for p in b.peak] for site, b in buffers.sites.items()}
+        tensors = {place: _with_choices(b.data.numpy(), choices) for place, b in buffers.sites.items()}
+        peaks = {_key(place): b.peak for place, b in buffers.sites.items()}
         return pool.submit(
             writer.write_block, block, tensors, workflow.tables(self.layout.rows(block)), {"peaks": peaks}
         )
 
 
+def kept_positions(dims: Dims, encoding: Encoding, next_position: NextPosition | None) -> tuple[int, ...]:
+    """Return the token position of each slot; -1 where the text has none.
+
+    Args:
+        dims: Say which positions are kept.
+        encoding: The text (the target, on the decoder's side of an encoder-decoder).
+        next_position: Where its prediction is made.
+    """
+    if isinstance(dims.positions, tuple):
+        wanted = dims.positions
+    elif dims.positions == "next" and next_position is not None:
+        wanted = (next_position(encoding),)
+    else:
+        wanted = (encoding.n_tokens - 1,)
+    return tuple(p if 0 <= p < encoding.n_tokens else -1 for p in wanted)
+
+
+def _key(place: Site) -> str:
+    return f"{place[0]}/{place[1]}"
+
+
 def _with_choices(data: np.ndarray, choices: int) -> np.ndarray:
-    """Return (layers, rows, ...) as (layers, examples, choices, ...), if there are choices."""
-    if choices == 1:
-        return data
-    return data.reshape(data.shape[0], -1, choices, *data.shape[2:])
+    """Return (rows, ...) as (examples, choices, ...), if there are choices."""
+    return data if choices == 1 else data.reshape(-1, choices, *data.shape[1:])
 
 
 def _finish(future: Future[int] | None, writer: RunWriter, progress: Progress) -> None:
@@ -128,38 +166,45 @@ def _finish(future: Future[int] | None, writer: RunWriter, progress: Progress) -
         progress.written(writer.bytes_written)
 
 
-def row_bytes(specs: Sequence[ArraySpec], dims: Dims, dtype: StorageDtype) -> int:
+def row_bytes(layout: RunLayout) -> int:
     """Return the bytes of one example, with all its choices, in the buffers."""
-    item = np.dtype(dtype).itemsize * dims.n_choices
-    return item * sum(int(np.prod(site_shape(site, dims))) for site in sites_of(specs, dims.n_layers))
+    item = np.dtype(layout.dtype).itemsize * layout.dims.n_choices
+    return item * sum(_values(name, layout) for name, _ in layout.places())
 
 
-def disk_estimate(layout: RunLayout, lengths: Sequence[int], *, links: bool) -> int:
+def _values(name: str, layout: RunLayout) -> int:
+    return int(np.prod(site_shape(name, layout.sides[side_of(name)]), dtype=np.int64))
+
+
+def disk_estimate(layout: RunLayout, encodings: Sequence[Encoding], *, links: bool) -> int:
     """Return how many bytes the arrays can take at most: tokens only, causal attention without its empty triangle.
 
     Args:
         layout: What the run holds.
-        lengths: Number of tokens of every example (of every choice of it).
+        encodings: Every example (every choice of it).
         links: Whether the file system has hard links, so that each distinct tensor is stored once.
     """
-    dims, n = layout.dims, np.asarray(lengths, dtype=np.int64)
-    causal = any(spec.group.startswith("dec_") for spec in layout.specs)
-    tokens, pairs = int(n.sum()), int((n * (n + 1) // 2 if causal else n * n).sum())
     total = 0
-    for (site, _layer), places in layout.places().items():
-        per_position = int(np.prod(site_shape(site, dims)[1:])) // dims.n_positions
-        values = dims.n_heads * pairs if site == ATTN else per_position * tokens
+    for (name, _layer), places in layout.places().items():
+        dims = layout.sides[side_of(name)]
+        n = np.asarray([(e.main if side_of(name) == "dec" else e).n_tokens for e in encodings], dtype=np.int64)
+        per_row = _values(name, layout)
+        if dims.positions != "all":
+            values = per_row * len(n)
+        elif stage_of(name) == ATTN:
+            heads = per_row // max(1, dims.n_positions**2)
+            values = heads * int((n * (n + 1) // 2 if side_of(name) == "dec" else n * n).sum())
+        else:
+            values = per_row * int(n.sum()) // max(1, dims.n_positions)
         total += values * (1 if links else len(places))
     return total * np.dtype(layout.dtype).itemsize
 
 
-def largest_values(specs: Sequence[ArraySpec], n_layers: int, facts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def largest_values(layout: RunLayout, facts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the largest absolute value of every array over all blocks."""
-    return {spec.name: max(_peaks(spec, n_layers, facts), default=0.0) for spec in specs}
-
-
-def _peaks(spec: ArraySpec, n_layers: int, facts: Sequence[Mapping[str, Any]]) -> Iterator[float]:
-    size = n_layers + 1 if spec.stage == "hidden" else 1 if spec.layer_axis is None else n_layers
-    for index in range(size):
-        site, layer = spec.source(index, n_layers)
-        yield from (fact["peaks"][site][layer] for fact in facts)
+    largest = dict.fromkeys((spec.name for spec in layout.specs), 0.0)
+    for place, specs in layout.places().items():
+        peak = max((fact["peaks"][_key(place)] for fact in facts), default=0.0)
+        for spec, _ in specs:
+            largest[spec.name] = max(largest[spec.name], peak)
+    return largest

@@ -10,12 +10,13 @@ import pyarrow as pa
 from decision_traces.capture.certificate import Certificate
 from decision_traces.data.example import Example
 from decision_traces.data.registry import DataSource, load_examples
-from decision_traces.extract.engine import Workflow
+from decision_traces.extract.engine import NextPosition, Workflow
+from decision_traces.extract.selection import Selection
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel, ModelSource
 from decision_traces.models.task import Task
-from decision_traces.schema import Capture, StorageDtype
-from decision_traces.store.writer import RunLayout
+from decision_traces.schema import Prefix, StorageDtype
+from decision_traces.store.layout import RunLayout
 from decision_traces.tokens import Encoding, encode
 
 
@@ -30,24 +31,56 @@ class JobWorkflow(Workflow, Protocol):
         """Return accuracy figures from the finished `tokens.parquet`."""
 
 
-WorkflowFactory = Callable[[Sequence[Example], Sequence[Encoding], LoadedModel, int, int], JobWorkflow]
-"""Examples, encodings, model, pad id, T → the workflow."""
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a workflow is made from.
+
+    Attributes:
+        examples: The examples.
+        encodings: They, tokenised; with choices, each choice of each.
+        loaded: The model.
+        pad: Id that fills padding.
+        n_positions: T.
+        n_target: T of the decoder of an encoder-decoder, else 0.
+        whole_logits: Whether the logits of all positions are recorded, and must be computed.
+    """
+
+    examples: Sequence[Example]
+    encodings: Sequence[Encoding]
+    loaded: LoadedModel
+    pad: int
+    n_positions: int
+    n_target: int = 0
+    whole_logits: bool = False
 
 
-Encoder = Callable[[Any, Sequence[Example], int | None], list[Encoding]]
-"""Tokenizer, examples, most tokens → encodings."""
+WorkflowFactory = Callable[[Material], JobWorkflow]
 
 
-def encode_texts(tokenizer: Any, examples: Sequence[Example], limit: int | None) -> list[Encoding]:
+Encoder = Callable[[LoadedModel, Sequence[Example], int | None], list[Encoding]]
+"""Model with tokenizer, examples, most tokens → encodings."""
+
+
+def encode_texts(loaded: LoadedModel, examples: Sequence[Example], limit: int | None) -> list[Encoding]:
     """Tokenise the text of each example."""
-    return encode(tokenizer, [e.text for e in examples], limit)
+    return encode(loaded.tokenizer, [e.text for e in examples], limit)
+
+
+def last_known(encoding: Encoding) -> int:
+    """Return the last position whose next token is in the text; -1 where there is none."""
+    return max(-1, encoding.main.n_tokens - 2)
+
+
+def last_token(encoding: Encoding) -> int:
+    """Return the position of the last token."""
+    return encoding.main.n_tokens - 1
 
 
 @dataclass(frozen=True, slots=True)
 class JobOptions:
     """The options every extraction has; see `ExtractConfig` for their meaning."""
 
-    capture: tuple[Capture, ...]
+    selection: Selection
     dtype: StorageDtype
     max_seq_len: int | Literal["auto"]
     batch_size: int
@@ -57,6 +90,7 @@ class JobOptions:
     overwrite: bool
     resume: bool
     seed: int
+    uncertified: bool
     command: tuple[str, ...]
 
 
@@ -71,10 +105,13 @@ class Job:
         settings: All flags as JSON, for the meta.
         decisive: Those of the settings that decide the workflow's numbers; a resumed run must have the same.
         workflow: Makes the workflow once data and model are there.
-        side: Which of the schema's arrays are filled.
+        task: What the model's head must do.
+        prefixes: Which of the schema's arrays are filled.
+        next_position: Where an example's prediction is made; None where there is no one such position.
         read: Gives the examples; `text` is what a row is about, `fields` become columns.
         encode: Tokenises them; with choices, to as many encodings for each example.
         cuts: Whether a text that is too long may be cut; else it is refused.
+        n_target: T of the decoder of an encoder-decoder; None fits the longest target.
     """
 
     objective: str
@@ -85,15 +122,18 @@ class Job:
     settings: Mapping[str, Any]
     decisive: tuple[str, ...]
     workflow: WorkflowFactory
-    side: Literal["dec", "enc_mc"] = "dec"
+    task: Task = "causal"
+    prefixes: tuple[Prefix, ...] = ("dec",)
+    next_position: NextPosition | None = last_known
     read: Callable[[DataSource], list[Example]] = load_examples
     encode: Encoder = encode_texts
     cuts: bool = True
+    n_target: int | None = None
 
     @property
-    def task(self) -> Task:
-        """What the model's head must do."""
-        return "causal" if self.side == "dec" else "multiple_choice"
+    def arch(self) -> Literal["dec", "enc", "encdec"]:
+        """Goes into the meta."""
+        return "encdec" if len(self.prefixes) > 1 else "dec" if self.prefixes == ("dec",) else "enc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +147,7 @@ class Prepared:
     certificate: Certificate
     pad: int
     layout: RunLayout
+    missing: Mapping[str, str]
 
     def encodings_of(self, rows: Iterable[int]) -> Iterator[Encoding]:
         """Yield the encodings of some examples, with choices of each of their choices."""

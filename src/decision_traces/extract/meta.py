@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,18 @@ from decision_traces.data.local import fingerprint
 from decision_traces.errors import ModelError
 from decision_traces.extract.engine import largest_values
 from decision_traces.extract.job import Job, Prepared
-from decision_traces.schema import CONVENTIONS, FINETUNE_FILE, FORMAT_VERSION, POST_ATTN_CONVENTIONS
+from decision_traces.models.anatomy import Anatomy
+from decision_traces.schema import (
+    ATTN,
+    CONVENTIONS,
+    CROSS_ATTN,
+    FINETUNE_FILE,
+    FORMAT_VERSION,
+    POST_ATTN_CONVENTIONS,
+    STAGE_CONVENTIONS,
+    site,
+)
+from decision_traces.store.layout import RunLayout
 from decision_traces.store.writer import RunWriter
 
 _PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "zarrs", "numpy", "pyarrow")
@@ -42,7 +53,8 @@ def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
         "model": job.model.name,
         "weights_digest": loaded.weights_digest(),
         "dataset_fingerprint": fingerprint(prepared.examples),
-        "capture": list(dict.fromkeys(job.options.capture)),
+        "capture": list(job.options.selection.capture),
+        "selection": _selection(layout),
         "dtype": layout.dtype,
         "model_dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
         "device": str(loaded.device),
@@ -68,7 +80,7 @@ def run_meta(
         conventions: What the workflow's own columns mean.
     """
     dims, loaded, anatomy = prepared.layout.dims, prepared.loaded, prepared.anatomy
-    peaks = largest_values(prepared.layout.specs, dims.n_layers, writer.facts())
+    peaks = largest_values(prepared.layout, writer.facts())
     return {
         "format_version": FORMAT_VERSION,
         "model": plan["model"],
@@ -77,13 +89,14 @@ def run_meta(
         "model_class": type(loaded.model).__name__,
         "model_revision": loaded.revision or job.model.revision,
         "weights_digest": plan["weights_digest"],
-        "arch": "dec" if job.side == "dec" else "enc",
+        "task": job.task,
+        "arch": job.arch,
         "objective": job.objective,
         "dataset": job.data.name,
         "split": job.data.split_name,
         "dataset_fingerprint": plan["dataset_fingerprint"],
         "n_examples": dims.n_examples,
-        "n_choices": dims.n_choices if job.side == "enc_mc" else None,
+        "n_choices": dims.n_choices if "enc_mc" in job.prefixes else None,
         "n_truncated": sum(e.truncated for e in prepared.encodings),
         "max_seq_len": dims.n_positions,
         "num_layers": dims.n_layers,
@@ -98,16 +111,22 @@ def run_meta(
         "fresh_parameters": list(loaded.fresh),
         "lineage": lineage(job.model.model_path),
         "logits_are_unembedded": anatomy.logits_are_unembedded,
-        "attention_scale": list(anatomy.attention_scale),
-        "attention_rows_sum_to_one": prepared.certificate.rows_sum_to_one,
+        "attention_scale": [a.scale for a in anatomy.main.attention(cross=False)],
+        "attention_rows_sum_to_one": _sums(prepared),
+        "sides": {side: asdict(sizes) for side, sizes in prepared.layout.sides.items()},
+        "selection": plan["selection"],
+        "missing": dict(prepared.missing),
+        "layer_heads": _layer_heads(anatomy),
+        "rows_padded": anatomy.pads,
         "final_norm": anatomy.final_norm,
         "conventions": {**_conventions(prepared), **conventions},
         "arrays": {
-            spec.name: {"shape": list(dims.shape(spec.axes)), "max_abs": peaks[spec.name]}
+            spec.name: {"shape": list(prepared.layout.dims_of(spec).shape(spec)), "max_abs": peaks[spec.name]}
             for spec in prepared.layout.specs
         },
         "block_rows": prepared.layout.block_rows,
         "certificate": prepared.certificate.to_meta(),
+        "uncertified": bool(prepared.certificate.failed),
         "environment": _environment(plan),
         "command": list(job.options.command),
     }  # fmt: skip
@@ -134,8 +153,40 @@ def _conventions(prepared: Prepared) -> dict[str, str]:
     tokenizer = prepared.loaded.tokenizer
     added = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
     special = f"the tokenizer adds {' '.join(added)} to every text" if added else "the tokenizer adds none"
-    post_attn = POST_ATTN_CONVENTIONS[prepared.anatomy.post_attn_kind]
-    return {**CONVENTIONS, "post_attn": post_attn, "special_tokens": special}
+    missing = {name: f"missing: {reason}" for name, reason in prepared.missing.items()}
+    stack = prepared.anatomy.main
+    post_attn = {"post_attn": POST_ATTN_CONVENTIONS[stack.post_attn_kind]} if "post_attn" not in stack.missing else {}
+    captured = {spec.stage for spec in prepared.layout.specs}
+    extra = {stage: words for stage, words in STAGE_CONVENTIONS.items() if stage in captured}
+    return {**CONVENTIONS, **post_attn, **extra, **missing, "special_tokens": special}
+
+
+def _sums(prepared: Prepared) -> dict[str, bool]:
+    """Return for each attention array whether its rows sum to one."""
+    sums = prepared.certificate.sums_to_one
+    return {
+        spec.name: sums.get(site(spec.side, spec.stage), True)
+        for spec in prepared.layout.specs
+        if spec.stage in {ATTN, CROSS_ATTN}
+    }
+
+
+def _selection(layout: RunLayout) -> dict[str, Any]:
+    """Return what is kept of layers, heads and positions, None or "all" where everything is."""
+    dims = layout.dims
+    return {"layers": dims.layers, "heads": dims.heads, "positions": dims.positions}
+
+
+def _layer_heads(anatomy: Anatomy) -> dict[str, list[dict[str, int]]] | None:
+    """Return the heads of every layer where layers differ; smaller ones are filled up with zeros in the arrays."""
+    found = {}
+    for side, stack in anatomy.stacks.items():
+        plans = stack.attention(cross=False)
+        sizes = [(p.n_heads, p.n_kv_heads, p.d_head, p.d_value) for p in plans]
+        if len(set(sizes)) > 1:
+            names = ("layer", "n_heads", "n_kv_heads", "d_head", "d_value")
+            found[str(side)] = [dict(zip(names, (p.layer, *s), strict=True)) for p, s in zip(plans, sizes, strict=True)]
+    return found or None
 
 
 def timings(clock: Clock, prepared: Prepared, rows: Sequence[int]) -> dict[str, float]:

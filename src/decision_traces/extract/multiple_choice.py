@@ -13,7 +13,7 @@ from decision_traces.data.example import Example
 from decision_traces.data.prompts import read_questions
 from decision_traces.data.registry import DataSource
 from decision_traces.extract.config import ExtractConfig
-from decision_traces.extract.job import Job, as_settings
+from decision_traces.extract.job import Job, Material, as_settings
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, choice_token_columns, to_table
@@ -54,11 +54,17 @@ def extract_multiple_choice(config: MultipleChoiceConfig, progress: Progress | N
         settings=as_settings(config),
         decisive=(),
         workflow=MultipleChoiceWorkflow,
-        side="enc_mc",
+        task="multiple_choice",
+        prefixes=("enc_mc",),
+        next_position=None,
         read=read_questions,
-        encode=encode_choices,
+        encode=_encode,
     )
     return run_job(job, progress or Silent())
+
+
+def _encode(loaded: LoadedModel, examples: Sequence[Example], limit: int | None) -> list[Encoding]:
+    return encode_choices(loaded.tokenizer, examples, limit)
 
 
 class MultipleChoiceWorkflow:
@@ -66,14 +72,11 @@ class MultipleChoiceWorkflow:
 
     def __init__(
         self,
-        examples: Sequence[Example],
-        encodings: Sequence[Encoding],
-        loaded: LoadedModel,
-        pad: int,
-        n_positions: int,
+        material: Material,
     ) -> None:
-        self._examples, self._encodings, self._loaded = examples, encodings, loaded
-        self._pad, self._n_positions, self._choices = pad, n_positions, len(encodings) // len(examples)
+        self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
+        self._pad, self._n_positions = material.pad, material.n_positions
+        self._choices = len(material.encodings) // len(material.examples)
         self._scores: dict[int, torch.Tensor] = {}
 
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:

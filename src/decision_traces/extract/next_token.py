@@ -16,10 +16,10 @@ from decision_traces.data.example import Example
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
 from decision_traces.extract.config import ExtractConfig
-from decision_traces.extract.job import Job, as_settings
+from decision_traces.extract.job import Job, Material, as_settings, last_known
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
-from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
+from decision_traces.extract.tables import field_columns, field_types, target_columns, to_table, token_columns
 from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
 from decision_traces.schema import (
@@ -83,32 +83,30 @@ class NextTokenWorkflow:
 
     def __init__(
         self,
-        examples: Sequence[Example],
-        encodings: Sequence[Encoding],
-        loaded: LoadedModel,
-        pad: int,
-        n_positions: int,
+        material: Material,
         *,
         topk: int,
         all_positions: bool,
     ) -> None:
-        self._examples, self._encodings, self._loaded = examples, encodings, loaded
-        self._pad, self._n_positions, self._topk, self._all = pad, n_positions, topk, all_positions
-        self._field_types = field_types(examples)
+        self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
+        self._pad, self._n_positions, self._topk, self._all = material.pad, material.n_positions, topk, all_positions
+        self._whole, self._n_target = material.whole_logits, material.n_target
+        self._field_types = field_types(material.examples)
         self._text: dict[int, str] = {}
         self._rows: dict[int, NextTokenOutcomes] = {}
         self._positions: dict[int, NextTokenOutcomes] = {}
 
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
         """Run the model, projecting on the vocabulary only where an outcome is wanted."""
-        last = torch.tensor([max(0, n - 2) for n in batch.lengths])
+        main = batch.main
+        last = torch.tensor([max(0, n - 2) for n in main.lengths])
         if self._all:
-            self._keep_all(all_logits(loaded.model, batch, loaded.device), batch, first_row)
+            self._keep_all(all_logits(loaded.model, batch, loaded.device, loaded.task), main, first_row)
             return
-        logits = logits_at(loaded.model, batch, last, loaded.device)
-        truth = batch.input_ids[torch.arange(len(last)), (last + 1).clamp(max=batch.input_ids.shape[1] - 1)]
+        logits = logits_at(loaded.model, batch, last, loaded.device, loaded.task, whole=self._whole)
+        truth = main.input_ids[torch.arange(len(last)), (last + 1).clamp(max=main.input_ids.shape[1] - 1)]
         outcomes = next_token_outcomes(logits, truth, self._topk)
-        for i, (row, n) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
+        for i, (row, n) in enumerate(zip(main.rows, main.lengths, strict=True)):
             if n > 1:
                 self._rows[first_row + row] = outcomes.rows(slice(i, i + 1))
 
@@ -123,8 +121,11 @@ class NextTokenWorkflow:
         """Return the rows of `tokens.parquet`, and of `token_outcomes.parquet` where it was asked for."""
         examples, encodings = self._examples[rows.start : rows.stop], self._encodings[rows.start : rows.stop]
         columns = token_columns(examples, encodings, self._loaded.tokenizer, self._pad, self._n_positions)
+        if self._n_target:
+            columns |= target_columns(examples, encodings, self._loaded.tokenizer, self._pad, self._n_target)
         columns |= self._outcome_columns(rows, encodings)
-        tables = {TOKENS_FILE: to_table(RUN_COLUMNS["next_token"], columns, field_columns(examples, self._field_types))}
+        specs = RUN_COLUMNS["target" if self._n_target else "next_token"]
+        tables = {TOKENS_FILE: to_table(specs, columns, field_columns(examples, self._field_types))}
         if self._all:
             tables[OUTCOMES_FILE] = self._position_table(rows)
         return tables
@@ -136,7 +137,7 @@ class NextTokenWorkflow:
         place = {row: i for i, row in enumerate(kept)}
         index = pa.array([place.get(row) for row in rows], pa.int32())
         columns: dict[str, Any] = {f"next_{name}": values.take(index) for name, values in arrow.items()}
-        columns["next_pos"] = [e.n_tokens - 2 if e.n_tokens > 1 else -1 for e in encodings]
+        columns["next_pos"] = [last_known(e) for e in encodings]
         return columns
 
     def _arrow(self, outcomes: Sequence[NextTokenOutcomes]) -> dict[str, pa.Array]:

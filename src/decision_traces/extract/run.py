@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from decision_traces import demo
-from decision_traces.capture.buffers import sites_of
-from decision_traces.capture.certificate import certify, require
+from decision_traces.capture.certificate import certify, describe_failures, prove, require
 from decision_traces.errors import (
     CaptureError,
     DiskSpaceError,
@@ -22,34 +21,39 @@ from decision_traces.errors import (
     first_line,
 )
 from decision_traces.extract.engine import Engine, Workflow, disk_estimate, row_bytes
-from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Prepared
+from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
 from decision_traces.extract.progress import Progress
-from decision_traces.models.anatomy import Anatomy, find_anatomy
+from decision_traces.extract.selection import choose
+from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.choice_head import choice_head
 from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model
+from decision_traces.models.probe import find_anatomy
 from decision_traces.models.unembed_file import UNEMBED_DIR, save_unembedding
-from decision_traces.schema import CAPTURES, TOKENS_FILE, ArraySpec, Dims, arrays_for
+from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE, Side
 from decision_traces.store.disk import free_bytes, refuse_existing
 from decision_traces.store.place import default_root, run_id
-from decision_traces.store.writer import RunLayout, RunWriter
-from decision_traces.tokens import Encoding, pad_id
+from decision_traces.store.layout import RunLayout
+from decision_traces.store.writer import RunWriter
+from decision_traces.tokens import Encoding, pad_id, random_encodings
 
 _MOST_BLOCK_ROWS: Final = 256
+_MOST_SMALL_ROWS: Final = 4096
+_SMALL_BLOCK: Final = 128 << 20
 
 
 def run_job(job: Job, progress: Progress) -> Path:
     """Do one extraction and return the run's folder."""
     _check_options(job.options)
+    if job.options.selection.positions == "next" and job.next_position is None:
+        raise UsageError("--positions next: these runs have no one position of their prediction. Give last, or numbers.")
     clock = Clock()
     prepared = _prepare(job, progress, clock)
     now = datetime.now().astimezone()
     run = (job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))).absolute()
     plan = run_plan(job, prepared)
     # Before anything is written: a workflow may find that it cannot be done with this model.
-    workflow = job.workflow(
-        prepared.examples, prepared.encodings, prepared.loaded, prepared.pad, prepared.layout.dims.n_positions
-    )
+    workflow = job.workflow(_material(prepared))
     writer = _open_writer(job, run, prepared, plan)
     if writer.complete:
         return writer.finish()
@@ -90,6 +94,19 @@ def _extract_and_commit(
     return writer.commit({**about, **run_meta(job, prepared, writer, plan, workflow.conventions()), **figures})
 
 
+def _material(prepared: Prepared) -> Material:
+    sides = prepared.layout.sides
+    return Material(
+        prepared.examples,
+        prepared.encodings,
+        prepared.loaded,
+        prepared.pad,
+        (sides["enc"] if len(sides) > 1 else prepared.layout.dims).n_positions,
+        sides["dec"].n_positions if len(sides) > 1 else 0,
+        any(spec.stage == LOGITS for spec in prepared.layout.specs),
+    )
+
+
 def _store_head(prepared: Prepared, writer: RunWriter) -> None:
     """Keep the model's head beside its traces: final norm and unembedding, or the multiple-choice head."""
     folder = writer.folder / UNEMBED_DIR
@@ -110,9 +127,10 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _check_options(options: JobOptions) -> None:
     """Refuse what can be refused before anything is loaded."""
-    unknown = [c for c in options.capture if c not in CAPTURES]
+    unknown = [c for c in options.selection.capture if c not in CAPTURES]
     if unknown:
         raise UsageError(f"--capture {' '.join(unknown)}: the choices are {', '.join(CAPTURES)}.")
+    options.selection.check()
     for name in ("batch_size", "block_mb"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} {getattr(options, name)}: needs at least 1.")
@@ -146,28 +164,51 @@ def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
             "numbers). Its predictions mean nothing; fine-tune it first (decision-traces finetune)."
         )
     limit = _limit(options.max_seq_len, loaded)
-    encodings = job.encode(loaded.tokenizer, examples, limit)
+    encodings = job.encode(loaded, examples, limit)
     if not job.cuts:
         _refuse_cut(job, encodings, limit)
     _check_ids(encodings, loaded)
     clock.lap("tokenise_s")
     progress.say("Probing the model and certifying the captures")
-    anatomy = find_anatomy(loaded.model, loaded.vocab_size, job.task)
     pad = pad_id(loaded.tokenizer, loaded.embedded)
+    anatomy = _proved_anatomy(loaded, pad)
     clock.lap("probe_s")
-    specs = arrays_for(job.side, options.capture)
-    certificate = certify(loaded, anatomy, sites_of(specs, anatomy.n_layers), encodings, pad)
-    require(certificate, type(loaded.model).__name__)
+    layout, missing = _layout(job, anatomy, encodings, len(examples), loaded)
+    for name, reason in missing.items():
+        progress.say(f"{name} is left out: {reason}")
+    sites = tuple(dict.fromkeys(name for name, _ in layout.places()))
+    certificate = certify(loaded, anatomy, sites, encodings, pad)
+    if certificate.failed and job.options.uncertified:
+        progress.say(f"WARNING: the certificate failed, and the run says so: {describe_failures(certificate)}")
+    else:
+        require(certificate, type(loaded.model).__name__)
     clock.lap("certificate_s")
-    layout = _layout(options, specs, anatomy, encodings, len(examples))
-    one = row_bytes(specs, layout.dims, options.dtype)
-    if one > options.block_mb << 20:
-        progress.say(f"One example takes {one / 1e6:,.0f} MB of captures, more than --block_mb {options.block_mb}")
-    return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout)
+    one = row_bytes(layout)
+    if one > job.options.block_mb << 20:
+        progress.say(f"One example takes {one / 1e6:,.0f} MB of captures, more than --block_mb {job.options.block_mb}")
+    return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout, missing)
+
+
+def _proved_anatomy(loaded: LoadedModel, pad: int) -> Anatomy:
+    """Probe the model and prove what was found on other input; what fails is missing from then on.
+
+    Raises:
+        UnsupportedArchitecture: The layers could not be found, or their stream is not what the model computes.
+    """
+    found = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
+    anatomy, certificate = prove(loaded, found, random_encodings(loaded.vocab_size, loaded.task), pad)
+    core = [check for check in certificate.failed if not check.condemns]
+    if core:
+        figures = "; ".join(f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in core)
+        raise UnsupportedArchitecture(
+            f"{type(loaded.model).__name__} was probed, and what was found does not hold on other input: {figures}. "
+            "Nothing was extracted, because the traces would not be what the model computed."
+        )
+    return anatomy
 
 
 def _source(job: Job) -> ModelSource:
-    source = replace(job.model, attention="eager" if "attn" in job.options.capture else "sdpa")
+    source = replace(job.model, attention="eager" if "attn" in job.options.selection.capture else "sdpa")
     if source.model == DEMO_MODEL and source.model_path is None:
         return replace(source, model_path=demo.MODEL_DIR)
     return source
@@ -206,21 +247,33 @@ def _refuse_cut(job: Job, encodings: Sequence[Encoding], limit: int | None) -> N
 
 
 def _layout(
-    options: JobOptions, specs: tuple[ArraySpec, ...], anatomy: Anatomy, encodings: Sequence[Encoding], n_examples: int
-) -> RunLayout:
+    job: Job, anatomy: Anatomy, encodings: Sequence[Encoding], n_examples: int, loaded: LoadedModel
+) -> tuple[RunLayout, Mapping[str, str]]:
+    """Return what the run will hold, and why it will not hold some of what was asked for."""
+    options = job.options
     longest = max(1, *(e.n_tokens for e in encodings))
-    dims = Dims(
+    main = longest if options.max_seq_len == "auto" else options.max_seq_len
+    target = max((e.target.n_tokens for e in encodings if e.target is not None), default=0)
+    lengths: dict[Side, int] = {side: main for side in anatomy.stacks}
+    if len(anatomy.stacks) > 1:
+        lengths["dec"] = max(1, target if job.n_target is None else job.n_target)
+    kept = choose(
+        options.selection,
+        anatomy,
+        job.prefixes,
+        lengths,
         n_examples=n_examples,
-        n_layers=anatomy.n_layers,
-        n_heads=anatomy.n_heads,
-        n_kv_heads=anatomy.n_kv_heads,
-        d_head=anatomy.d_head,
-        d_model=anatomy.d_model,
-        n_positions=longest if options.max_seq_len == "auto" else options.max_seq_len,
         n_choices=len(encodings) // n_examples,
+        vocab_size=0 if loaded.task in {"encode", "multiple_choice"} else loaded.vocab_size,
     )
-    fits = (options.block_mb << 20) // max(1, row_bytes(specs, dims, options.dtype))
-    return RunLayout(specs, dims, options.dtype, max(1, min(fits, _MOST_BLOCK_ROWS, n_examples)))
+    one = RunLayout(kept.specs, kept.sides, options.dtype, 1)
+    fits = (options.block_mb << 20) // max(1, row_bytes(one))
+    return replace(one, block_rows=max(1, min(fits, _most_rows(one), n_examples))), kept.missing
+
+
+def _most_rows(layout: RunLayout) -> int:
+    """Return the most examples of a block: more where they take little, so that there are not too many files."""
+    return max(_MOST_BLOCK_ROWS, min(_MOST_SMALL_ROWS, _SMALL_BLOCK // max(1, row_bytes(layout))))
 
 
 def _open_writer(job: Job, run: Path, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:
@@ -228,7 +281,7 @@ def _open_writer(job: Job, run: Path, prepared: Prepared, plan: Mapping[str, Any
     if options.resume:
         return RunWriter.resume(run, prepared.layout, plan)
     writer = RunWriter.create(run, prepared.layout, plan, overwrite=options.overwrite)
-    need = disk_estimate(prepared.layout, [e.n_tokens for e in prepared.encodings], links=writer.links)
+    need = disk_estimate(prepared.layout, prepared.encodings, links=writer.links)
     free = free_bytes(writer.folder)
     if need > free:
         writer.discard()
@@ -257,6 +310,7 @@ def _extract(
         prepared.layout,
         job.options.batch_size,
         prepared.pad,
+        job.next_position,
     )
     progress.start(len(rows), sum(e.n_tokens for e in prepared.encodings_of(rows)))
     try:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from decision_traces.data.example import Example
+from decision_traces.data.example import TARGET_FIELD, Example
 from decision_traces.schema import Column
 from decision_traces.tokens import Encoding
 
@@ -32,6 +32,17 @@ def choice_token_columns(
         for name in (rows[0] if rows else ())
     }
     return {"example_id": [e.example_id for e in examples], "text": [e.text for e in examples], **columns}
+
+
+def target_columns(
+    examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int
+) -> dict[str, Any]:
+    """Return the columns of what the decoder of an encoder-decoder read, by name."""
+    pad_token = tokenizer.convert_ids_to_tokens(pad)
+    rows = [_token_row(e.main, tokenizer, pad, pad_token, n_positions) for e in encodings]
+    names = ("input_ids", "attention_mask", "tokens", "n_tokens", "truncated")
+    columns: dict[str, Any] = {f"dec_{name}": [row[name] for row in rows] for name in names}
+    return {"target_text": [e.fields.get(TARGET_FIELD) for e in examples], **columns}
 
 
 def _token_row(encoding: Encoding, tokenizer: Any, pad: int, pad_token: str, n_positions: int) -> dict[str, Any]:

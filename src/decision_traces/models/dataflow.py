@@ -1,13 +1,14 @@
 """One tiny forward pass, recorded: which tensor came from which, and which module saw it.
 
-The record is what `anatomy` reasons about. It knows three things about an operation: whether it only renames
-its input (views, casts, copies), whether it adds two tensors of the same shape, or whether it does anything else.
+The record is what `probe` reasons about. It knows four things about an operation: whether it only renames its input
+(views, casts, copies), whether it adds two tensors of the same shape, whether it multiplies one by a number, or
+whether it does anything else.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 from decision_traces.models.intercept import AttentionCall, watch_attention
 from decision_traces.models.softmax import watch_softmax
 
-_ADDS = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
-_COPIES = {
+_ADDS: Final = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
+_TIMES: Final = {torch.ops.aten.mul.Tensor, torch.ops.aten.mul.Scalar, torch.ops.aten.mul_.Tensor}
+_COPIES: Final = {
     torch.ops.aten._to_copy.default,
     torch.ops.aten.clone.default,
     torch.ops.aten._unsafe_view.default,
@@ -28,32 +30,63 @@ _COPIES = {
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One value: how it was made, from which values."""
+    """One value: how it was made, from which values.
 
-    kind: str  # "alias", "add", "other" or "leaf"
+    Attributes:
+        kind: "alias", "add", "scale", "other" or "leaf".
+        parents: Nodes it was made from; of a "scale" the scaled one alone.
+        factor: What a "scale" multiplied by.
+    """
+
+    kind: str
     parents: tuple[int, ...]
+    factor: float = 1.0
 
 
 @dataclass(slots=True)
 class ModuleCall:
-    """One call of one module: the nodes of its tensor arguments and results, with their shapes."""
+    """One call of one module.
+
+    Attributes:
+        name: As in `named_modules`.
+        inputs, outputs: Nodes of its tensor arguments and results.
+        shapes: Shape by node.
+        end: How many calls had begun when this one ended: those in between were made inside it.
+    """
 
     name: str
     inputs: dict[int | str, int] = field(default_factory=dict)
     outputs: dict[int | None, int] = field(default_factory=dict)
     shapes: dict[int, torch.Size] = field(default_factory=dict)
+    end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionNode:
-    """One attention call: the module's name, the node of its output, and the shapes of q, k and v."""
+    """One attention call.
+
+    Attributes:
+        module: Name of the module that called.
+        within: Indices of the module calls it happened in, outermost first.
+        key, output: Nodes of the keys and of the output.
+        query_shape, key_shape, value_shape: (batch, heads, positions, width).
+        scaling: The factor on q·k.
+        written_out: Whether the model wrote attention out itself (see `softmax`).
+        repeats: How many neighbouring heads have the same keys and values: the model repeated them.
+        has_probabilities: Whether the probabilities could be seen.
+    """
 
     module: str
+    within: tuple[int, ...]
+    key: int
     output: int
     query_shape: torch.Size
     key_shape: torch.Size
     value_shape: torch.Size
     scaling: float
+    written_out: bool
+    repeats: int
+    has_probabilities: bool
 
 
 class Dataflow(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -63,6 +96,7 @@ class Dataflow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
         self.module_calls: list[ModuleCall] = []
+        self.open_calls: list[int] = []
         self.attention: list[AttentionNode] = []
         self._node_of: dict[int, int] = {}
         self._alive: list[Tensor] = []  # ids are unique only while the tensors live
@@ -84,10 +118,10 @@ class Dataflow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         parents = tuple(self.node(t) for t in inputs)
         result = func(*args, **kwargs)
         outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        kind = _kind(func, args, kwargs, inputs, outputs)
+        made = _made(func, args, kwargs, inputs, outputs, parents)
         for out in outputs:
             if func._schema.is_mutable or id(out) not in self._node_of:
-                self._assign(out, Node(kind, parents))
+                self._assign(out, made)
         return result
 
     def root(self, node: int) -> int:
@@ -119,23 +153,53 @@ class Dataflow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return counts
 
 
-def _kind(func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]) -> str:
+def _made(
+    func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor], parents: tuple[int, ...]
+) -> Node:
     if func in _ADDS:
         same = len(inputs) == 2 and inputs[0].numel() == inputs[1].numel() and kwargs.get("alpha", 1) == 1
-        return "add" if same else "other"
+        return Node("add" if same else "other", parents)
+    if func in _TIMES:
+        scaled = _scaled(args, inputs, parents)
+        return Node("other", parents) if scaled is None else scaled
     renames = func in _COPIES or func.is_view
     same_size = len(inputs) == 1 and len(outputs) == 1 and inputs[0].numel() == outputs[0].numel()
-    return "alias" if renames and same_size else "other"
+    return Node("alias" if renames and same_size else "other", parents)
+
+
+def _scaled(args: Any, inputs: list[Tensor], parents: tuple[int, ...]) -> Node | None:
+    """Return the node of a product with a number (or a mask of ones, a value a position); None for any other."""
+    if len(inputs) == 1:
+        return Node("scale", parents, float(args[1] if isinstance(args[0], Tensor) else args[0]))
+    by_size = sorted(range(2), key=lambda i: inputs[i].numel())
+    if inputs[by_size[0]].numel() == 1 and inputs[by_size[1]].dim() > 1:
+        return Node("scale", (parents[by_size[1]],), float(inputs[by_size[0]]))
+    mask = inputs[by_size[0]]
+    if mask.dim() > 1 and mask.shape[-1] == 1 and bool((mask == 1).all()):
+        return Node("alias", (parents[by_size[1]],))
+    return None
 
 
 def _scaling(call: AttentionCall) -> float:
     return float(call.scaling) if call.scaling is not None else float(call.query.shape[-1]) ** -0.5
 
 
+def _repeats(call: AttentionCall) -> int:
+    """Return how many neighbouring heads have the same keys and the same values."""
+    heads = call.key.shape[1]
+    if call.value.shape[1] != heads:
+        return 1
+    for group in range(heads, 1, -1):
+        if heads % group == 0 and all(
+            torch.equal(t, t[:, ::group].repeat_interleave(group, 1)) for t in (call.key, call.value)
+        ):
+            return group
+    return 1
+
+
 @contextmanager
 def _module_records(model: nn.Module, flow: Dataflow) -> Iterator[None]:
     """Write every module call into `flow.module_calls`, in the order in which the calls begin."""
-    open_calls: list[ModuleCall] = []
 
     def enter(name: str, args: Any, kwargs: Any) -> None:
         call = ModuleCall(name)
@@ -143,11 +207,12 @@ def _module_records(model: nn.Module, flow: Dataflow) -> Iterator[None]:
             if isinstance(value, Tensor):
                 call.inputs[key] = flow.node(value)
                 call.shapes[call.inputs[key]] = value.shape
+        flow.open_calls.append(len(flow.module_calls))
         flow.module_calls.append(call)
-        open_calls.append(call)
 
     def leave(output: Any) -> None:
-        call = open_calls.pop()
+        call = flow.module_calls[flow.open_calls.pop()]
+        call.end = len(flow.module_calls)
         values = tuple(output.values()) if isinstance(output, dict) else output
         items = enumerate(values) if isinstance(values, tuple | list) else [(None, values)]
         for key, value in items:
@@ -164,25 +229,43 @@ def _module_records(model: nn.Module, flow: Dataflow) -> Iterator[None]:
         yield
 
 
-def record_forward(model: nn.Module, inputs: Mapping[str, Any], *, written_out: bool = False) -> Dataflow:
+def record_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Dataflow:
     """Run the model once on a tiny batch and return the record.
 
     Args:
         model: A transformers model in eval mode.
         inputs: Keyword arguments of its forward; a few tokens are enough.
-        written_out: Look for attention that the model writes out itself (`softmax`), instead of attention that
-            goes through transformers' interface.
     """
     flow = Dataflow()
     names = {id(module): name for name, module in model.named_modules()}
 
-    def on_attention(call: AttentionCall) -> None:
+    def on_attention(call: AttentionCall, *, written_out: bool) -> None:
         shapes = call.query.shape, call.key.shape, call.value.shape
         flow.attention.append(
-            AttentionNode(names.get(id(call.module), ""), flow.node(call.output), *shapes, _scaling(call))
+            AttentionNode(
+                names.get(id(call.module), ""),
+                tuple(flow.open_calls),
+                flow.node(call.key),
+                flow.node(call.output),
+                *shapes,
+                _scaling(call),
+                written_out,
+                _repeats(call),
+                call.probabilities is not None,
+            )
         )
 
-    watch = watch_softmax(tuple(model.modules()), on_attention) if written_out else watch_attention(on_attention)
-    with torch.no_grad(), watch, _module_records(model, flow), flow:
+    def through_interface(call: AttentionCall) -> None:
+        on_attention(call, written_out=False)
+
+    def by_softmax(call: AttentionCall) -> None:
+        on_attention(call, written_out=True)
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(watch_attention(through_interface))
+        stack.enter_context(watch_softmax(tuple(model.modules()), by_softmax))
+        stack.enter_context(_module_records(model, flow))
+        stack.enter_context(flow)
         model(**inputs)
     return flow

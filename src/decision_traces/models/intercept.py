@@ -30,6 +30,10 @@ class AttentionCall:
         scaling: The factor on q·k; None means 1/sqrt(d_head).
         output: (batch, n_query, n_heads, d_head), before the output projection.
         probabilities: (batch, n_heads, n_query, n_key), or None where the implementation does not give them (SDPA).
+        bias: What is added to the scores, broadcast to (batch, n_heads, n_query, n_key); None where nothing is known.
+        softcap: The scores s become softcap * tanh(s / softcap) before the bias; None where they do not.
+        fused: Whether this is torch's own attention, called by the model itself: then scale, q, k, v and bias are all
+            there is to it.
     """
 
     module: nn.Module
@@ -39,10 +43,16 @@ class AttentionCall:
     scaling: float | None
     output: Tensor
     probabilities: Tensor | None
+    bias: Tensor | None = None
+    softcap: float | None = None
+    fused: bool = False
 
 
 Watcher = Callable[[AttentionCall], Tensor | None]
 """Sees one call. What it returns, if anything, takes the place of the output (only the certificate does that)."""
+
+in_attention_function: ContextVar[bool] = ContextVar("decision_traces_in_attention_function", default=False)
+"""Whether a watched model is inside an attention function it got from transformers; see `softmax`."""
 
 # A context variable, so that a model running in another thread is not seen by this thread's watchers.
 _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("decision_traces_attention_watchers", default=())
@@ -54,9 +64,16 @@ _original: Callable[..., Any] | None = None
 def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Callable[..., Any]:
     @wraps(function)
     def call(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = function(module, query, key, value, *args, **kwargs)
+        token = in_attention_function.set(True)
+        try:
+            result = function(module, query, key, value, *args, **kwargs)
+        finally:
+            in_attention_function.reset(token)
         output, probabilities = result[0], result[1]
-        seen = AttentionCall(module, query, key, value, kwargs.get("scaling"), output, probabilities)
+        bias = next((m for m in (*args[:1], kwargs.get("attention_mask")) if isinstance(m, Tensor)), None)
+        seen = AttentionCall(
+            module, query, key, value, kwargs.get("scaling"), output, probabilities, bias, kwargs.get("softcap")
+        )
         replaced = [other for watcher in watchers if (other := watcher(seen)) is not None]
         return (replaced[-1], *result[1:]) if replaced else result
 

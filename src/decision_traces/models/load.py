@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
@@ -32,7 +35,13 @@ from decision_traces.models.task import Task
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEMO_MODEL: Final = "demo"
 DEFAULT_MODEL: Final = "gpt2"
-_HEADS: Final[dict[Task, Any]] = {"causal": AutoModelForCausalLM, "multiple_choice": AutoModelForMultipleChoice}
+_HEADS: Final[dict[Task, Any]] = {
+    "causal": AutoModelForCausalLM,
+    "multiple_choice": AutoModelForMultipleChoice,
+    "masked": AutoModelForMaskedLM,
+    "encode": AutoModel,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
 _LOAD_ERRORS: Final = (
     OSError,
     ValueError,
@@ -185,22 +194,53 @@ def _load_config(source: ModelSource, options: dict[str, Any]) -> Any:
         raise _load_error(source, error) from error
 
 
+_NEEDS: Final[Mapping[Task, tuple[str, str]]] = {
+    "causal": ("a decoder", "a causal language model, such as gpt2"),
+    "multiple_choice": ("an encoder with a multiple-choice head", f"one of {', '.join(sorted(CHOICE))}"),
+    "masked": ("an encoder with a masked-language-modelling head", "such a model, such as bert-base-uncased"),
+    "encode": ("an encoder", "an encoder, such as bert-base-uncased"),
+    "seq2seq": ("an encoder-decoder", "an encoder-decoder, such as t5-small"),
+}
+"""What each task needs: what a model must be, and what to give instead."""
+
+
 def _refuse_other_kinds(source: ModelSource, config: Any, task: Task) -> None:
-    kind = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
+    kind, two = config.model_type, bool(getattr(config, "is_encoder_decoder", False))
+    if two and task != "seq2seq":
         needs = "decoders" if task == "causal" else "encoders"
-        raise ModelError(f"{source.location} is an encoder-decoder ({kind}); this command traces {needs}.")
-    if task == "causal":
-        fits = kind in CAUSAL and not (kind in MASKED and not getattr(config, "is_decoder", False))
-        what, needs = "a decoder", "a causal language model, such as gpt2"
-    else:
-        fits = kind in CHOICE
-        what, needs = "an encoder with a multiple-choice head", f"one of {', '.join(sorted(CHOICE))}"
+        raise ModelError(
+            f"{source.location} is an encoder-decoder ({kind}); this command traces {needs}. "
+            "`decision-traces extract` traces encoder-decoders."
+        )
+    fits = {
+        "causal": kind in CAUSAL and not (kind in MASKED and not getattr(config, "is_decoder", False)),
+        "multiple_choice": kind in CHOICE,
+        "masked": kind in MASKED,
+        "encode": not getattr(config, "is_decoder", False),
+        "seq2seq": two,
+    }[task]
     if not fits:
+        what, needs = _NEEDS[task]
         built = ", ".join(getattr(config, "architectures", None) or ("unknown",))
         raise ModelError(
             f"{source.location} is not {what}: model type {kind!r}, built as {built}. This command needs {needs}."
         )
+
+
+def choose_task(source: ModelSource) -> Task:
+    """Return what a model is for, from its config: the task whose head the checkpoint has.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    with quiet_transformers():
+        config = _load_config(source, _load_options(source))
+    built = " ".join(getattr(config, "architectures", None) or ())
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq"
+    if config.model_type in MASKED and not getattr(config, "is_decoder", False):
+        return "masked" if any(word in built for word in ("MaskedLM", "PreTraining", "WithLMHead")) else "encode"
+    return "causal" if config.model_type in CAUSAL else "encode"
 
 
 def _no_folder(path: Path) -> str:
@@ -230,6 +270,19 @@ def load_model(source: ModelSource, task: Task) -> LoadedModel:
         UsageError: The device is not there, or GGUF support is not installed.
     """
     device = resolve_device(source.device)
+    options = _load_options(source)
+    with quiet_transformers():
+        config = _load_config(source, options)
+        _refuse_other_kinds(source, config, task)
+        model, missing = _load_weights(source, options, device, _HEADS[task])
+        tokenizer = _load_tokenizer(source, options)
+    _refuse_random_weights(source, model, missing, task)
+    revision, attention = getattr(model.config, "_commit_hash", None), model.config._attn_implementation
+    return LoadedModel(model, tokenizer, model.config, device, revision, attention, task, missing)
+
+
+def _load_options(source: ModelSource) -> dict[str, Any]:
+    """Return what every `from_pretrained` gets besides the place; a place that is not there is refused."""
     options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
     if source.model_path is None and not hub_reachable():
         options["local_files_only"] = True
@@ -241,14 +294,7 @@ def load_model(source: ModelSource, task: Task) -> LoadedModel:
     if source.model_path is not None and source.gguf_file and not (source.model_path / source.gguf_file).is_file():
         there = ", ".join(sorted(p.name for p in source.model_path.glob("*.gguf"))) or "none"
         raise ModelError(f"--gguf_file {source.gguf_file}: not in {source.model_path}; GGUF files there: {there}.")
-    with quiet_transformers():
-        config = _load_config(source, options)
-        _refuse_other_kinds(source, config, task)
-        model, missing = _load_weights(source, options, device, _HEADS[task])
-        tokenizer = _load_tokenizer(source, options)
-    _refuse_random_weights(source, model, missing, task)
-    revision, attention = getattr(model.config, "_commit_hash", None), model.config._attn_implementation
-    return LoadedModel(model, tokenizer, model.config, device, revision, attention, task, missing)
+    return options
 
 
 def _load_weights(
@@ -272,8 +318,12 @@ def _load_weights(
 
 
 def _refuse_random_weights(source: ModelSource, model: Any, missing: tuple[str, ...], task: Task) -> None:
-    """Refuse a checkpoint that lacks weights; a multiple-choice head alone may be new, which the caller reports."""
-    body = [name for name in missing if task == "causal" or _in_body(model, name)]
+    """Refuse a checkpoint that lacks weights; a multiple-choice head alone may be new, which the caller reports.
+
+    So may be a pooler of an encoder, which only reads the hidden states.
+    """
+    whole = task in {"causal", "masked", "seq2seq"}
+    body = [name for name in missing if whole or _in_body(model, name)]
     if body:
         raise ModelError(
             f"{source.location} lacks {len(body)} of the model's weights ({', '.join(body[:3])}, ...). "
@@ -283,7 +333,8 @@ def _refuse_random_weights(source: ModelSource, model: Any, missing: tuple[str, 
 
 def _in_body(model: Any, parameter: str) -> bool:
     """Return whether a parameter belongs to what makes the hidden states; a pooler only reads them."""
-    return parameter.startswith(f"{model.base_model_prefix}.") and ".pooler." not in parameter
+    pooler = ".pooler." in f".{parameter}"
+    return not pooler and (parameter.startswith(f"{model.base_model_prefix}.") or model.base_model is model)
 
 
 def _load_tokenizer(source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:

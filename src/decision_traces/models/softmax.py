@@ -3,8 +3,8 @@
 Such models do not ask transformers for an attention function, so there is nothing to wrap. Instead every torch
 function called inside an attention module is watched: the softmax gives the probabilities, the product in front
 of it (reached through sums, scalings, masks and views alone) has q and k as its factors, and the product behind
-it has v as its right one. Torch's fused attention, where a model calls it directly, is seen as well. Nothing is
-computed again; the model's own tensors are handed on.
+it has v as its right one. Products may be matrix products or `einsum`. Torch's fused attention, where a model calls
+it directly, is seen as well. Nothing is computed again; the model's own tensors are handed on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,24 +12,34 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from decision_traces.models.intercept import AttentionCall, Watcher
+from decision_traces.models.intercept import AttentionCall, Watcher, in_attention_function
 
 _PRODUCTS: Final = frozenset({"matmul", "bmm", "__matmul__", "__rmatmul__"})
 _SUMS: Final = frozenset({"add", "add_", "sub", "__add__", "__iadd__", "__radd__", "__sub__", "masked_fill"}) | {
     "masked_fill_", "where", "view", "reshape", "contiguous", "to", "float", "type", "half", "bfloat16", "clamp",
+    "type_as", "max", "maximum",
 }  # fmt: skip
 _TIMES: Final = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__"})
 _OVER: Final = frozenset({"div", "div_", "true_divide", "__truediv__", "__itruediv__"})
 _QKV: Final = ("query", "key", "value")
-_SAME: Final = frozenset({"dropout", "view", "reshape", "contiguous", "to", "float", "type", "half", "bfloat16"})
+_SAME: Final = frozenset({"dropout", "view", "reshape", "contiguous", "to", "float", "type", "half", "bfloat16"}) | {
+    "type_as", "masked_fill", "mul", "__mul__", "unflatten",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """A tensor of attention scores: scale * (left @ right) plus whatever was added."""
+    """A tensor of attention scores: scale * (left @ right) plus whatever was added.
+
+    Attributes:
+        left: (..., query, d): the queries.
+        right: (..., d, key): the keys.
+        scale: The factor.
+    """
 
     left: Tensor
     right: Tensor
@@ -38,7 +48,7 @@ class _Scores:
 
 @dataclass(frozen=True, slots=True)
 class _Probabilities:
-    """A tensor of attention probabilities, four-dimensional, and the scores they were made from."""
+    """A tensor of attention probabilities, four-dimensional if it ever was, and the scores they were made from."""
 
     value: Tensor
     scores: _Scores
@@ -68,11 +78,13 @@ class SoftmaxAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if not self._modules or not isinstance(out, Tensor):
+        if not self._modules or not isinstance(out, Tensor) or in_attention_function.get():
             return out
         name = getattr(func, "__name__", "")
         if name in _PRODUCTS and len(args) > 1 and isinstance(args[1], Tensor) and out.dim() >= 3:
             return self._product(args[0], args[1], out)
+        if name == "einsum":
+            return self._einsum(args, out)
         if name == "scaled_dot_product_attention":
             return self._fused(args, kwargs, out)
         if name == "baddbmm":
@@ -91,17 +103,40 @@ class SoftmaxAttention(TorchFunctionMode):
     def _product(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
         known = self._known.get(id(left))
         if not isinstance(known, _Probabilities):
+            if isinstance(known, _Scores) and left.shape[-1] == 1:
+                return out
             self._remember(out, _Scores(left, right, 1.0))
             return out
         replaced = self._watcher(_call(self._modules[-1], known, right, out))
         return out if replaced is None else _as_made(replaced, out)
 
+    def _einsum(self, args: Any, out: Tensor) -> Tensor:
+        """A product in Einstein's notation: brought to (batch, head, position, ...), it is one like any other."""
+        operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
+        letters = _Letters.of(args[0]) if len(operands) == 2 and out.dim() == 4 else None
+        if letters is None:
+            return out
+        left, right = operands
+        known = self._known.get(id(left))
+        if isinstance(known, _Probabilities) and letters.is_mixing():
+            value, mixed = letters.value(right), letters.mixed(out)
+            replaced = self._watcher(_call(self._modules[-1], known, value, mixed))
+            return out if replaced is None else letters.unmixed(replaced.transpose(1, 2))
+        if letters.is_scores():
+            self._remember(out, _Scores(letters.query(left), letters.key(right), 1.0))
+        return out
+
     def _fused(self, args: Any, kwargs: Any, out: Tensor) -> Tensor:
         """Torch's own attention in one operation, called by the model itself: there are no probabilities."""
         query, key, value = (kwargs.get(n, args[i] if i < len(args) else None) for i, n in enumerate(_QKV))
-        call = AttentionCall(
-            self._modules[-1], query, key, value, kwargs.get("scale"), out.transpose(1, 2), None
-        )  # fmt: skip
+        causal = bool(kwargs.get("is_causal", args[5] if len(args) > 5 else False))
+        bias = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+        if causal and bias is None:
+            bias = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        if bias is not None and bias.dtype == torch.bool:
+            bias = torch.zeros(bias.shape, device=bias.device).masked_fill(~bias, -torch.inf)
+        scale, output = kwargs.get("scale"), out.transpose(1, 2)
+        call = AttentionCall(self._modules[-1], query, key, value, scale, output, None, bias, None, fused=True)
         replaced = self._watcher(call)
         return out if replaced is None else _as_made(replaced, out)
 
@@ -115,7 +150,7 @@ class SoftmaxAttention(TorchFunctionMode):
         for arg in args[:3]:
             known = self._known.get(id(arg)) if isinstance(arg, Tensor) else None
             if isinstance(known, _Probabilities) and name in _SAME and out.numel() == known.value.numel():
-                value = out if out.dim() == 4 and known.value.dim() == 3 else known.value
+                value = known.value if out.dim() == 3 and known.value.dim() == 4 else out
                 self._remember(out, replace(known, value=value))
                 return
             if isinstance(known, _Scores) and (name in _SUMS or name in _TIMES | _OVER):
@@ -125,18 +160,85 @@ class SoftmaxAttention(TorchFunctionMode):
                 return
 
 
+@dataclass(frozen=True, slots=True)
+class _Letters:
+    """The letters of an einsum of two tensors."""
+
+    left: str
+    right: str
+    out: str
+
+    @classmethod
+    def of(cls, equation: Any) -> "_Letters | None":
+        """Read an equation such as `ibnd,jbnd->bnij`; None where it is of another form."""
+        parts = equation.replace(" ", "").replace("->", ",").split(",") if isinstance(equation, str) else ()
+        if len(parts) != 3 or any("." in p or len(p) != 4 for p in parts):
+            return None
+        return cls(*parts)
+
+    def _shared(self) -> str:
+        return "".join(c for c in self.out if c in self.left and c in self.right)
+
+    def _summed(self) -> str:
+        return "".join(c for c in self.left if c in self.right and c not in self.out)
+
+    def is_scores(self) -> bool:
+        """Whether the result is (batch, head, query, key), the last axis of the factors summed over."""
+        query = [c for c in self.left if c not in self.right]
+        key = [c for c in self.right if c not in self.left]
+        two = len(self._shared()) == 2 and len(self._summed()) == len(query) == len(key) == 1
+        return two and self.out == self._shared() + query[0] + key[0]
+
+    def is_mixing(self) -> bool:
+        """Whether the left factor is (batch, head, query, key), with keys summed over."""
+        return len(self._summed()) == 1 and self.left.endswith(self._summed()) and len(self._shared()) == 2
+
+    def query(self, left: Tensor) -> Tensor:
+        """Return the left factor of scores as (batch, head, query, d)."""
+        return _ordered(left, self.left, self.out[:3] + self._summed())
+
+    def key(self, right: Tensor) -> Tensor:
+        """Return the right factor of scores as (batch, head, d, key)."""
+        return _ordered(right, self.right, self.out[:2] + self._summed() + self.out[3])
+
+    def _mixed(self) -> str:
+        width = next(c for c in self.right if c not in self.left)
+        return self.left[:3] + width
+
+    def value(self, right: Tensor) -> Tensor:
+        """Return the right factor of the mixing as (batch, head, key, d)."""
+        return _ordered(right, self.right, self.left[:2] + self._summed() + self._mixed()[3])
+
+    def mixed(self, out: Tensor) -> Tensor:
+        """Return what the mixing gives as (batch, head, query, d)."""
+        return _ordered(out, self.out, self._mixed())
+
+    def unmixed(self, mixed: Tensor) -> Tensor:
+        """Return (batch, head, query, d) in the form the model made its own output in."""
+        return _ordered(mixed, self._mixed(), self.out)
+
+
+def _ordered(tensor: Tensor, have: str, want: str) -> Tensor:
+    return tensor.permute([have.index(c) for c in want])
+
+
 def _factor(name: str, args: Any) -> float | None:
     """Return what an operation multiplies scores with: 1 for sums, None for anything that is no number."""
     if name in _SUMS:
         return 1.0
     number = next((a for a in args[:2] if isinstance(a, int | float) or (isinstance(a, Tensor) and a.dim() == 0)), None)
     if number is None:
-        return None
+        mask = min((a for a in args[:2] if isinstance(a, Tensor)), key=lambda t: t.numel())
+        zeros_and_ones = name in _TIMES and bool(((mask == 0) | (mask == 1)).all())
+        return 1.0 if zeros_and_ones else None
     return float(number) if name in _TIMES else 1.0 / float(number)
 
 
 def _call(module: nn.Module, known: _Probabilities, value: Tensor, out: Tensor) -> AttentionCall:
-    batch, heads = known.value.shape[:2]
+    probabilities = known.value
+    if probabilities.dim() == 3:  # (batch * heads, query, key) all along: one head is told from another by nobody
+        probabilities = probabilities.unsqueeze(1)
+    batch, heads = probabilities.shape[:2]
 
     def by_head(tensor: Tensor) -> Tensor:
         return tensor if tensor.dim() == 4 else tensor.view(batch, -1, *tensor.shape[-2:])
@@ -148,8 +250,8 @@ def _call(module: nn.Module, known: _Probabilities, value: Tensor, out: Tensor) 
         key=by_head(scores.right).transpose(-1, -2),
         value=by_head(value),
         scaling=scores.scale,
-        output=out.view(batch, heads, *out.shape[-2:]).transpose(1, 2),
-        probabilities=known.value,
+        output=out.view(batch, heads, *out.shape[-2:]).transpose(1, 2) if out.dim() == 3 else out.transpose(1, 2),
+        probabilities=probabilities,
     )
 
 
@@ -161,6 +263,8 @@ def _as_made(replaced: Tensor, out: Tensor) -> Tensor:
 @contextmanager
 def watch_softmax(modules: Sequence[nn.Module], watcher: Watcher) -> Iterator[None]:
     """Call `watcher` after every attention operation inside these modules; nothing stays behind.
+
+    Attention that goes through transformers' interface is left to `watch_attention`, which sees it as a whole.
 
     Args:
         modules: Where attention may happen; the innermost of them around an operation is named as its module.

@@ -20,8 +20,9 @@ from jaxtyping import Shaped
 from zarr import Array
 
 from decision_traces.errors import DamagedRunError
-from decision_traces.schema import CHOICE, DEPTH, EXAMPLE, KEY, LAYER, POSITION, QUERY, ArraySpec
+from decision_traces.schema import ATTN, CHOICE, DEPTH, EXAMPLE, HEAD, KEY, KV_HEAD, LAYER, ArraySpec, Dims
 from decision_traces.store.folder import FileRecord, checksum
+from decision_traces.store.slots import Slots
 from decision_traces.store.table import Spans
 
 RUST_PIPELINE: Final = "zarrs.ZarrsCodecPipeline"
@@ -54,14 +55,17 @@ class StoredArray:
         folder: The array's folder.
         zarr: The open Zarr array; for reading whole files.
         careful: The same, through Zarr's own pipeline; for reading parts of files.
-        spans: Gives the tokens of every example; asked only when a file is missing.
+        slots: Gives what stands on one of the position axes (position, query, key, source), by its name.
+        dims: The sizes of its side of the model and what of it is kept; None in runs older than format 1.1, which
+            keep everything.
     """
 
     spec: ArraySpec
     folder: Path
     zarr: "Array[Any]"
     careful: "Array[Any]"
-    spans: Callable[[], Spans]
+    slots: Callable[[str], Slots]
+    dims: Dims | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,6 +90,29 @@ class StoredArray:
     def size(self, axis: str) -> int:
         """Return the size of one axis by name."""
         return self.shape[self.spec.axes.index(axis)]
+
+    @property
+    def spans(self) -> Spans:
+        """Where each example's tokens lie, on the side that the array is about."""
+        return self.slots(self.position_axis).spans
+
+    @property
+    def position_axis(self) -> str:
+        """Name of the axis of token positions; of the queries for attention."""
+        return self.spec.axes[self.spec.position_axis]
+
+    def numbers(self, axis: str) -> tuple[int, ...]:
+        """Return the model's own numbers along a layer, depth, head or kv_head axis; 0, 1, … along any other."""
+        numbers = {} if self.dims is None else self.dims.numbers(self.spec)
+        return numbers.get(axis, tuple(range(self.size(axis))))
+
+    def whole(self, axis: str) -> int:
+        """Return how many the model has along a layer, depth, head or kv_head axis, whatever is kept."""
+        if self.dims is None:
+            return self.size(axis)
+        dims = self.dims
+        sizes = {LAYER: dims.n_layers, DEPTH: dims.n_layers + 1, HEAD: dims.n_heads, KV_HEAD: dims.n_kv_heads}
+        return sizes.get(axis, self.size(axis))
 
     def box(self, **picks: int | slice) -> Box:
         """Return the selection as one slice per axis; axes that are not named are whole."""
@@ -153,11 +180,11 @@ class StoredArray:
         """Say in words which array, rows and layers a box is: `dec_hidden, rows 0–15, depth 3`."""
         words = [self.spec.name]
         for axis, part, size in zip(self.spec.axes, box, self.shape, strict=True):
-            noun = "row" if axis == EXAMPLE else axis
+            noun, numbers = "row" if axis == EXAMPLE else axis, self.numbers(axis)
             if part.stop - part.start == 1:
-                words.append(f"{noun} {part.start}")
+                words.append(f"{noun} {numbers[part.start]}")
             elif axis == EXAMPLE or part.stop - part.start < size:
-                words.append(f"{noun}s {part.start}–{part.stop - 1}")
+                words.append(f"{noun}s {numbers[part.start]}–{numbers[part.stop - 1]}")
         return ", ".join(words)
 
     def _holds_tokens(self, covered: Box) -> bool:
@@ -167,21 +194,23 @@ class StoredArray:
         query and the key must be tokens, and a decoder's keys not later than its queries.
         """
         part = dict(zip(self.spec.axes, covered, strict=True))
-        spans = self.spans()
-        rows = (part[EXAMPLE], part[CHOICE])[: spans.start.ndim] if CHOICE in part else (part[EXAMPLE],)
-        start, stop = spans.start[rows], spans.stop[rows]
+        slots = self.slots(self.position_axis)
+        choices = CHOICE in part and slots.spans.start.ndim > 1
+        rows = (part[EXAMPLE], part[CHOICE]) if choices else (part[EXAMPLE],)
+        at = slots.at(rows)[..., part[self.position_axis]]
+        if KEY not in part:
+            return bool((at >= 0).any())
+        keys = self.slots(KEY).spans
+        first = np.maximum(keys.start[rows], part[KEY].start)[..., None]
+        last = np.minimum(keys.stop[rows], part[KEY].stop)[..., None] - 1
+        if self.causal:
+            last = np.minimum(last, at)
+        return bool(((at >= 0) & (first <= last)).any())
 
-        def tokens_in(axis: slice) -> np.ndarray:
-            inside: np.ndarray = np.maximum(start, axis.start) < np.minimum(stop, axis.stop)
-            return inside
-
-        if POSITION in part:
-            return bool(tokens_in(part[POSITION]).any())
-        held = tokens_in(part[QUERY]) & tokens_in(part[KEY])
-        if self.spec.name == "dec_self_attn":
-            first_key, last_query = np.maximum(start, part[KEY].start), np.minimum(stop, part[QUERY].stop) - 1
-            held &= first_key <= last_query
-        return bool(held.any())
+    @property
+    def causal(self) -> bool:
+        """Whether no query attends to a later key: the self-attention of a decoder."""
+        return self.spec.stage == ATTN and self.spec.side == "dec"
 
     def _damage(self, box: Box, error: BaseException) -> DamagedRunError:
         """Find the first row of a box that does not decode, or else the first file, and name it."""
@@ -206,8 +235,9 @@ def is_stored(run: Path, spec: ArraySpec) -> bool:
 def open_array(
     run: Path,
     spec: ArraySpec,
-    spans: Callable[[], Spans],
+    slots: Callable[[str], Slots],
     *,
+    dims: Dims | None = None,
     expected: FileRecord | None = None,
     pipeline: str = RUST_PIPELINE,
 ) -> StoredArray:
@@ -218,7 +248,8 @@ def open_array(
     Args:
         run: The run folder.
         spec: The array's row of the schema table.
-        spans: Gives the tokens of every example when asked.
+        slots: Gives what stands on one of the array's position axes when asked.
+        dims: The sizes of its side of the model, where the run is of format 1.1.
         expected: Size and CRC-32C of the array's `zarr.json`, where the run has a manifest.
         pipeline: Codec pipeline class that decodes whole files.
 
@@ -239,7 +270,7 @@ def open_array(
     problem = _layout_problem(array, spec)
     if problem:
         raise DamagedRunError(f"{folder} is not the array {spec.name}: {problem}. {RESTORE}")
-    return StoredArray(spec, folder, array, careful, spans)
+    return StoredArray(spec, folder, array, careful, slots, dims)
 
 
 def _layout_problem(array: "Array[Any]", spec: ArraySpec) -> str | None:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,12 +11,18 @@ import zarr
 from decision_traces.errors import DamagedRunError
 from decision_traces.schema import (
     ARRAYS,
+    CROSS_STAGES,
+    D_HEAD,
+    D_VALUE,
+    DEPTH,
     INDEX_FILE,
+    LAYER,
     MANIFEST_FILE,
     META_FILE,
     OUTCOMES_FILE,
     ArraySpec,
-    Dims,
+    Prefix,
+    Side,
     arrays_for,
 )
 from decision_traces.store.arrays import DECODE_ERRORS, StoredArray
@@ -29,7 +35,9 @@ from decision_traces.store.folder import (
     run_files,
     sealed_problem,
 )
+from decision_traces.store.layout import layer_numbers
 from decision_traces.store.opened import OpenRun
+from decision_traces.store.sides import dims_from_json, dims_of_meta, meta_sides
 
 _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "run_id": (str,),
@@ -46,10 +54,14 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "num_kv_heads": (int,),
     "d_model": (int,),
     "vocab_size": (int,),
-    "attention_rows_sum_to_one": (bool,),
+    "attention_rows_sum_to_one": (bool, dict),
+    "sides": (dict,),
+    "selection": (dict,),
+    "missing": (dict,),
     "arrays": (dict,),
     "block_rows": (int,),
 }
+_FIRST_FORMAT: Final = "1.0"  # had one side, kept everything of it, and called the width of values d_head
 _REQUIRED: Final = (
     "run_id",
     "arch",
@@ -70,17 +82,31 @@ def check_meta(store: OpenRun) -> Iterator[CheckResult]:
     detail = problem or ("matches its digest" if ours else "no digest: written by an older tool")
     yield CheckResult("meta.json unchanged", problem is None, where=META_FILE, detail=detail, array=META_FILE)
     wrong = [k for k, types in _TYPES.items() if k in meta and not isinstance(meta[k], types)]
-    wrong += [
-        k for k, v in (meta["arrays"].items() if isinstance(meta.get("arrays"), dict) else ()) if not _entry(k, v)
-    ]
-    missing = [k for k in _REQUIRED if ours and k not in meta]
+    wrong += [k for k, v in _entries(meta, "arrays") if not _entry(k, v)]
+    wrong += [f"sides, {name}" for name, value in _entries(meta, "sides") if not _side(name, value)]
+    required = (*_REQUIRED, *(("sides",) if meta.get("format_version") != _FIRST_FORMAT else ()))
+    missing = [k for k in required if ours and (k not in meta or (k == "sides" and not meta[k]))]
     said = [f"wrong type: {', '.join(wrong)}"] if wrong else []
     said += [f"missing: {', '.join(missing)}"] if missing else []
     yield CheckResult(
         "meta.json complete", not said, float(len(wrong + missing)), META_FILE, "; ".join(said), META_FILE
     )
     arrays = {k: v for k, v in (meta.get("arrays") or {}).items() if k not in wrong} if "arrays" not in wrong else {}
-    store.meta = {k: v for k, v in meta.items() if k not in wrong} | ({"arrays": arrays} if "arrays" in meta else {})
+    sides = {k: v for k, v in _entries(meta, "sides") if f"sides, {k}" not in wrong}
+    kept = {k: v for k, v in meta.items() if k not in {*wrong, "arrays", "sides"}}
+    store.meta = kept | ({"arrays": arrays} if "arrays" in meta else {}) | ({"sides": sides} if sides else {})
+
+
+def _entries(meta: Mapping[str, Any], key: str) -> Iterable[tuple[str, Any]]:
+    return meta[key].items() if isinstance(meta.get(key), dict) else ()
+
+
+def _side(name: str, value: object) -> bool:
+    try:
+        dims_from_json(value)
+    except ValueError:
+        return False
+    return name in {"dec", "enc"}
 
 
 def _entry(name: str, value: object) -> bool:
@@ -112,7 +138,7 @@ def check_files(store: OpenRun) -> Iterator[CheckResult]:
             name, True, detail=f"no manifest (older tool): the bytes of {len(present)} files cannot be proved"
         )
         return
-    failures = list(_file_failures(run, manifest))
+    failures = list(_file_failures(store, manifest))
     added = sorted(present - manifest.keys())
     failures += [CheckResult(name, False, where=f, detail="not in the manifest", array=f) for f in added if _ours(f)]
     others = [f for f in added if not _ours(f)]
@@ -130,12 +156,14 @@ def _ours(file: str) -> bool:
     return file.split("/")[0].endswith(".zarr") or file == OUTCOMES_FILE
 
 
-def _file_failures(run: Path, manifest: Mapping[str, FileRecord]) -> Iterator[CheckResult]:
+def _file_failures(store: OpenRun, manifest: Mapping[str, FileRecord]) -> Iterator[CheckResult]:
+    run, meta = store.run_dir, store.meta
     known: dict[tuple[int, int], FileRecord] = {}
     for file, expected in manifest.items():
         path = run / file
         if not path.is_file():
-            yield CheckResult("files match the manifest", False, where=describe(file), detail="missing", array=file)
+            where = describe(file, meta)
+            yield CheckResult("files match the manifest", False, where=where, detail="missing", array=file)
             continue
         status = path.stat()
         # Hard links are one file: its bytes are read once.
@@ -143,37 +171,59 @@ def _file_failures(run: Path, manifest: Mapping[str, FileRecord]) -> Iterator[Ch
         found = known[inode] if inode in known else known.setdefault(inode, checksum(path))
         if found != expected:
             what = f"{found[0]} bytes instead of {expected[0]}" if found[0] != expected[0] else "CRC-32C differs"
-            yield CheckResult("files match the manifest", False, where=describe(file), detail=what, array=file)
+            yield CheckResult("files match the manifest", False, where=describe(file, meta), detail=what, array=file)
 
 
-def describe(file: str) -> str:
+def describe(file: str, meta: Mapping[str, Any]) -> str:
     """Return a file's name with what it holds, for shards: `… (dec_hidden, block 0, depth 3)`."""
     for spec in ARRAYS.values():
         place = file.removeprefix(f"{spec.path}/c/").split("/")
         if file.startswith(f"{spec.path}/c/") and len(place) == len(spec.axes):
-            words = [f"{axis} {at}" for axis, at in zip(spec.axes, place, strict=True) if axis in {"layer", "depth"}]
+            words = [
+                f"{axis} {_number(spec, at, meta)}"
+                for axis, at in zip(spec.axes, place, strict=True)
+                if axis in {LAYER, DEPTH}
+            ]
             return f"{file} ({', '.join([spec.name, f'block {place[0]}', *words])})"
     return file
+
+
+def _number(spec: ArraySpec, place: str, meta: Mapping[str, Any]) -> str:
+    """Return the model's own number of a layer at a place on the layer axis, where the meta tells it."""
+    if spec.side not in meta_sides(meta) or not place.isdecimal():
+        return place
+    numbers = layer_numbers(spec, dims_from_json(meta["sides"][spec.side]))
+    return str(numbers[int(place)]) if int(place) < len(numbers) else place
 
 
 def promised(meta: Mapping[str, Any]) -> set[str]:
     """Return the names of the arrays that a run's meta says are there."""
     capture = tuple(word for word in meta.get("capture") or () if isinstance(word, str))
-    side = meta.get("arch")
-    if side == "enc" and isinstance(meta.get("n_choices"), int):
-        side = "enc_mc"
-    of_capture = {s.name for s in arrays_for(side, capture)} if side in {"dec", "enc", "enc_mc"} else set()  # type: ignore[arg-type]
-    return of_capture | set(meta.get("arrays") or ())
+    arch = meta.get("arch")
+    told: dict[Any, tuple[Side, ...]] = {"dec": ("dec",), "enc": ("enc",), "encdec": ("dec", "enc")}
+    sides = meta_sides(meta) or told.get(arch, ())
+    choices = isinstance(meta.get("n_choices"), int)
+    prefixes: list[Prefix] = ["enc_mc" if side == "enc" and choices else side for side in sides]
+    specs = [spec for prefix in prefixes for spec in arrays_for(prefix, capture)]
+    of_capture = {s.name for s in specs if arch == "encdec" or s.stage not in CROSS_STAGES}
+    return (of_capture | set(meta.get("arrays") or ())) - set(meta.get("missing") or ())
 
 
 def check_presence(store: OpenRun) -> Iterator[CheckResult]:
-    """Check that every array the meta promises is there."""
-    names = promised(store.meta)
-    missing = sorted(n for n in names if not store.has(n))
-    for name in missing:
-        detail = "promised by meta.json and not there"
+    """Check that every array the meta promises is there, and none that it denies."""
+    meta, names = store.meta, promised(store.meta)
+    found = [(n, "promised by meta.json and not there") for n in sorted(names) if not store.has(n)]
+    sides = meta_sides(meta)
+    for spec in (ARRAYS[name] for name in store.stored()):
+        if spec.name in (meta.get("missing") or ()):
+            found.append((spec.name, "there, though meta.json says that it is missing"))
+        elif spec.stage in CROSS_STAGES and meta.get("arch") != "encdec":
+            found.append((spec.name, "there, though only encoder-decoders have cross-attention"))
+        elif sides and spec.side not in sides:
+            found.append((spec.name, f"there, though meta.json has no side {spec.side}"))
+    for name, detail in found:
         yield CheckResult("arrays present", False, where=ARRAYS[name].path, detail=detail, array=name)
-    if not missing:
+    if not found:
         yield CheckResult("arrays present", True, 0.0, detail=f"{len(names)} arrays")
 
 
@@ -188,8 +238,11 @@ def check_layout(store: OpenRun, array: StoredArray, n_rows: int | None) -> Chec
     if store.meta.get("dtype", array.dtype.name) != array.dtype.name:
         problems.append(f"dtype {array.dtype}, the meta says {store.meta['dtype']}")
     names = getattr(array.zarr.metadata, "dimension_names", None)
-    if "format_version" in store.meta and names != spec.axes:
-        problems.append(f"dimension names {names}, expected {spec.axes}")
+    axes = spec.axes
+    if store.meta.get("format_version") == _FIRST_FORMAT:
+        axes = tuple(D_HEAD if axis == D_VALUE else axis for axis in axes)
+    if "format_version" in store.meta and names != axes:
+        problems.append(f"dimension names {names}, expected {axes}")
     rows = store.meta.get("block_rows")
     if rows is not None and array.files_shape[0] != rows:
         problems.append(f"{array.files_shape[0]} rows per file, the meta says {rows}")
@@ -203,19 +256,8 @@ def check_layout(store: OpenRun, array: StoredArray, n_rows: int | None) -> Chec
 
 def expected_shape(meta: Mapping[str, Any], spec: ArraySpec) -> tuple[int, ...] | None:
     """Return the shape that the sizes in the meta give, or None where an older meta lacks one of them."""
-    keys = {
-        "n_examples": "n_examples",
-        "n_layers": "num_layers",
-        "n_heads": "num_heads",
-        "n_kv_heads": "num_kv_heads",
-        "d_head": "head_dim",
-        "d_model": "d_model",
-        "n_positions": "max_seq_len",
-    }
-    sizes = {name: size for name, key in keys.items() if isinstance(size := meta.get(key), int)}
-    if len(sizes) < len(keys):
-        return None
-    return Dims(**sizes, n_choices=meta.get("n_choices") or 1).shape(spec.axes)
+    dims = dims_of_meta(meta, spec.side)
+    return None if dims is None else dims.shape(spec)
 
 
 def check_max_abs(store: OpenRun, array: StoredArray, found: float) -> CheckResult:

@@ -18,8 +18,10 @@ _SCALARS = ("true_id", "pred_id", "correct", "true_prob", "pred_prob", "entropy"
 _SLACK = 1e-4
 
 
-def check_next_token(table: pa.Table, spans: Spans, usable: set[str], vocab_size: int | None) -> Iterator[CheckResult]:
-    """Check the `next_` columns of tokens.parquet."""
+def check_next_token(
+    table: pa.Table, spans: Spans, usable: set[str], vocab_size: int | None, input_ids: str = "input_ids"
+) -> Iterator[CheckResult]:
+    """Check the `next_` columns of tokens.parquet against the tokens in the column `input_ids`."""
     if "next_pos" not in usable or spans.start.ndim > 1:
         return
     ids = table.column("example_id").to_pylist()
@@ -37,20 +39,25 @@ def check_next_token(table: pa.Table, spans: Spans, usable: set[str], vocab_size
     yield rule("predictions where there is a next token", filled, ids, "null exactly where next_pos is −1")
     rows = valid[~filled[valid]]
     part = table.take(pa.array(rows))
-    truth = _truth(table, rows, position[rows] + 1) if "input_ids" in usable else None
+    truth = _truth(table, rows, position[rows] + 1, input_ids) if input_ids in usable else None
     columns = {c: f"next_{c}" for c in (*_SCALARS, "topk_ids", "topk_probs") if f"next_{c}" in usable}
     yield from check_outcomes(part, columns, truth, [ids[r] for r in rows], vocab_size, TOKENS_FILE)
 
 
-def _truth(table: pa.Table, rows: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
-    if list_levels(table.column("input_ids")) is None:
+def _truth(table: pa.Table, rows: np.ndarray, positions: np.ndarray, input_ids: str) -> np.ndarray | None:
+    if list_levels(table.column(input_ids)) is None:
         return None
-    truth: np.ndarray = rectangle(table.column("input_ids"))[rows, positions]
+    truth: np.ndarray = rectangle(table.column(input_ids))[rows, positions]
     return truth
 
 
 def check_positions(
-    table: pa.Table, tokens: pa.Table, spans: Spans, usable: set[str], vocab_size: int | None
+    table: pa.Table,
+    tokens: pa.Table,
+    spans: Spans,
+    usable: set[str],
+    vocab_size: int | None,
+    input_ids: str = "input_ids",
 ) -> Iterator[CheckResult]:
     """Check token_outcomes.parquet: one row per example and position that has a next token, in order."""
     if not {"row", "pos", "example_id"} <= usable or spans.start.ndim > 1:
@@ -76,7 +83,7 @@ def check_positions(
     wrong = np.array([label != ids[r] for label, r in zip(labels, row, strict=True)], dtype=bool)
     yield rule("example_id of each row", wrong, names, "the id of that row of tokens.parquet", table=OUTCOMES_FILE)
     columns = {c: c for c in (*_SCALARS, "topk_ids", "topk_probs") if c in usable}
-    yield from check_outcomes(table, columns, _truth(tokens, row, pos + 1), names, vocab_size, OUTCOMES_FILE)
+    yield from check_outcomes(table, columns, _truth(tokens, row, pos + 1, input_ids), names, vocab_size, OUTCOMES_FILE)
 
 
 def check_outcomes(

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from decision_traces.schema import RUN_COLUMNS, TOKEN_COLUMNS, TOKENS_FILE, Column
+from decision_traces.schema import RUN_COLUMNS, TOKEN_COLUMNS, TOKENS_FILE, Column, Side
 from decision_traces.store.checks import NAMED_FAILURES, CheckResult
 from decision_traces.store.opened import OpenRun
+from decision_traces.store.sides import meta_sides
 from decision_traces.store.table import list_levels, rectangle
 
 
@@ -91,8 +92,7 @@ def check_tokens(table: pa.Table, store: OpenRun, usable: set[str]) -> Iterator[
         store: The run.
         usable: Columns that are there with the right type.
     """
-    meta, ours = store.meta, "format_version" in store.meta
-    wanted = meta.get("n_examples", table.num_rows)
+    wanted = store.meta.get("n_examples", table.num_rows)
     detail = f"{table.num_rows} rows, n_examples is {wanted}"
     off = float(abs(table.num_rows - wanted))
     yield CheckResult("row count", off == 0, off, TOKENS_FILE, detail, TOKENS_FILE)
@@ -103,29 +103,49 @@ def check_tokens(table: pa.Table, store: OpenRun, usable: set[str]) -> Iterator[
     repeated = np.setdiff1d(np.arange(len(ids)), first)
     bad = np.isin(np.arange(len(ids)), repeated) | np.array([i is None for i in ids], dtype=bool)
     yield rule("example_id unique", bad, ids, f"{len(unique)} different ids")
-    lists = [n for n in ("input_ids", "attention_mask", "offset_mapping", "tokens") if n in usable]
-    t = meta.get("max_seq_len")
-    depth = 2 if meta.get("n_choices") else 1
+    for side in ("enc", "dec") if {"dec_input_ids", "dec_attention_mask"} & usable else store.sides[:1]:
+        yield from _token_lists(table, store, ids, usable, side)
+
+
+def _token_lists(
+    table: pa.Table, store: OpenRun, ids: list[Any], usable: set[str], side: Side
+) -> Iterator[CheckResult]:
+    """Check the token columns of one side; `dec_` stands before the decoder's where the encoder reads other tokens."""
+    ours, prefix = "format_version" in store.meta, store.token_prefix(side)
+    names = [prefix + n for n in ("input_ids", "attention_mask", "offset_mapping", "tokens")]
+    lists = [n for n in names if n in usable]
+    t = _positions(store, side)
+    depth = 2 if store.meta.get("n_choices") else 1
     for name in lists:
         sizes = list_levels(table.column(name))
         ok = sizes is not None and (not isinstance(t, int) or not ids or sizes[depth - 1] == t or not ours)
         detail = f"lists of length {sizes}" if sizes else "lists of different lengths, or nulls"
         yield CheckResult(f"length of {name}", ok, where=TOKENS_FILE, detail=f"{detail}, T is {t}", array=TOKENS_FILE)
-    if "attention_mask" in lists and list_levels(table.column("attention_mask")) is not None:
-        yield from _masks(table, ids, usable, ours=ours)
+    mask = f"{prefix}attention_mask"
+    if mask in lists and list_levels(table.column(mask)) is not None:
+        yield from _masks(table, ids, usable, prefix, ours=ours)
 
 
-def _masks(table: pa.Table, ids: list[Any], usable: set[str], *, ours: bool) -> Iterator[CheckResult]:
-    mask = rectangle(table.column("attention_mask"))
-    yield rule("mask is 0 or 1", (mask != 0) & (mask != 1), ids, "attention_mask is 0 or 1")
+def _positions(store: OpenRun, side: Side) -> Any:
+    """Return T of a side; of the main side in older runs; None for one that no array is about."""
+    if told := meta_sides(store.meta):
+        return store.dims(side).n_positions if side in told else None
+    return store.meta.get("max_seq_len")
+
+
+def _masks(table: pa.Table, ids: list[Any], usable: set[str], prefix: str, *, ours: bool) -> Iterator[CheckResult]:
+    mask = rectangle(table.column(f"{prefix}attention_mask"))
+    about = f" ({prefix}attention_mask)" if prefix else ""
+    yield rule(f"mask is 0 or 1{about}", (mask != 0) & (mask != 1), ids, f"{prefix}attention_mask is 0 or 1")
     rising = np.diff((mask != 0).astype(np.int8), axis=-1) > 0
     if ours or not rising.any():
-        yield rule("padding on the right", rising, ids, "no token after padding")
+        yield rule(f"padding on the right{about}", rising, ids, "no token after padding")
     else:
         detail = f"older tool: {int(rising.any(axis=tuple(range(1, rising.ndim))).sum())} rows padded on the left"
         yield CheckResult("padding on the right", True, detail=detail, array=TOKENS_FILE)
-    if "n_tokens" in usable and list_levels(table.column("n_tokens")) is not None:
-        counts = rectangle(table.column("n_tokens"))
+    name = f"{prefix}n_tokens"
+    if name in usable and list_levels(table.column(name)) is not None:
+        counts = rectangle(table.column(name))
         sums = (mask != 0).sum(axis=-1)
         bad = counts != sums if counts.shape == sums.shape else np.ones(len(sums), dtype=bool)
-        yield rule("n_tokens agrees with the mask", bad, ids, "n_tokens is the sum of attention_mask")
+        yield rule(f"{name} agrees with the mask", bad, ids, f"{name} is the sum of {prefix}attention_mask")

@@ -5,7 +5,7 @@ writer bounds its files, and a larger file of another tool is read in parts. A t
 five axes whatever the array: example (choices counted as examples), layer, head, position, feature.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,13 +13,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt
 
 from decision_traces.errors import DamagedRunError
-from decision_traces.schema import CHOICE, DEPTH, EXAMPLE, HEAD, KV_HEAD, LAYER
+from decision_traces.schema import ATTN, CHOICE, CROSS_ATTN, DEPTH, EXAMPLE, HEAD, KEY, KV_HEAD, LAYER, SOURCE
 from decision_traces.store.arrays import RESTORE, StoredArray
 from decision_traces.store.checks import CheckResult, Tally
-from decision_traces.store.table import Spans
+from decision_traces.store.slots import Slots
 
 TILE_BYTES: Final = 16 << 20
 READ_BYTES: Final = 256 << 20
+_ATTENTION: Final = (ATTN, CROSS_ATTN)
+
+SlotsOf = Mapping[str, Slots]
+"""What stands on each position axis of an array (key axes too), by name."""
 
 Finding = tuple[float, tuple[int, ...] | None]
 """A figure, and the place in the tile where it is."""
@@ -33,15 +37,18 @@ class Tile:
         values: The numbers.
         bits: Their bit patterns without the sign: they order as absolute values do, and NaN and infinity are
             above all others, so that one integer maximum finds the largest value and whether all are finite.
-        real: Which positions are tokens.
+        at: Token position in each slot of the position axis, -1 where none stands there. For whole arrays without a
+            token table, all slots.
+        keys: Which keys are tokens, for attention; (e, 0) for other arrays.
         examples: Row and choice of each example.
-        layers: Number of the first layer or depth.
+        layers: Index of the first layer or depth.
         array: Where it comes from.
     """
 
     values: Float[np.ndarray, "e l h t d"]
     bits: UInt[np.ndarray, "e l h t d"]
-    real: Bool[np.ndarray, "e t"]
+    at: Int64[np.ndarray, "e t"]
+    keys: Bool[np.ndarray, "e k"]
     examples: Int64[np.ndarray, "e 2"]
     layers: int
     array: StoredArray
@@ -53,11 +60,18 @@ class Tile:
         words = [self.array.spec.name, f"example {ids[row] if row < len(ids) else row} (row {row})"]
         words += [f"choice {choice}"] if CHOICE in axes else []
         layer = next((a for a in (LAYER, DEPTH) if a in axes), None)
-        words += [f"{layer} {self.layers + first[1]}"] if layer else []
+        words += [f"{layer} {self.array.numbers(layer)[self.layers + first[1]]}"] if layer else []
         head = next((a for a in (HEAD, KV_HEAD) if a in axes), None)
-        words += [f"{head} {first[2]}"] if head and at else []
-        words += [f"position {first[3]}"] if at else []
+        words += [f"{head} {self.array.numbers(head)[first[2]]}"] if head and at else []
+        words += [self._position(first[0], first[3])] if at else []
         return ", ".join(words)
+
+    def _position(self, example: int, slot: int) -> str:
+        kept = "all" if self.array.dims is None else self.array.dims.positions
+        if kept == "all" or self.array.spec.axes[self.array.spec.position_axis] == SOURCE:
+            return f"position {slot}"
+        position = int(self.at[example, slot])
+        return f"position {position}" if position >= 0 else f"slot {slot} of the positions"
 
 
 def finite(tile: Tile) -> Finding:
@@ -68,23 +82,27 @@ def finite(tile: Tile) -> Finding:
 
 
 def padding(tile: Tile) -> Finding:
-    """Return the largest absolute value at a position that is no token (for attention: query or key)."""
-    pad = ~tile.real[:, None, None, :, None]
-    if tile.array.spec.stage == "attn":
-        pad = pad | ~tile.real[:, None, None, None, :]
+    """Return the largest absolute value at a slot of no token (for attention: of a query or a key)."""
+    pad = (tile.at < 0)[:, None, None, :, None]
+    if tile.keys.shape[1]:
+        pad = pad | ~tile.keys[:, None, None, None, :]
     return _largest_value(tile, pad)
 
 
 def causal(tile: Tile) -> Finding:
     """Return the largest attention paid to a later position."""
-    t = tile.values.shape[-1]
-    return _largest_value(tile, ~np.tri(t, dtype=bool)[None, None, None])
+    whole = tile.array.dims is None or tile.array.dims.positions == "all"
+    # Where all positions are kept, padded queries are held to it too; otherwise they have no position.
+    n_queries, n_keys = tile.values.shape[-2:]
+    queries = np.arange(n_queries)[None] if whole else np.where(tile.at >= 0, tile.at, n_keys)
+    return _largest_value(tile, (np.arange(n_keys) > queries[..., None])[:, None, None])
 
 
 def row_sums(tile: Tile) -> Finding:
     """Return the largest deviation from 1 of a sum over keys, at query rows that are tokens. Float32 sums."""
     sums = tile.values.sum(axis=-1, dtype=np.float32)
-    off = np.where(tile.real[:, None, None, :], np.abs(sums - np.float32(1)), np.float32(0))
+    asked = (tile.at >= 0) & tile.keys.any(axis=-1, keepdims=True)
+    off = np.where(asked[:, None, None, :], np.abs(sums - np.float32(1)), np.float32(0))
     off = np.where(np.isnan(off), np.float32(np.inf), off)
     at = np.unravel_index(int(off.argmax()), off.shape)
     return float(off[at]), (*(int(i) for i in at), 0)
@@ -135,10 +153,10 @@ def promises(array: StoredArray, *, sums_to_one: bool, padding_promised: bool, w
     if with_tokens:
         tally = Tally("padding is zero", name, "largest value at a padded slot")
         result.append(Promise(padding, 0.0 if padding_promised else np.inf, tally))
-    if with_tokens and sums_to_one and array.spec.stage == "attn":
+    if with_tokens and sums_to_one and array.spec.stage in _ATTENTION:
         tally = Tally("attention rows sum to 1", name, f"|sum − 1|, allowed {limit:.2g}")
         result.append(Promise(row_sums, limit, tally))
-    if name == "dec_self_attn":
+    if array.causal:
         tally = Tally("attention is causal", name, "largest weight on a later position")
         result.append(Promise(causal, 0.0, tally))
     return result
@@ -150,7 +168,7 @@ Seen = dict[Hashable, dict[str, tuple[float, str]]]
 
 def check_values(
     array: StoredArray,
-    spans: Spans | None,
+    slots: SlotsOf | None,
     ids: list[str],
     *,
     sums_to_one: bool,
@@ -162,7 +180,7 @@ def check_values(
 
     Args:
         array: The array.
-        spans: Where the tokens are, or None where the token table cannot be read or does not fit.
+        slots: Where the tokens are, or None where the token table cannot be read or does not fit.
         ids: example_id of each row, for the messages.
         sums_to_one: Whether attention rows are promised to sum to 1.
         padding_promised: Whether zeros at padding are promised (older tools did not).
@@ -176,19 +194,19 @@ def check_values(
     what = "every chunk's CRC-32C and length" if array.zarr.shards else "length only: chunks have no checksums"
     decode, checks = (
         Tally("chunks decode", name, what),
-        promises(array, sums_to_one=sums_to_one, padding_promised=padding_promised, with_tokens=spans is not None),
+        promises(array, sums_to_one=sums_to_one, padding_promised=padding_promised, with_tokens=slots is not None),
     )
     for start, stop, picks in pieces(array):
         key = array.identity(array.box(**{EXAMPLE: slice(start, stop)}, **picks))
         if key is None or not _passed_before(seen.get(key, {}), checks, decode):
-            passed = _check_piece(array, spans, (start, stop), picks, checks, decode, ids, step)
+            passed = _check_piece(array, slots, (start, stop), picks, checks, decode, ids, step)
             if key is not None and passed is not None:
                 seen[key] = passed
     results = [decode.result(), *(check.tally.result() for check in checks)]
-    if spans is None:
+    if slots is None:
         reason = "no token table that fits the array"
         results.append(CheckResult("padding is zero", False, where=name, detail=reason, array=name))
-    if array.spec.stage == "attn" and not sums_to_one:
+    if array.spec.stage in _ATTENTION and not sums_to_one:
         reason = "not checked: the model's rows need not sum to 1 (attention_rows_sum_to_one is false)"
         results.append(CheckResult("attention rows sum to 1", True, where=name, detail=reason, array=name))
     return results, checks[0].tally.worst or 0.0
@@ -206,7 +224,7 @@ def _passed_before(known: dict[str, tuple[float, str]], checks: list[Promise], d
 
 def _check_piece(
     array: StoredArray,
-    spans: Spans | None,
+    slots: SlotsOf | None,
     rows: tuple[int, int],
     picks: dict[str, slice],
     checks: list[Promise],
@@ -216,7 +234,7 @@ def _check_piece(
 ) -> dict[str, tuple[float, str]] | None:
     """Check one piece; return its figures if all is well with it."""
     failed, figures = decode.failed, dict[str, tuple[float, str]]()
-    for tile in tiles(array, spans, rows, picks, decode, ids):
+    for tile in tiles(array, slots, rows, picks, decode, ids):
         step(tile.values.nbytes)
         for check in checks:
             with np.errstate(invalid="ignore"):
@@ -240,7 +258,7 @@ def pieces(array: StoredArray) -> Iterator[tuple[int, int, dict[str, slice]]]:
 
 def tiles(
     array: StoredArray,
-    spans: Spans | None,
+    slots: SlotsOf | None,
     rows: tuple[int, int],
     picks: dict[str, slice],
     decode: Tally,
@@ -251,7 +269,7 @@ def tiles(
     for low, values in _decoded(array, *rows, picks, decode, ids):
         n = max(1, TILE_BYTES // max(1, values[0].nbytes))
         for start in range(0, len(values), n):
-            yield make_tile(array, values[start : start + n], spans, low + start, layer)
+            yield make_tile(array, values[start : start + n], slots, low + start, layer)
 
 
 def tile_shape(array: StoredArray) -> tuple[int, int]:
@@ -281,7 +299,7 @@ def _decoded(
         yield start, values
 
 
-def make_tile(array: StoredArray, values: np.ndarray, spans: Spans | None, row: int, layer: int) -> Tile:
+def make_tile(array: StoredArray, values: np.ndarray, slots: SlotsOf | None, row: int, layer: int) -> Tile:
     """Bring a piece of an array to five axes."""
     axes, choices = array.spec.axes, array.size(CHOICE) if CHOICE in array.spec.axes else 1
     n = values.shape[0]
@@ -296,10 +314,16 @@ def make_tile(array: StoredArray, values: np.ndarray, spans: Spans | None, row: 
     values = np.ascontiguousarray(values).reshape(shape)
     unsigned = np.dtype(f"u{values.itemsize}")
     bits = values.view(unsigned) & unsigned.type(np.iinfo(unsigned).max >> 1)
-    real = np.ones((n * choices, shape[3]), dtype=bool)
-    if spans is not None:
-        at = np.arange(shape[3])
-        start, stop = (s[row : row + n].reshape(-1, 1) for s in (spans.start, spans.stop))
-        real = (at >= start) & (at < stop)
+    rows = slice(row, row + n)
+    at = np.broadcast_to(np.arange(shape[3]), (shape[0], shape[3])).astype(np.int64)
+    keys = np.ones((shape[0], shape[4] if KEY in axes else 0), dtype=bool)
+    if slots is not None:
+        at = _each(slots[array.position_axis].at(rows), choices)
+        keys = _each(slots[KEY].at(rows), choices) >= 0 if KEY in axes else keys
     numbers = np.stack(np.divmod(np.arange(n * choices), choices), axis=1) + np.array([row, 0])
-    return Tile(values, bits, real, numbers.astype(np.int64), layer, array)
+    return Tile(values, bits, at, keys, numbers.astype(np.int64), layer, array)
+
+
+def _each(at: np.ndarray, choices: int) -> np.ndarray:
+    """Return (rows, slots), or (rows, choices, slots), as one row of slots per example and choice."""
+    return np.repeat(at, choices, axis=0) if at.ndim == 2 else at.reshape(-1, at.shape[-1])

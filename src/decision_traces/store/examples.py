@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int64
 
 from decision_traces.errors import DamagedRunError, UnknownExampleError, UsageError
-from decision_traces.schema import TOKENS_FILE
+from decision_traces.schema import TOKENS_FILE, Side
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.selection import ExampleKey, checked_index
 from decision_traces.store.table import Spans, list_levels, mask_spans, read_table, rectangle
@@ -24,15 +26,18 @@ _ENCODINGS: Final = ("input_ids", "attention_mask", "offset_mapping", "tokens")
 class Examples:
     """The rows of `tokens.parquet`, read on first use."""
 
-    def __init__(self, run: Path, expected: Callable[[str], FileRecord | None]) -> None:
+    def __init__(self, run: Path, expected: Callable[[str], FileRecord | None], *, decoder_apart: bool = False) -> None:
         """Keep the path; nothing is read.
 
         Args:
             run: The run folder.
             expected: Gives what the manifest says about a file.
+            decoder_apart: Whether the decoder's tokens have columns of their own, `dec_input_ids` and so on.
         """
         self._path = run / TOKENS_FILE
         self._expected = expected
+        self._apart = decoder_apart
+        self._spans: dict[str, Spans] = {}
 
     @cached_property
     def table(self) -> pa.Table:
@@ -68,14 +73,44 @@ class Examples:
             rows.setdefault(example_id, []).append(row)
         return rows
 
-    @cached_property
-    def spans(self) -> Spans:
-        """Where each example's tokens lie, from the attention mask (or n_tokens, where there is no mask)."""
-        names = self.table.column_names
-        if "attention_mask" in names and list_levels(self.table.column("attention_mask")) is not None:
-            return mask_spans(rectangle(self.table.column("attention_mask")) != 0)
-        counts = rectangle(self.column("n_tokens")).astype(np.int64)
+    def prefix(self, side: Side) -> str:
+        """Return what the token columns of a side begin with: `dec_` where an encoder has the plain names."""
+        return "dec_" if self._apart and side == "dec" else ""
+
+    def spans(self, side: Side) -> Spans:
+        """Return where each example's tokens lie on one side: from the mask, or n_tokens where there is no mask."""
+        prefix = self.prefix(side)
+        if prefix not in self._spans:
+            self._spans[prefix] = self._read_spans(f"{prefix}attention_mask", f"{prefix}n_tokens")
+        return self._spans[prefix]
+
+    def _read_spans(self, mask: str, n_tokens: str) -> Spans:
+        if mask in self.table.column_names and list_levels(self.table.column(mask)) is not None:
+            return mask_spans(rectangle(self.table.column(mask)) != 0)
+        counts = rectangle(self.column(n_tokens)).astype(np.int64)
         return Spans(np.zeros_like(counts), counts)
+
+    def prediction(self, side: Side) -> Int64[np.ndarray, " n"]:
+        """Return the position of each example's prediction, -1 where there is none.
+
+        Raises:
+            UsageError: The run has no one such position, or it is one of the other side.
+        """
+        if self._apart and side == "enc":
+            raise UsageError("The prediction of this run is made by the decoder, at no position of the encoder.")
+        if self._predictions is None:
+            raise UsageError("This run has no one position of its prediction: use position='last' or an int.")
+        return self._predictions
+
+    @cached_property
+    def _predictions(self) -> Int64[np.ndarray, " n"] | None:
+        for column in ("next_pos", "answer_pos"):
+            if column in self.table.column_names:
+                positions = self.column(column)
+                if not pa.types.is_integer(positions.type):
+                    raise DamagedRunError(f"{self._path}: {column} has type {positions.type}, expected integers.")
+                return np.asarray(pc.fill_null(positions, -1).to_numpy(), dtype=np.int64)
+        return None
 
     def row(self, example: ExampleKey) -> int:
         """Return the row of an example_id; a row number is checked and returned.
@@ -104,13 +139,14 @@ class Examples:
             return f"Did you mean {alike[0]!r}?"
         return f"The first of {len(ids)} is {ids[0]!r}." if ids else "It has no examples."
 
-    def span(self, row: int, choice: int | None = None) -> slice:
-        """Return the positions of one example's tokens (of one choice, where the run has choices).
+    def span(self, row: int, choice: int | None, side: Side) -> slice:
+        """Return the positions of one example's tokens on a side (of one choice, where the run has choices).
 
         Raises:
             UsageError: The run has choices of different lengths and none was named.
         """
-        start, stop = self.spans.start[row], self.spans.stop[row]
+        spans = self.spans(side)
+        start, stop = spans.start[row], spans.stop[row]
         if start.ndim:
             if choice is None:
                 raise UsageError("Each choice has its own length: name choice_idx to trim to its tokens.")
@@ -121,15 +157,16 @@ class Examples:
         """Return the text of a row as it went to the tokenizer."""
         return str(self.column("text")[row].as_py())
 
-    def encodings(self, row: int, choice: int | None, *, trim: bool) -> dict[str, Any]:
+    def encodings(self, row: int, choice: int | None, side: Side, *, trim: bool) -> dict[str, Any]:
         """Return the token columns of a row that are there; see `TraceStore.encodings`."""
-        keep = self.span(row, choice) if trim else slice(None)
+        keep = self.span(row, choice, side) if trim else slice(None)
         result: dict[str, Any] = {}
         for name in _ENCODINGS:
-            if name not in self.table.column_names:
+            column = self.prefix(side) + name
+            if column not in self.table.column_names:
                 continue
-            values = self.column(name)[row].as_py()
-            if choice is not None and self.spans.start.ndim > 1:
+            values = self.column(column)[row].as_py()
+            if choice is not None and self.spans(side).start.ndim > 1:
                 values = values[checked_index(choice, len(values), "choice_idx")]
             result[name] = values[keep] if name == "tokens" else np.asarray(values, dtype=np.int64)[keep]
         return result

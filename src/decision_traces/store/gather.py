@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-import pyarrow.compute as pc
 from jaxtyping import Float, Int64
 
 from decision_traces.errors import DamagedRunError, SelectionError, UsageError
-from decision_traces.schema import CHOICE, EXAMPLE, POSITION, QUERY
+from decision_traces.schema import CHOICE, EXAMPLE, SOURCE
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.examples import Examples
 from decision_traces.store.selection import Index, checked_index
+from decision_traces.store.slots import Slots
 
 Position = str | Index | Sequence[int] | np.ndarray
 
@@ -21,7 +21,9 @@ _STEP_BYTES: Final = 64 << 20
 
 
 def resolve_positions(array: StoredArray, examples: Examples, position: Position) -> Int64[np.ndarray, "*examples"]:
-    """Return the position to read of every example, -1 where it has no token there.
+    """Return the slot to read of every example on the array's position axis, -1 where it has no token there.
+
+    In runs that keep all positions, the slot is the position.
 
     Args:
         array: The array to be read.
@@ -31,15 +33,15 @@ def resolve_positions(array: StoredArray, examples: Examples, position: Position
     Returns:
         (N,), or (N, C) for runs with choices.
     """
-    spans, size = examples.spans, array.size(POSITION if POSITION in array.spec.axes else QUERY)
+    slots = array.slots(array.position_axis)
+    spans = slots.spans
     if len(spans.start) != array.size(EXAMPLE):
         rows = array.size(EXAMPLE)
         raise DamagedRunError(f"The token table has {len(spans.start)} rows, but {array.folder} {rows}.")
     if isinstance(position, str):
-        wanted = _named(examples, position)
+        wanted = _named(array, examples, position)
     elif isinstance(position, int | np.integer):
-        index = checked_index(position, size, "position")
-        wanted = spans.start + index if position >= 0 else spans.stop + int(position)
+        wanted = _numbered(slots, position)
     else:
         wanted = np.asarray(position)
         if wanted.shape not in {spans.start.shape, spans.start.shape[:1]} or wanted.dtype.kind not in "iu":
@@ -47,23 +49,31 @@ def resolve_positions(array: StoredArray, examples: Examples, position: Position
                 f"position must be integers of shape {spans.start.shape}, one per example; "
                 f"got {wanted.dtype} of shape {wanted.shape}."
             )
-        if wanted.size and not -1 <= wanted.min() <= wanted.max() < size:
+        if wanted.size and not -1 <= wanted.min() <= wanted.max() < slots.size:
             got = f"{wanted.min()} to {wanted.max()}"
-            raise SelectionError(f"Positions go from 0 to {size - 1} (-1 means none), got {got}.")
+            raise SelectionError(f"Positions go from 0 to {slots.size - 1} (-1 means none), got {got}.")
     if wanted.ndim < spans.start.ndim:
         wanted = wanted[:, None]
-    return np.where((wanted >= spans.start) & (wanted < spans.stop), wanted, -1).astype(np.int64)
+    return slots.find(np.where((wanted >= spans.start) & (wanted < spans.stop), wanted, -1).astype(np.int64))
 
 
-def _named(examples: Examples, position: str) -> np.ndarray:
+def _named(array: StoredArray, examples: Examples, position: str) -> np.ndarray:
     if position == "last":
-        return examples.spans.stop - 1
+        return array.slots(array.position_axis).spans.stop - 1
     if position != "next":
         raise UsageError(f"No position {position!r}: valid are 'next', 'last', an int, or one int per row.")
-    for column in ("next_pos", "answer_pos"):
-        if column in examples.table.column_names:
-            return np.asarray(pc.fill_null(examples.column(column), -1).to_numpy())
-    raise UsageError("This run has no one position of its prediction: use position='last' or an int.")
+    return examples.prediction("enc" if array.position_axis == SOURCE else array.spec.side)
+
+
+def _numbered(slots: Slots, position: Index) -> np.ndarray:
+    index = checked_index(position, slots.size, "position")
+    if position < 0:
+        wanted: np.ndarray = slots.spans.stop + int(position)
+        return wanted
+    if isinstance(slots.kept, tuple) and index not in slots.kept:
+        raise SelectionError(f"No position {index} here: {slots.words()}.")
+    wanted = slots.spans.start + index
+    return wanted
 
 
 def gather(
@@ -75,7 +85,7 @@ def gather(
     """
     positions = resolve_positions(array, examples, position)
     axes, n = array.spec.axes, array.size(EXAMPLE)
-    token_axis = axes.index(POSITION if POSITION in axes else QUERY)
+    token_axis = array.spec.position_axis
     dropped = {axes[token_axis], *picks}
     result = np.full([array.size(a) for a in axes if a not in dropped], np.nan, dtype=array.dtype)
     step = rows_per_step(array, picks)

@@ -1,15 +1,17 @@
 """Arrays of a run as xarray sees them: labelled axes, values read when indexed."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from decision_traces.schema import D_HEAD, D_MODEL, EXAMPLE
+from decision_traces.schema import D_HEAD, D_MLP, D_MODEL, D_VALUE, EXAMPLE, VOCAB
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.examples import Examples
+
+_UNLABELLED: Final = frozenset({EXAMPLE, D_HEAD, D_VALUE, D_MODEL, D_MLP, VOCAB})
 
 
 class _LazyArray(BackendArray):
@@ -47,13 +49,15 @@ def _steps(places: np.ndarray) -> bool:
 
 def labelled(array: StoredArray, examples: Examples) -> xarray.DataArray:
     """Return one array of a run as a lazy DataArray; see `TraceStore.to_xarray`."""
-    axes = array.spec.axes
-    coords: dict[str, Any] = {
-        axis: np.arange(size)
-        for axis, size in zip(axes, array.shape, strict=True)
-        if axis not in {EXAMPLE, D_HEAD, D_MODEL}
-    }
+    axes, slots = array.spec.axes, array.slots(array.position_axis)
+    coords: dict[str, Any] = {axis: np.asarray(array.numbers(axis)) for axis in axes if axis not in _UNLABELLED}
     coords[EXAMPLE] = np.asarray(examples.ids, dtype=object if not examples.ids else None)
-    coords["n_tokens"] = (axes[: examples.spans.n_tokens.ndim], examples.spans.n_tokens)
+    n_tokens = slots.spans.n_tokens
+    coords["n_tokens"] = (axes[: n_tokens.ndim], n_tokens)
+    if isinstance(slots.kept, tuple):
+        coords[array.position_axis] = np.asarray(slots.kept)
+    elif slots.kept != "all":
+        del coords[array.position_axis]
+        coords["token_position"] = ((*axes[: n_tokens.ndim], array.position_axis), slots.at())
     variable = xarray.Variable(axes, indexing.LazilyIndexedArray(_LazyArray(array)))
     return xarray.DataArray(variable, coords=coords, name=array.spec.name)

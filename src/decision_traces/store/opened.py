@@ -13,21 +13,31 @@ from decision_traces.errors import DamagedRunError, RunError, UsageError
 from decision_traces.schema import (
     ARRAYS,
     CHOICE,
+    CROSS_STAGES,
     D_HEAD,
     D_MODEL,
     DEPTH,
     EXAMPLE,
     HEAD,
+    KEY,
     KV_HEAD,
     LAYER,
+    META_FILE,
     POSITION,
     QUERY,
+    RUN_COLUMNS,
+    SOURCE,
+    ArraySpec,
+    Dims,
+    Side,
 )
 from decision_traces.store.arrays import RUST_PIPELINE, StoredArray, is_stored, open_array
 from decision_traces.store.examples import Examples
 from decision_traces.store.folder import FileRecord, read_manifest, read_meta
 from decision_traces.store.runs import portable_path
-from decision_traces.store.selection import ExampleKey, Index, checked_index, not_captured
+from decision_traces.store.selection import SIDES, ExampleKey, Index, checked_index, checked_word, not_captured
+from decision_traces.store.sides import dims_from_json, meta_sides
+from decision_traces.store.slots import Slots
 from decision_traces.store.table import Spans
 
 if TYPE_CHECKING:
@@ -52,7 +62,10 @@ class OpenRun:
         self.meta: dict[str, Any] = read_meta(self.run_dir)
         self._pipeline = codec_pipeline
         self._open: dict[str, StoredArray] = {}
-        self._examples = Examples(self.run_dir, self._expected)
+        self._dims: dict[Side, Dims] = {}
+        columns = RUN_COLUMNS.get(str(self.meta.get("objective")), ())
+        apart = any(column.name == "dec_n_tokens" for column in columns)
+        self._examples = Examples(self.run_dir, self._expected, decoder_apart=apart)
 
     def __repr__(self) -> str:
         """Say which run this is, without reading more of it."""
@@ -87,6 +100,8 @@ class OpenRun:
         """Return whether the run has the array of this name."""
         return name in ARRAYS and is_stored(self.run_dir, ARRAYS[name])
 
+    # Sizes: of the main side, which is the decoder's where there is one -------------------------------------
+
     @property
     def n(self) -> int:
         """Number of examples."""
@@ -94,35 +109,37 @@ class OpenRun:
 
     @property
     def T(self) -> int:
-        """Positions on the position axis, padding included."""
-        return self._known("max_seq_len", (POSITION, QUERY))
+        """Token positions, padding included, whatever positions are kept."""
+        return self._main.n_positions if self._main else self._known("max_seq_len", (POSITION, QUERY))
 
     @property
     def L(self) -> int:
-        """Number of layers."""
+        """Number of layers of the model, whatever layers are kept."""
+        if self._main:
+            return self._main.n_layers
         if self._size("", (LAYER,)) is None and (depths := self._size("", (DEPTH,))) is not None:
             return depths - 1
         return self._known("num_layers", (LAYER,))
 
     @property
     def H(self) -> int:
-        """Number of query heads."""
-        return self._known("num_heads", (HEAD,))
+        """Number of query heads of the model, whatever heads are kept."""
+        return self._main.n_heads if self._main else self._known("num_heads", (HEAD,))
 
     @property
     def n_kv_heads(self) -> int:
         """Number of key and value heads; equals `H` unless queries are grouped."""
-        return self._size("num_kv_heads", (KV_HEAD,)) or self.H
+        return self._main.n_kv_heads if self._main else self._size("num_kv_heads", (KV_HEAD,)) or self.H
 
     @property
     def d_head(self) -> int:
         """Width of one head."""
-        return self._known("head_dim", (D_HEAD,))
+        return self._main.d_head if self._main else self._known("head_dim", (D_HEAD,))
 
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return self._known("d_model", (D_MODEL,))
+        return self._main.d_model if self._main else self._known("d_model", (D_MODEL,))
 
     @property
     def n_choices(self) -> int | None:
@@ -137,11 +154,66 @@ class OpenRun:
         sides = {name.split("_")[0] for name in self.stored()}
         return "encdec" if len(sides) > 1 else next(iter(sides), "dec")
 
-    def _size(self, key: str, axes: tuple[str, ...]) -> int | None:
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The sides of the model that the run is about, the main one first."""
+        told = meta_sides(self.meta)
+        if told:
+            return told
+        return {"encdec": ("dec", "enc"), "enc": ("enc",)}.get(self.arch, ("dec",))  # type: ignore[return-value]
+
+    def dims(self, side: str = "dec") -> Dims:
+        """Return the sizes of one side of the model, and which of its layers, heads and positions are kept.
+
+        Runs older than format 1.1 keep everything; a size that neither their arrays nor their meta have is 0.
+
+        Raises:
+            UsageError: The run has no such side.
+            DamagedRunError: The meta's entry is not as it was written.
+        """
+        name: Side = "dec" if checked_word(side, SIDES, "side") == "dec" else "enc"
+        if name not in self.sides:
+            raise UsageError(f"This run has no side {name!r}, only {' and '.join(map(repr, self.sides))}.")
+        if name not in self._dims:
+            self._dims[name] = self._told(name) or self._found(name)
+        return self._dims[name]
+
+    def _told(self, side: Side) -> Dims | None:
+        """Return the sizes of a side as the meta has them, None before format 1.1."""
+        if side not in meta_sides(self.meta):
+            return None
+        try:
+            return dims_from_json(self.meta["sides"][side])
+        except ValueError as error:
+            raise DamagedRunError(f"{self.run_dir / META_FILE} is damaged: sides, {side}: {error}.") from error
+
+    def _found(self, side: Side) -> Dims:
+        """Return the sizes of a run older than format 1.1."""
+        layers, depths = (self._size("", (axis,), side) for axis in (LAYER, DEPTH))
+        if layers is None and depths is not None:
+            layers = depths - 1
+        heads = self._size("num_heads", (HEAD,), side) or 0
+        return Dims(
+            n_examples=self.n,
+            n_layers=layers or self._size("num_layers", (), side) or 0,
+            n_heads=heads,
+            n_kv_heads=self._size("num_kv_heads", (KV_HEAD,), side) or heads,
+            d_head=self._size("head_dim", (D_HEAD,), side) or 0,
+            d_model=self._size("d_model", (D_MODEL,), side) or 0,
+            n_positions=self._size("max_seq_len", (POSITION, QUERY), side) or 0,
+            n_choices=self.n_choices or 1,
+        )
+
+    @cached_property
+    def _main(self) -> Dims | None:
+        sides = meta_sides(self.meta)
+        return self.dims(sides[0]) if sides else None
+
+    def _size(self, key: str, axes: tuple[str, ...], side: Side | None = None) -> int | None:
         """Return a size from the arrays, which cannot be wrong about it, or else from the meta."""
         for name, spec in ARRAYS.items():
             for axis in set(axes).intersection(spec.axes):
-                if self.has(name):
+                if side in {None, spec.side} and self.has(name):
                     return self.array(name).size(axis)
         value = self.meta.get(key)
         return value if isinstance(value, int) else None
@@ -160,8 +232,16 @@ class OpenRun:
 
     @property
     def spans(self) -> Spans:
-        """Where each example's tokens lie on the position axis."""
-        return self._examples.spans
+        """Where each example's tokens lie on the position axis of the main side."""
+        return self._examples.spans(self.sides[0])
+
+    def spans_of(self, side: Side) -> Spans:
+        """Return where each example's tokens lie on one side; the same for both unless each has its own tokens."""
+        return self._examples.spans(side)
+
+    def token_prefix(self, side: Side) -> str:
+        """Return what the token columns of a side begin with: `dec_` for a decoder that reads other tokens."""
+        return self._examples.prefix(side)
 
     def example_id(self, row: Index) -> str:
         """Return the example_id of a row."""
@@ -171,25 +251,64 @@ class OpenRun:
         """Return an example's text as it went to the tokenizer."""
         return self._examples.text(self.row(eid))
 
-    def n_tokens(self, eid: ExampleKey) -> int | Int[np.ndarray, " choices"]:
-        """Return how many tokens an example has; one number per choice in multiple-choice runs."""
-        counts = self._examples.spans.n_tokens[self.row(eid)]
+    def n_tokens(self, eid: ExampleKey, side: str = "dec") -> int | Int[np.ndarray, " choices"]:
+        """Return how many tokens an example has; one number per choice in multiple-choice runs.
+
+        `side` matters for encoder-decoders alone, whose two sides read different tokens.
+        """
+        counts = self._examples.spans(self._reading(side)).n_tokens[self.row(eid)]
         return counts if counts.ndim else int(counts)
 
-    def encodings(self, eid: ExampleKey, choice_idx: Index | None = None, *, trim: bool = False) -> dict[str, Any]:
+    def encodings(
+        self, eid: ExampleKey, choice_idx: Index | None = None, side: str = "dec", *, trim: bool = False
+    ) -> dict[str, Any]:
         """Return how an example was tokenised.
 
         Args:
             eid: example_id or row.
             choice_idx: One choice of a multiple-choice run; all of them where left out.
+            side: Whose tokens; matters for encoder-decoders alone.
             trim: Leave padding out.
 
         Returns:
             `input_ids` (T,), `attention_mask` (T,), `offset_mapping` (T, 2) and `tokens`, a list of T
-            strings; with a choice level in front in multiple-choice runs.
+            strings; with a choice level in front in multiple-choice runs. What an encoder-decoder's decoder
+            read has no offsets.
         """
         choice = None if choice_idx is None else checked_index(choice_idx, self.n_choices or 1, "choice_idx")
-        return self._examples.encodings(self.row(eid), choice, trim=trim)
+        return self._examples.encodings(self.row(eid), choice, self._reading(side), trim=trim)
+
+    def positions(
+        self, eid: ExampleKey, side: str = "dec", choice_idx: Index | None = None
+    ) -> Int[np.ndarray, "*choices slots"]:
+        """Return which token position stands in each slot of the position axis, -1 where no token does.
+
+        In ordinary runs these are 0, 1, … up to the last token; in a run of `--positions next` the one position
+        where the prediction was made. With a choice level in front in multiple-choice runs, unless one is named.
+        `side` matters for encoder-decoders alone.
+        """
+        choice = None if choice_idx is None else checked_index(choice_idx, self.n_choices or 1, "choice_idx")
+        row = self.row(eid)
+        reading = self._reading(side)
+        return self._side_slots(reading).at(row if choice is None or not self.n_choices else (row, choice))
+
+    def _reading(self, side: str) -> Side:
+        """Return the side whose tokens are meant: the run's one side, whatever was said, where there is but one."""
+        name: Side = "dec" if checked_word(side, SIDES, "side") == "dec" else "enc"
+        return name if name in self.sides else self.sides[0]
+
+    def _side_slots(self, side: Side) -> Slots:
+        dims = self.dims(side)
+        chosen = self._examples.prediction(side) if dims.positions == "next" else None
+        return Slots(dims.positions, dims.n_positions, self._examples.spans(side), chosen)
+
+    def _slots(self, spec: ArraySpec, axis: str) -> Slots:
+        """Return what stands on one of an array's position axes; keys are never selected among."""
+        everything = axis in {KEY, SOURCE} or self._told(spec.side) is None
+        if not everything:
+            return self._side_slots(spec.side)
+        side: Side = "enc" if axis in {KEY, SOURCE} and spec.stage in CROSS_STAGES else spec.side
+        return Slots("all", self.array(spec.name).size(axis), self._examples.spans(side))
 
     def array(self, name: str) -> StoredArray:
         """Return one array as stored, opened on first use, for reading by axis name.
@@ -207,20 +326,23 @@ class OpenRun:
         if not is_stored(self.run_dir, spec):
             if name in promised:
                 raise DamagedRunError(f"{self.run_dir / spec.path} is missing, though the meta lists {name}.")
-            raise not_captured(spec, self.stored(), self.meta.get("capture") or ())
+            raise not_captured(spec, self.stored(), self.meta)
+        told = self._told(spec.side)
         expected = self._expected(f"{spec.path}/zarr.json")
         stored = open_array(
-            self.run_dir, spec, lambda: self._examples.spans, expected=expected, pipeline=self._pipeline
+            self.run_dir,
+            spec,
+            lambda axis: self._slots(spec, axis),
+            dims=told,
+            expected=expected,
+            pipeline=self._pipeline,
         )
-        shape = promised.get(name, {}).get("shape", stored.shape)
-        if tuple(shape) != stored.shape:
-            raise DamagedRunError(f"{stored.folder} has shape {stored.shape}, the meta says {tuple(shape)}.")
+        shapes = [tuple(promised[name]["shape"])] if "shape" in promised.get(name, {}) else []
+        for shape in [*shapes, *([] if told is None else [told.shape(spec)])]:
+            if shape != stored.shape:
+                raise DamagedRunError(f"{stored.folder} has shape {stored.shape}, the meta says {shape}.")
         self._open[name] = stored
         return stored
-
-    @cached_property
-    def _n_heads(self) -> int:
-        return self._size("num_heads", (HEAD,)) or 0
 
     @cached_property
     def _manifest(self) -> dict[str, FileRecord]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from decision_traces.errors import RunError
-from decision_traces.schema import CHOICE, EXAMPLE, KEY, POSITION, QUERY
+from decision_traces.schema import CHOICE, EXAMPLE, HEAD, KEY, SOURCE, Dims
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.gather import Position, gather
 from decision_traces.store.opened import OpenRun
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch.utils.data
     import xarray
 
-_TOKEN_AXES: Final = (POSITION, QUERY, KEY)
+_KEY_AXES: Final = (KEY, SOURCE)
 
 Trace = Float[np.ndarray, "..."]
 """Values of the stored dtype, float16 or float32."""
@@ -38,8 +38,10 @@ class TraceStore(OpenRun):
 
     Opening reads `meta.json` alone. The table is read when first used and kept; arrays are sliced on disk.
     Values come as NumPy arrays of the stored dtype. Positions past an example's tokens are zero; with
-    `trim=True` they are left out on the position, query and key axes. Indices may be negative and then count
-    from the end; one outside the axis is an error and never wraps.
+    `trim=True` they are left out on the position, query and key axes. Layers and heads are the model's own
+    numbers, also in runs that keep only some; negative ones count from the model's last. One that the model
+    does not have, or the run does not keep, is an error and never wraps. Shapes below are those of runs that keep
+    everything: with `--positions`, T is the number of kept positions (see `positions`), but for keys.
 
     Errors common to all accessors: `NotCapturedError` for an array the run does not have,
     `UnknownExampleError` for an unknown example, `SelectionError` for a layer, head or row outside the run,
@@ -51,6 +53,10 @@ class TraceStore(OpenRun):
         >>> st.resid(st.tokens.iloc[0]["example_id"], stage="post_mlp", layer=-1).shape  # doctest: +SKIP
         (256, 768)
     """
+
+    def size_of(self, side: str) -> Dims:
+        """Return the sizes of one side of the model; `T`, `L`, `H` and the like are those of the main side."""
+        return self.dims(side)
 
     # Decoder, and plain encoder ----------------------------------------------------------------------------
 
@@ -64,8 +70,42 @@ class TraceStore(OpenRun):
         *,
         trim: bool = False,
     ) -> Trace:
-        """Return attention probabilities, (query, key): (T, T), with layer and head in front unless named."""
+        """Return attention probabilities, (query, key): (T, T), with layer and head in front unless named.
+
+        With `kind="cross"`, the queries are of the decoder and the keys of the encoder.
+        """
         return self._read(attention_name(side, kind, "attn"), eid, layer, head, trim=trim)
+
+    def attn_out(
+        self, eid: ExampleKey, side: str = "dec", kind: str = "self", layer: Index | None = None, *, trim: bool = False
+    ) -> Trace:
+        """Return what attention adds to the residual stream: (L, T, d_model), or (T, d_model) at one layer."""
+        return self._read(attention_name(side, kind, "attn_out"), eid, layer, trim=trim)
+
+    def head_out(
+        self,
+        eid: ExampleKey,
+        side: str = "dec",
+        kind: str = "self",
+        layer: Index | None = None,
+        head: Index | None = None,
+        *,
+        trim: bool = False,
+    ) -> Trace:
+        """Return each query head's output, what the output projection reads: (T, d_value), layer and head in front."""
+        return self._read(attention_name(side, kind, "head_out"), eid, layer, head, trim=trim)
+
+    def mlp_out(self, eid: ExampleKey, side: str = "dec", layer: Index | None = None, *, trim: bool = False) -> Trace:
+        """Return what the MLP adds to the residual stream: (L, T, d_model), or (T, d_model) at one layer."""
+        return self._read(f"{checked_word(side, SIDES, 'side')}_mlp_out", eid, layer, trim=trim)
+
+    def mlp_act(self, eid: ExampleKey, side: str = "dec", layer: Index | None = None, *, trim: bool = False) -> Trace:
+        """Return the MLP's hidden activations, what its last projection reads: (L, T, d_mlp), or (T, d_mlp)."""
+        return self._read(f"{checked_word(side, SIDES, 'side')}_mlp_act", eid, layer, trim=trim)
+
+    def logits(self, eid: ExampleKey, side: str = "dec", *, trim: bool = False) -> Trace:
+        """Return the logits over the vocabulary at every position: (T, vocab)."""
+        return self._read(f"{checked_word(side, SIDES, 'side')}_logits", eid, trim=trim)
 
     def qkv(
         self,
@@ -81,7 +121,8 @@ class TraceStore(OpenRun):
         """Return queries, keys or values: (T, d_head), with layer and head axes in front unless named.
 
         For `which="k"` and `"v"`, `head` counts key-value heads, as stored: with grouped queries there are
-        `n_kv_heads` of them, and query head h reads from h // (H // n_kv_heads).
+        `n_kv_heads` of them, and query head h reads from h // (H // n_kv_heads). With `kind="cross"`, k and v are
+        of the encoder's tokens.
         """
         name = attention_name(side, kind, checked_word(which, WHICH, "which"))
         return self._read(name, eid, layer, head, trim=trim)
@@ -101,9 +142,10 @@ class TraceStore(OpenRun):
     ) -> Trace:
         """Return the residual stream at one stage: (L, T, d_model), or (T, d_model) at one layer.
 
-        `stage` is `pre_attn` (input of the layer), `post_attn` or `post_mlp` (output of the layer).
+        `stage` is `pre_attn` (input of the layer), `post_attn`, `post_cross` (decoders with cross-attention) or
+        `post_mlp` (output of the layer).
         """
-        name = f"{checked_word(side, SIDES, 'side')}_res_{checked_word(stage, STAGES, 'stage')}"
+        name = f"{checked_word(side, SIDES, 'side')}_res_{checked_word(stage, STAGES[side], 'stage')}"
         return self._read(name, eid, layer, trim=trim)
 
     def resid_embed(self, eid: ExampleKey, side: str = "dec", *, trim: bool = False) -> Trace:
@@ -153,12 +195,42 @@ class TraceStore(OpenRun):
         trim: bool = False,
     ) -> Trace:
         """Return the residual stream of one choice; see `resid`."""
-        name = f"enc_mc_res_{checked_word(stage, STAGES, 'stage')}"
+        name = f"enc_mc_res_{checked_word(stage, STAGES['enc'], 'stage')}"
         return self._read(name, eid, layer, choice=choice_idx, trim=trim)
 
     def mcq_resid_embed(self, eid: ExampleKey, choice_idx: Index, *, trim: bool = False) -> Trace:
         """Return the embedding output of one choice; see `resid_embed`."""
         return self._read("enc_mc_res_embed", eid, choice=choice_idx, trim=trim)
+
+    def mcq_attn_out(
+        self, eid: ExampleKey, choice_idx: Index, layer: Index | None = None, *, trim: bool = False
+    ) -> Trace:
+        """Return what attention adds to the stream of one choice; see `attn_out`."""
+        return self._read("enc_mc_attn_out", eid, layer, choice=choice_idx, trim=trim)
+
+    def mcq_head_out(
+        self,
+        eid: ExampleKey,
+        choice_idx: Index,
+        layer: Index | None = None,
+        head: Index | None = None,
+        *,
+        trim: bool = False,
+    ) -> Trace:
+        """Return the heads' outputs of one choice; see `head_out`."""
+        return self._read("enc_mc_head_out", eid, layer, head, choice_idx, trim=trim)
+
+    def mcq_mlp_out(
+        self, eid: ExampleKey, choice_idx: Index, layer: Index | None = None, *, trim: bool = False
+    ) -> Trace:
+        """Return what the MLP adds to the stream of one choice; see `mlp_out`."""
+        return self._read("enc_mc_mlp_out", eid, layer, choice=choice_idx, trim=trim)
+
+    def mcq_mlp_act(
+        self, eid: ExampleKey, choice_idx: Index, layer: Index | None = None, *, trim: bool = False
+    ) -> Trace:
+        """Return the MLP's hidden activations of one choice; see `mlp_act`."""
+        return self._read("enc_mc_mlp_act", eid, layer, choice=choice_idx, trim=trim)
 
     # Many examples at once ---------------------------------------------------------------------------------
 
@@ -185,7 +257,7 @@ class TraceStore(OpenRun):
             have no token at the position are NaN.
 
         Raises:
-            SelectionError: The layer, head or position is outside the array.
+            SelectionError: The layer, head or position is outside the array, or the run does not keep it.
             UsageError: The array has no head axis, or the run no one position of its prediction.
         """
         return gather(self.array(name), self._examples, self._picks(self.array(name), layer, head), position)
@@ -193,8 +265,9 @@ class TraceStore(OpenRun):
     def to_xarray(self, name: str) -> "xarray.DataArray":
         """Return an array with labelled axes; values are read when indexed, without dask.
 
-        Coordinates: `example` (example_id), `n_tokens` along it, and 0, 1, … on layer, depth, choice, head
-        and position axes.
+        Coordinates: `example` (example_id), `n_tokens` along it, the model's own numbers on layer, depth and
+        head axes, and token positions on position, query and key axes. Where each example keeps a position of
+        its own (`--positions next` or `last`), these are `token_position` (example, position) instead.
         """
         from decision_traces.store.labelled import labelled
 
@@ -205,8 +278,8 @@ class TraceStore(OpenRun):
     ) -> "torch.utils.data.Dataset[dict[str, Any]]":
         """Return one array as a map-style PyTorch data set over the examples.
 
-        An item is a dict of `values` (a tensor of the stored dtype), `mask` (True at tokens), `example_id`
-        and `row`. It works with worker processes, forked or spawned.
+        An item is a dict of `values` (a tensor of the stored dtype), `mask` (True where a token stands in the slot
+        of the position axis), `example_id` and `row`. It works with worker processes, forked or spawned.
         """
         from decision_traces.store.torch_data import TraceDataset
 
@@ -215,7 +288,8 @@ class TraceStore(OpenRun):
     def _picks(
         self, array: StoredArray, layer: Index | None, head: Index | None, choice: Index | None = None
     ) -> dict[str, int]:
-        return checked_picks(array, self._n_heads, layer=layer, head=head, choice=choice)
+        n_heads = (self._size("num_heads", (HEAD,)) or 0) if array.dims is None else array.dims.n_heads
+        return checked_picks(array, n_heads, layer=layer, head=head, choice=choice)
 
     def _read(
         self,
@@ -231,11 +305,24 @@ class TraceStore(OpenRun):
         array = self.array(name)
         row = self.row(eid)
         picks: dict[str, int | slice] = {EXAMPLE: row, **self._picks(array, layer, head, choice)}
-        if trim:
-            chosen = picks.get(CHOICE)
-            span = self._examples.span(row, chosen if isinstance(chosen, int) else None)
-            picks.update({axis: span for axis in _TOKEN_AXES if axis in array.spec.axes})
-        return array.read(**picks)
+        if not trim:
+            return array.read(**picks)
+        at = (row, picks[CHOICE]) if isinstance(picks.get(CHOICE), int) and self.n_choices else row
+        for axis in _KEY_AXES:
+            if axis in array.spec.axes:
+                spans = array.slots(axis).spans
+                picks[axis] = slice(int(spans.start[at]), int(spans.stop[at]))
+        if array.position_axis in picks:
+            return array.read(**picks)
+        held = np.flatnonzero(array.slots(array.position_axis).at(at) >= 0)
+        low, high = (int(held[0]), int(held[-1]) + 1) if len(held) else (0, 0)
+        picks[array.position_axis] = slice(low, high)
+        values = array.read(**picks)
+        if len(held) == high - low:
+            return values
+        place = sum(not isinstance(picks.get(a), int) for a in array.spec.axes[: array.spec.position_axis])
+        there: Trace = np.take(values, held - low, axis=place)
+        return there
 
 
 def open_run(path: str | PathLike[str] | None = None, root: str | PathLike[str] = "traces") -> TraceStore:

@@ -33,14 +33,15 @@ class TraceDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self._store.array(self._name).size(EXAMPLE)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Return values, mask, example_id and row of one example."""
+        """Return values, mask (of the slots of the position axis), example_id and row of one example."""
         store = self._here()
         index = store.row(int(row))
-        values = store.array(self._name).read(**{EXAMPLE: index, **self._picks})
-        mask = store.encodings(index)["attention_mask"]
+        array = store.array(self._name)
+        values = array.read(**{EXAMPLE: index, **self._picks})
+        mask = array.slots(array.position_axis).at(index) >= 0
         return {
             "values": torch.from_numpy(values),
-            "mask": torch.from_numpy(mask != 0),
+            "mask": torch.from_numpy(mask),
             "example_id": str(store.example_id(index)),
             "row": index,
         }

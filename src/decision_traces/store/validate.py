@@ -6,11 +6,12 @@ from os import PathLike
 import numpy as np
 import pyarrow as pa
 
-from decision_traces.errors import DamagedRunError
-from decision_traces.schema import DEPTH, LAYER, META_FILE, OUTCOMES_FILE, POSITION_COLUMNS, TOKENS_FILE
+from decision_traces.errors import DamagedRunError, UsageError
+from decision_traces.schema import KEY, META_FILE, OUTCOMES_FILE, POSITION_COLUMNS, TOKENS_FILE
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.checks_chain import check_chain
+from decision_traces.store.checks_coordinates import check_coordinates
 from decision_traces.store.checks_files import (
     check_files,
     check_index,
@@ -19,9 +20,10 @@ from decision_traces.store.checks_files import (
     check_meta,
     check_presence,
 )
+from decision_traces.store.checks_masked import check_masked
 from decision_traces.store.checks_outcomes import check_choices, check_next_token, check_positions
 from decision_traces.store.checks_tables import check_columns, check_tokens, token_columns
-from decision_traces.store.checks_values import Seen, check_values
+from decision_traces.store.checks_values import Seen, SlotsOf, check_values
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.runs import portable_path
 from decision_traces.store.table import Spans, read_table
@@ -55,11 +57,11 @@ def validate_run(run_dir: str | PathLike[str], progress: Progress | None = None)
     results += check_meta(store)
     results += check_files(store)
     results += check_presence(store)
-    tables, table, spans = _tables(store)
+    tables, table = _tables(store)
     results += tables
     arrays, opened = _open_arrays(store)
     results += opened
-    results += _arrays(store, arrays, table, spans, progress or (lambda done, total: None))
+    results += _arrays(store, arrays, table, progress or (lambda done, total: None))
     return results
 
 
@@ -78,19 +80,15 @@ def _open_arrays(store: OpenRun) -> tuple[dict[str, StoredArray], list[CheckResu
     return arrays, results
 
 
-def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None, Spans | None]:
-    """Check the tables; return also the token table and its spans, as far as they can be read."""
+def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None]:
+    """Check the tables; return also the token table, where it can be read."""
     path, results = store.run_dir / TOKENS_FILE, []
     vocab = store.meta.get("vocab_size")
     try:
         # Page checksums alone: what the manifest says about the file is a check of its own.
         table = read_table(path)
     except DamagedRunError as error:
-        return (
-            [CheckResult("table reads", False, where=TOKENS_FILE, detail=str(error), array=TOKENS_FILE)],
-            None,
-            None,
-        )
+        return [CheckResult("table reads", False, where=TOKENS_FILE, detail=str(error), array=TOKENS_FILE)], None
     results.append(CheckResult("table reads", True, detail=f"{table.num_rows} rows", array=TOKENS_FILE))
     columns, usable = check_columns(table, token_columns(store), all_of_them="format_version" in store.meta)
     results.append(columns)
@@ -99,16 +97,19 @@ def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None, Spans |
         spans = store.spans
     except DamagedRunError as error:
         results.append(CheckResult("token spans", False, where=TOKENS_FILE, detail=str(error), array=TOKENS_FILE))
-        return results, table, None
+        return results, table
     if "example_id" not in usable:
-        return results, table, spans
-    results += check_next_token(table, spans, usable, vocab)
+        return results, table
+    # In encoder-decoders it is the decoder that predicts, from its own tokens.
+    read = f"{store.token_prefix(store.sides[0])}input_ids"
+    results += check_next_token(table, spans, usable, vocab, read)
+    results += check_masked(table, spans, usable, vocab)
     results += check_choices(table)
-    results += _outcomes_table(store, table, spans)
-    return results, table, spans
+    results += _outcomes_table(store, table, spans, read)
+    return results, table
 
 
-def _outcomes_table(store: OpenRun, tokens: pa.Table, spans: Spans) -> Iterator[CheckResult]:
+def _outcomes_table(store: OpenRun, tokens: pa.Table, spans: Spans, read: str) -> Iterator[CheckResult]:
     path = store.run_dir / OUTCOMES_FILE
     if not path.exists():
         return
@@ -119,22 +120,33 @@ def _outcomes_table(store: OpenRun, tokens: pa.Table, spans: Spans) -> Iterator[
         return
     columns, usable = check_columns(table, POSITION_COLUMNS, all_of_them=True, file=OUTCOMES_FILE)
     yield columns
-    yield from check_positions(table, tokens, spans, usable, store.meta.get("vocab_size"))
+    yield from check_positions(table, tokens, spans, usable, store.meta.get("vocab_size"), read)
 
 
-def _n_layers(arrays: dict[str, StoredArray]) -> int:
-    """Return the number of layers from the arrays that open; others may be damaged."""
-    for array in arrays.values():
-        if LAYER in array.spec.axes:
-            return array.size(LAYER)
-    return next((array.size(DEPTH) - 1 for array in arrays.values() if DEPTH in array.spec.axes), 0)
+def _slots(array: StoredArray) -> SlotsOf | None:
+    """Return what stands on the position axes of an array, None where the token table is damaged or does not fit."""
+    axes = [array.position_axis, *([KEY] if KEY in array.spec.axes else [])]
+    try:
+        slots = {axis: array.slots(axis) for axis in axes}
+    except (DamagedRunError, UsageError):
+        return None  # the token table's own checks say what is wrong with it
+    for axis, one in slots.items():
+        lead = one.spans.start.shape
+        fits = lead == array.shape[: len(lead)] and (one.chosen is None or len(one.chosen) == lead[0])
+        if not fits or (array.dims is not None and one.at(slice(0, 1)).shape[-1] != array.size(axis)):
+            return None
+    return slots
+
+
+def _sums_to_one(store: OpenRun, name: str) -> bool:
+    told = store.meta.get("attention_rows_sum_to_one", True)
+    return bool(told.get(name, True) if isinstance(told, dict) else told)
 
 
 def _arrays(
     store: OpenRun,
     arrays: dict[str, StoredArray],
     table: pa.Table | None,
-    spans: Spans | None,
     progress: Progress,
 ) -> Iterator[CheckResult]:
     total = sum(int(np.prod(a.shape, dtype=np.int64)) * a.dtype.itemsize for a in arrays.values())
@@ -149,12 +161,12 @@ def _arrays(
     seen: Seen = {}
     for array in arrays.values():
         yield check_layout(store, array, None if table is None else table.num_rows)
-        fitting = spans if spans is not None and spans.start.shape == array.shape[: spans.start.ndim] else None
+        yield from check_coordinates(store, array)
         values, largest = check_values(
             array,
-            fitting,
+            None if table is None else _slots(array),
             [str(i) for i in ids],
-            sums_to_one=store.meta.get("attention_rows_sum_to_one", True),
+            sums_to_one=_sums_to_one(store, array.spec.name),
             padding_promised="format_version" in store.meta,
             seen=seen,
             step=step,
@@ -162,5 +174,5 @@ def _arrays(
         yield from values
         yield check_max_abs(store, array, largest)
     if arrays:
-        yield from check_chain(arrays, _n_layers(arrays), [str(i) for i in ids], step)
+        yield from check_chain(arrays, [str(i) for i in ids], step)
     progress(total, total)

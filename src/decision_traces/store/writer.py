@@ -7,7 +7,6 @@ nothing stands under the run's own name, and a run that stood there before is un
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import RunError, RunExistsError
-from decision_traces.schema import CHOICE, EXAMPLE, META_FILE, ArraySpec, Dims, StorageDtype
+from decision_traces.schema import META_FILE, ArraySpec
 from decision_traces.store.arrays import RUST_PIPELINE
 from decision_traces.store.disk import disk_errors, refuse_existing
 from decision_traces.store.folder import (
@@ -29,62 +28,14 @@ from decision_traces.store.folder import (
     write_manifest,
     write_meta,
 )
+from decision_traces.store.layout import RunLayout, Site
 from decision_traces.store.ledger import LEDGER_FILE, append_record, read_ledger, rewrite_ledger
 from decision_traces.store.table import write_table
 
+__all__ = ["RunLayout", "RunWriter", "Site", "partial_folder"]
+
 _PARTS: Final = "parts"
 _PROBES: Final = ("probe", "probe-link")
-Site = tuple[str, int]
-"""A distinct tensor of the forward pass: its name and layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunLayout:
-    """What a run will hold: fixed before the first forward pass.
-
-    Attributes:
-        specs: The arrays.
-        dims: Their sizes.
-        dtype: Type on disk.
-        block_rows: Examples in a block; a block is the unit of writing and of resuming.
-    """
-
-    specs: tuple[ArraySpec, ...]
-    dims: Dims
-    dtype: StorageDtype
-    block_rows: int
-
-    @property
-    def n_blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.dims.n_examples // self.block_rows)
-
-    def rows(self, block: int) -> range:
-        """Return the rows of one block."""
-        start = block * self.block_rows
-        return range(start, min(start + self.block_rows, self.dims.n_examples))
-
-    def places(self) -> dict[Site, list[tuple[ArraySpec, int]]]:
-        """Return for every distinct tensor the arrays and layer indices where it stands."""
-        places: dict[Site, list[tuple[ArraySpec, int]]] = {}
-        for spec in self.specs:
-            size = 1 if spec.layer_axis is None else self.dims.shape(spec.axes)[spec.layer_axis]
-            for index in range(size):
-                places.setdefault(spec.source(index, self.dims.n_layers), []).append((spec, index))
-        return places
-
-    def chunk(self, spec: ArraySpec) -> tuple[int, ...]:
-        """Return the shape of what readers ask for: one example (one choice of it) at one layer, whole."""
-        single = {spec.axes.index(axis) for axis in (EXAMPLE, CHOICE) if axis in spec.axes} | {spec.layer_axis}
-        return tuple(1 if i in single else n for i, n in enumerate(self.dims.shape(spec.axes)))
-
-    def shard(self, spec: ArraySpec) -> tuple[int, ...]:
-        """Return the shape of one file: a block of examples with all their choices at one layer."""
-        shape = list(self.dims.shape(spec.axes))
-        shape[0] = self.block_rows
-        if spec.layer_axis is not None:
-            shape[spec.layer_axis] = 1
-        return tuple(shape)
 
 
 def partial_folder(run: Path) -> Path:
@@ -179,7 +130,7 @@ class RunWriter:
             for spec in self.layout.specs:
                 self._arrays[spec.name] = zarr.create_array(
                     self.folder / spec.path,
-                    shape=self.layout.dims.shape(spec.axes),
+                    shape=self.layout.dims_of(spec).shape(spec),
                     dtype=self.layout.dtype,
                     chunks=self.layout.chunk(spec),
                     shards=self.layout.shard(spec),
@@ -187,6 +138,15 @@ class RunWriter:
                     fill_value=0,
                     dimension_names=spec.axes,
                 )
+        for path, numbers in self.layout.coordinates().items():
+            zarr.create_array(
+                self.folder / path,
+                data=np.asarray(numbers, dtype=np.int32),
+                chunks=(max(1, len(numbers)),),
+                compressors=[Crc32cCodec()],
+                fill_value=-1,
+                dimension_names=(path.rsplit("/", 1)[1],),
+            )
 
     def _can_link(self) -> bool:
         """Return whether the file system has hard links."""
@@ -206,7 +166,7 @@ class RunWriter:
     def write_block(
         self,
         block: int,
-        tensors: Mapping[str, np.ndarray],
+        tensors: Mapping[Site, np.ndarray],
         tables: Mapping[str, pa.Table],
         facts: Mapping[str, Any],
     ) -> int:
@@ -214,8 +174,9 @@ class RunWriter:
 
         Args:
             block: Its number.
-            tensors: Site to (layers, rows, ...) in the storage type, (layers, rows, choices, ...) where the run has
-                choices; each distinct tensor is written once.
+            tensors: Site and layer (the model's own number) to (rows, ...) in the storage type, (rows, choices, ...)
+                where the run has choices; cut to the heads and position slots that are kept: the array's shape
+                without its layer axis. Each distinct tensor is written once.
             tables: File name to the block's rows of that table.
             facts: JSON values to keep with the block (largest values, ...); read back by `facts`.
 
@@ -227,8 +188,8 @@ class RunWriter:
         """
         with disk_errors(self.folder):
             files: dict[str, FileRecord] = {}
-            for (site, layer), places in self._places.items():
-                files |= self._write_shards(block, tensors[site][layer], places)
+            for site, places in self._places.items():
+                files |= self._write_shards(block, tensors[site], places)
             for name, table in tables.items():
                 write_table(self._part(name, block), table)
             parts = {f"{_PARTS}/{self._part(n, block).name}": checksum(self._part(n, block)) for n in tables}
@@ -254,8 +215,10 @@ class RunWriter:
         first = self._shard(spec, block, index)
         first.unlink(missing_ok=True)  # what a crash left half-written must not be read and merged
         self._arrays[spec.name][tuple(selection)] = data
-        if not first.exists():  # nothing but padding
-            return {}
+        if not first.exists():
+            # Zeros alone: padding, but the outputs of some layers (a ReLU, weights that begin at zero) may be zero at
+            # tokens too, and there a reader that finds no file reports damage.
+            self._arrays[spec.name].with_config({"write_empty_chunks": True})[tuple(selection)] = data
         record = checksum(first)
         for other, other_index in places[1:]:
             self._duplicate(first, self._shard(other, block, other_index))

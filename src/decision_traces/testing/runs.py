@@ -8,9 +8,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -18,212 +18,38 @@ import pandas as pd
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-Layout = Literal["sharded", "v3", "v2"]
-
-
-@dataclass(frozen=True, slots=True)
-class TinyRun:
-    """What a small run holds.
-
-    Attributes:
-        lengths: Tokens of each example, or of each choice of each example.
-        n_layers: Layers.
-        n_heads: Query heads.
-        n_kv_heads: Key-value heads.
-        d_head: Width of a head.
-        d_model: Width of the residual stream.
-        n_positions: T.
-        dtype: float16 or float32.
-        capture: The `--capture` words.
-        layout: "sharded" is the format of this package; "v3" and "v2" are older tools' plain chunks, without
-            format_version, manifest and digests.
-        block_rows: Examples per shard.
-        links: Repeated layers are hard links, as the writer makes them.
-        seed: Of the random numbers.
-    """
-
-    lengths: tuple[int, ...] | tuple[tuple[int, ...], ...] = (5, 2, 1, 6, 3)
-    n_layers: int = 3
-    n_heads: int = 4
-    n_kv_heads: int = 2
-    d_head: int = 3
-    d_model: int = 8
-    n_positions: int = 6
-    dtype: Literal["float16", "float32"] = "float16"
-    capture: tuple[str, ...] = ("attn", "qkv", "hidden", "resid")
-    layout: Layout = "sharded"
-    block_rows: int = 2
-    links: bool = True
-    seed: int = 0
-
-    @property
-    def n_choices(self) -> int | None:
-        """Choices per example, or None for a decoder run."""
-        return len(self.lengths[0]) if isinstance(self.lengths[0], tuple) else None
-
-    @property
-    def spread(self) -> np.ndarray:
-        """Tokens per example, (N,) or (N, C)."""
-        return np.asarray(self.lengths, dtype=np.int64)
-
-
-DECODER = TinyRun(lengths=(5, 2, 1, 6, 3))
-CHOICES = TinyRun(lengths=((5, 2), (3, 3), (1, 6)), n_layers=2)
-
-VOCAB = 50
-# name: (group, key, axes); spelled out here so that a slip in the schema's table cannot hide.
-_BODY: dict[str, tuple[str, str, str, str]] = {
-    "self_attn": ("self_attn.zarr", "attn", "layer head query key", "attn"),
-    "self_q": ("self_qkv.zarr", "q", "layer head position d_head", "qkv"),
-    "self_k": ("self_qkv.zarr", "k", "layer kv_head position d_head", "qkv"),
-    "self_v": ("self_qkv.zarr", "v", "layer kv_head position d_head", "qkv"),
-    "hidden": ("hidden.zarr", "h", "depth position d_model", "hidden"),
-    "res_embed": ("res_embed.zarr", "x", "position d_model", "resid"),
-    "res_pre_attn": ("res_pre_attn.zarr", "x", "layer position d_model", "resid"),
-    "res_post_attn": ("res_post_attn.zarr", "x", "layer position d_model", "resid"),
-    "res_post_mlp": ("res_post_mlp.zarr", "x", "layer position d_model", "resid"),
-}
-
-
-def layout_of(run: TinyRun) -> dict[str, tuple[str, str, tuple[str, ...]]]:
-    """Return name to (group, key, axes) of the arrays a run holds."""
-    choices = run.n_choices is not None
-    prefix, lead, cut = ("enc_mc_", ("example", "choice"), "self_") if choices else ("dec_", ("example",), "")
-    return {
-        prefix + body.removeprefix(cut): (prefix + group.removeprefix(cut), key, (*lead, *axes.split()))
-        for body, (group, key, axes, capture) in _BODY.items()
-        if capture in run.capture
-    }
-
-
-def random_arrays(run: TinyRun) -> dict[str, np.ndarray]:
-    """Return random traces that keep every promise of the format: padding, chain, causality, rows of sum 1."""
-    rng, lead, t = np.random.default_rng(run.seed), run.spread.shape, run.n_positions
-    real = np.arange(t) < run.spread[..., None]
-
-    def random(*body: int) -> np.ndarray:
-        mask = real.reshape(*lead, *(1,) * (len(body) - 2), t, 1)
-        values = rng.uniform(0.5, 2.0, (*lead, *body)) * rng.choice([-1.0, 1.0], (*lead, *body))
-        masked: np.ndarray = np.where(mask, values, 0.0).astype(run.dtype)
-        return masked
-
-    states, layers = random(run.n_layers + 1, t, run.d_model), run.n_layers
-    axis = len(lead)
-    final = random(t, run.d_model)
-    arrays = {
-        "self_attn": _attention(run, rng, real),
-        "self_q": random(layers, run.n_heads, t, run.d_head),
-        "self_k": random(layers, run.n_kv_heads, t, run.d_head),
-        "self_v": random(layers, run.n_kv_heads, t, run.d_head),
-        "hidden": np.concatenate([states.take(range(layers), axis), np.expand_dims(final, axis)], axis),
-        "res_embed": states.take(0, axis),
-        "res_pre_attn": states.take(range(layers), axis),
-        "res_post_attn": random(layers, t, run.d_model),
-        "res_post_mlp": states.take(range(1, layers + 1), axis),
-    }
-    names = layout_of(run)
-    prefix = "dec_" if run.n_choices is None else "enc_mc_"
-    renamed = {prefix + (k if run.n_choices is None else k.removeprefix("self_")): v for k, v in arrays.items()}
-    return {name: renamed[name] for name in names}
-
-
-def _attention(run: TinyRun, rng: np.random.Generator, real: np.ndarray) -> np.ndarray:
-    t, lead = run.n_positions, run.spread.shape
-    allowed = real[..., :, None] & real[..., None, :]
-    if run.n_choices is None:
-        allowed = allowed & np.tri(t, dtype=bool)
-    allowed = np.expand_dims(allowed, (len(lead), len(lead) + 1))
-    weights = rng.uniform(0.2, 1.0, (*lead, run.n_layers, run.n_heads, t, t)) * allowed
-    total = weights.sum(-1, keepdims=True)
-    shares: np.ndarray = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    return shares.astype(run.dtype)
-
-
-def token_table(run: TinyRun) -> pd.DataFrame:
-    """Return the token table of a run, with consistent predictions."""
-    rng = np.random.default_rng(run.seed + 1)
-    rows = []
-    for row, length in enumerate(run.spread):
-        options = [_tokens(rng, int(n), run.n_positions) for n in np.atleast_1d(length)]
-        columns = options[0]
-        if run.n_choices is not None:
-            parts = [[0 if m else -1 for m in o["attention_mask"]] for o in options]
-            columns = {k: [o[k] for o in options] for k in columns} | {"sequence_ids": parts}
-        outcome = _next_token(rng, columns) if run.n_choices is None else _choice(rng, run.n_choices)
-        rows.append({"example_id": f"tiny-validation-{row:06d}", "text": f"text number {row}", **columns, **outcome})
-    return pd.DataFrame(rows)
-
-
-def _tokens(rng: np.random.Generator, length: int, t: int) -> dict[str, Any]:
-    ids = [int(i) for i in rng.integers(1, VOCAB, length)]
-    return {
-        "input_ids": ids + [0] * (t - length),
-        "attention_mask": [1] * length + [0] * (t - length),
-        "offset_mapping": [[i, i + 1] for i in range(length)] + [[0, 0]] * (t - length),
-        "tokens": [f"t{i}" for i in ids] + ["<pad>"] * (t - length),
-        "n_tokens": length,
-        "truncated": False,
-    }
-
-
-def _next_token(rng: np.random.Generator, columns: Mapping[str, Any]) -> dict[str, Any]:
-    position = max(columns["n_tokens"] - 2, -1)
-    if position < 0:
-        return {"next_pos": -1} | dict.fromkeys(_NEXT)
-    logits = rng.normal(size=VOCAB) * 2
-    probs = (np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
-    order, true = np.argsort(-logits), columns["input_ids"][position + 1]
-    return {
-        "next_pos": position,
-        "next_true_id": true,
-        "next_true_token": f"t{true}",
-        "next_pred_id": int(order[0]),
-        "next_pred_token": f"t{order[0]}",
-        "next_correct": bool(order[0] == true),
-        "next_true_prob": probs[true],
-        "next_pred_prob": probs[order[0]],
-        "next_entropy": np.float32(-(probs * np.log(probs)).sum()),
-        "next_true_rank": int((logits > logits[true]).sum()) + 1,
-        "next_margin": np.float32(logits[order[0]] - logits[order[1]]),
-        "next_topk_ids": [int(i) for i in order[:3]],
-        "next_topk_tokens": [f"t{i}" for i in order[:3]],
-        "next_topk_probs": [float(p) for p in probs[order[:3]]],
-    }
-
-
-_NEXT = (
-    "next_true_id",
-    "next_true_token",
-    "next_pred_id",
-    "next_pred_token",
-    "next_correct",
-    "next_true_prob",
-    "next_pred_prob",
-    "next_entropy",
-    "next_true_rank",
-    "next_margin",
-    "next_topk_ids",
-    "next_topk_tokens",
-    "next_topk_probs",
+from decision_traces.testing.run_arrays import keeps_all_positions, kept_numbers, random_arrays, whole_arrays
+from decision_traces.testing.run_tables import token_table
+from decision_traces.testing.tiny_run import (
+    CHOICES,
+    DECODER,
+    ENCDEC,
+    HYBRID,
+    SELECTED,
+    VOCAB,
+    Layout,
+    Place,
+    TinyRun,
+    layout_of,
 )
 
-
-def _choice(rng: np.random.Generator, n_choices: int) -> dict[str, Any]:
-    logits, label = rng.normal(size=n_choices), int(rng.integers(n_choices))
-    probs, letters = np.exp(logits) / np.exp(logits).sum(), [chr(65 + i) for i in range(n_choices)]
-    pred = int(logits.argmax())
-    return {
-        "question": "which one?",
-        "choice_texts": [f"choice {letter}" for letter in letters],
-        "answerKey": letters[label],
-        "label_idx": label,
-        "pred_idx": pred,
-        "pred_label": letters[pred],
-        "is_correct": pred == label,
-        "choice_labels": letters,
-        "choice_logits": [float(x) for x in logits],
-        "choice_probs": [float(x) for x in probs],
-    }
+__all__ = [
+    "CHOICES",
+    "DECODER",
+    "ENCDEC",
+    "HYBRID",
+    "SELECTED",
+    "VOCAB",
+    "Layout",
+    "TinyRun",
+    "build_run",
+    "copy_run",
+    "random_arrays",
+    "reseal",
+    "seal",
+    "token_table",
+    "whole_arrays",
+]
 
 
 def build_run(
@@ -246,6 +72,8 @@ def build_run(
         alter(arrays, table)
     for name, (group, key, axes) in layout_of(run).items():
         write_array(folder / group, key, arrays[name], axes, run)
+        if run.layout == "sharded":
+            _write_coordinates(folder / group, name, axes, run)
     if run.links and run.layout == "sharded":
         _link(folder, run)
     table.to_parquet(folder / "tokens.parquet", write_page_checksum=True)
@@ -271,6 +99,8 @@ def write_array(group: Path, key: str, values: np.ndarray, axes: tuple[str, ...]
         chunks = tuple(max(1, (n + 1) // 2) for n in values.shape)
         parent.create_array(key, shape=values.shape, chunks=chunks, dtype=run.dtype)[...] = values
         return
+    if run.format_version == "1.0":
+        axes = tuple("d_head" if axis == "d_value" else axis for axis in axes)
     singles = {"example", "layer", "depth"}
     inner = tuple(1 if a in singles else n for a, n in zip(axes, values.shape, strict=True))
     shard = (run.block_rows, *inner[1:])
@@ -292,23 +122,41 @@ def write_array(group: Path, key: str, values: np.ndarray, axes: tuple[str, ...]
     stored[...] = values
 
 
+def _write_coordinates(group: Path, name: str, axes: tuple[str, ...], run: TinyRun) -> None:
+    """Write the numbers along the axes that are not whole."""
+    numbers = kept_numbers(name, axes, run)
+    whole = kept_numbers(name, axes, replace(run, layers=None, heads=None, attention_layers=None, mlp_layers=None))
+    coordinates = {axis: kept for axis, kept in numbers.items() if kept != whole[axis]}
+    if isinstance(run.positions, tuple) and not keeps_all_positions(name, run):
+        coordinates |= {axis: list(run.positions) for axis in ("position", "query") if axis in axes}
+    parent = zarr.open_group(group, mode="a", zarr_format=3)
+    for axis, kept in coordinates.items():
+        if axis not in parent:
+            data = np.asarray(kept, dtype=np.int32)
+            parent.create_array(axis, data=data, fill_value=-1, dimension_names=(axis,))
+
+
 def _link(folder: Path, run: TinyRun) -> None:
     """Make pre_attn[l] and hidden[l] hard links of post_mlp[l-1]."""
     names = layout_of(run)
-    prefix = "dec_" if run.n_choices is None else "enc_mc_"
-    source = names.get(f"{prefix}res_post_mlp")
-    if source is None:
-        return
-    for name in (f"{prefix}res_pre_attn", f"{prefix}hidden"):
-        if name not in names:
+    for prefix in run.prefixes:
+        source = names.get(f"{prefix}res_post_mlp")
+        if source is None or run.layers is not None:
             continue
-        for layer in range(1, run.n_layers):
-            for block in range(-(-len(run.lengths) // run.block_rows)):
-                ends = _shard(run, names[name], block, layer), _shard(run, source, block, layer - 1)
-                target, original = (folder / end for end in ends)
-                if target.exists():
-                    target.unlink()
-                    os.link(original, target)
+        for name in (f"{prefix}res_pre_attn", f"{prefix}hidden"):
+            if name in names:
+                _link_layers(folder, run, names[name], source)
+
+
+def _link_layers(folder: Path, run: TinyRun, place: Place, source: Place) -> None:
+    encoder = place[0].startswith("enc_") and run.source_lengths is not None
+    n_layers = run.n_source_layers if encoder else run.n_layers
+    for layer in range(1, n_layers):
+        for block in range(-(-len(run.lengths) // run.block_rows)):
+            target, original = (folder / _shard(run, p, block, at) for p, at in ((place, layer), (source, layer - 1)))
+            if target.exists():
+                target.unlink()
+                os.link(original, target)
 
 
 def _shard(run: TinyRun, place: tuple[str, str, tuple[str, ...]], block: int, layer: int) -> str:
@@ -322,8 +170,8 @@ def write_meta(folder: Path, run: TinyRun, arrays: Mapping[str, np.ndarray]) -> 
     meta: dict[str, Any] = {
         "run_id": folder.name,
         "model": "tiny",
-        "arch": "dec" if run.n_choices is None else "enc",
-        "objective": "next_token" if run.n_choices is None else "multiple_choice",
+        "arch": "encdec" if run.source_lengths else "enc" if run.n_choices else run.side,
+        "objective": run.task,
         "dataset": "tiny",
         "split": "validation",
         "n_examples": len(run.lengths),
@@ -338,7 +186,7 @@ def write_meta(folder: Path, run: TinyRun, arrays: Mapping[str, np.ndarray]) -> 
     }
     if run.layout == "sharded":
         meta |= {
-            "format_version": "1.0",
+            "format_version": run.format_version,
             "num_kv_heads": run.n_kv_heads,
             "d_model": run.d_model,
             "vocab_size": VOCAB,
@@ -351,9 +199,43 @@ def write_meta(folder: Path, run: TinyRun, arrays: Mapping[str, np.ndarray]) -> 
             },
             "block_rows": run.block_rows,
         }
+        if run.format_version != "1.0":
+            meta |= {"sides": _sides(run), "selection": _selection(run), "missing": dict(run.missing)}
         seal(folder, meta)
     else:
         (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def _selection(run: TinyRun) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v := getattr(run, k), tuple) else v for k in ("layers", "heads", "positions")}
+
+
+def _sides(run: TinyRun) -> dict[str, dict[str, Any]]:
+    """Return the sizes of each side, by the names that the meta has for them."""
+    sizes: dict[str, Any] = {
+        "n_examples": len(run.lengths),
+        "n_layers": run.n_layers,
+        "n_heads": run.n_heads,
+        "n_kv_heads": run.n_kv_heads,
+        "d_head": run.d_head,
+        "d_model": run.d_model,
+        "n_positions": run.n_positions,
+        "n_choices": run.n_choices or 1,
+        "d_value": run.d_value,
+        "d_mlp": run.d_mlp,
+        "n_source": run.n_source if run.source_lengths else 0,
+        "vocab_size": VOCAB,
+        "attention_layers": run.attention_layers,
+        "cross_layers": None,
+        "mlp_layers": run.mlp_layers,
+        **_selection(run),
+    }
+    lists = {k: list(v) if isinstance(v, tuple) else v for k, v in sizes.items()}
+    if not run.source_lengths:
+        return {run.prefixes[0].split("_")[0]: lists}
+    own = {"n_layers": run.n_source_layers, "n_positions": run.n_source, "n_source": 0, "positions": "all"}
+    kept = None if run.layers is None else [i for i in run.layers if i < run.n_source_layers]
+    return {"dec": lists, "enc": lists | own | {"layers": kept}}
 
 
 def seal(folder: Path, meta: Mapping[str, Any]) -> None:

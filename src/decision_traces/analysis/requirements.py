@@ -1,0 +1,50 @@
+"""What an analysis needs of a run that may keep only some layers, heads and positions."""
+
+from decision_traces.errors import UnsupportedArchitecture, UsageError
+from decision_traces.schema import HEAD, KV_HEAD, LAYER
+from decision_traces.store.arrays import StoredArray
+from decision_traces.store.reader import TraceStore
+from decision_traces.store.selection import layers_that_have
+
+
+def need_whole(array: StoredArray, what: str, *, positions: bool = False) -> None:
+    """Raise where an array is not of all layers and heads of the model, in order.
+
+    Args:
+        array: What is to be read.
+        what: The analysis, for the message.
+        positions: Whether it needs all positions too, and not just those where decisions are made.
+
+    Raises:
+        UsageError: The run keeps some only, or some layers of the model have nothing of the kind.
+    """
+    dims, axes = array.dims, array.spec.axes
+    if dims is None:
+        return
+    if dims.layers not in {None, tuple(range(dims.n_layers))} and array.spec.layer_axis is not None:
+        raise _some(f"layers {', '.join(map(str, dims.layers or ()))}", what, "--layers")
+    if dims.heads not in {None, tuple(range(dims.n_heads))} and {HEAD, KV_HEAD} & set(axes):
+        raise _some(f"heads {', '.join(map(str, dims.heads or ()))}", what, "--heads")
+    if positions and array.slots(array.position_axis).kept != "all":
+        kept = dims.positions if isinstance(dims.positions, str) else ", ".join(map(str, dims.positions))
+        raise _some(f"positions {kept}", what, "--positions")
+    have = layers_that_have(array.spec, dims)
+    if LAYER in axes and have is not None and len(array.numbers(LAYER)) < dims.n_layers:
+        raise UsageError(f"{have[0].upper()}{have[1:]}; {what} needs it in all layers.")
+
+
+def _some(kept: str, what: str, flag: str) -> UsageError:
+    return UsageError(f"This run keeps {kept} only; {what} needs all: extract again without {flag}.")
+
+
+def refuse_cross_attention(store: TraceStore, what: str) -> None:
+    """Raise for encoder-decoders, whose decoder writes a part into its stream that the analysis does not know.
+
+    Raises:
+        UnsupportedArchitecture: The run is of an encoder-decoder.
+    """
+    if store.arch == "encdec":
+        raise UnsupportedArchitecture(
+            f"{store.meta.get('model', 'The model')} is an encoder-decoder, whose cross-attention writes into the "
+            f"residual stream as well: {what} is made for decoders alone. The lens works: decision-traces lens."
+        )

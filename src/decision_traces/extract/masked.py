@@ -1,0 +1,131 @@
+"""Encoders with a masked-language-modelling head: some tokens masked, and what the model says stood there."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from decision_traces.capture.forward import all_logits
+from decision_traces.data.example import Example
+from decision_traces.errors import ModelError
+from decision_traces.extract.job import Material, encode_texts
+from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
+from decision_traces.models.load import LoadedModel
+from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
+from decision_traces.schema import RUN_COLUMNS, TOKENS_FILE
+from decision_traces.tokens import Encoding, TokenBatch
+
+_COLUMNS: Mapping[str, str] = {
+    "true_ids": "true_id",
+    "pred_ids": "pred_id",
+    "true_probs": "true_prob",
+    "pred_probs": "pred_prob",
+    "entropies": "entropy",
+    "true_ranks": "true_rank",
+    "correct": "correct",
+}
+
+
+def mask_some(
+    loaded: LoadedModel, examples: Sequence[Example], limit: int | None, *, share: float, seed: int
+) -> list[Encoding]:
+    """Tokenise texts and replace some tokens by the mask token; special tokens stay.
+
+    Which tokens are masked depends on the seed and the example alone, not on how many examples there are. A text with
+    a token has at least one masked where the share is above 0.
+
+    Args:
+        loaded: The model with its tokenizer.
+        examples: The texts.
+        limit: Most tokens of a text.
+        share: Share of the tokens to mask.
+        seed: Of the choice.
+
+    Raises:
+        ModelError: The tokenizer has no mask token.
+    """
+    encodings = encode_texts(loaded, examples, limit)
+    mask, special = loaded.tokenizer.mask_token_id, set(loaded.tokenizer.all_special_ids)
+    if share == 0:
+        return encodings
+    if mask is None:
+        raise ModelError("This tokenizer has no mask token; give --mask_prob 0 to trace the texts as they are.")
+    return [
+        _masked(encoding, int(mask), special, share, np.random.default_rng([seed, zlib.crc32(e.example_id.encode())]))
+        for encoding, e in zip(encodings, examples, strict=True)
+    ]
+
+
+def _masked(encoding: Encoding, mask: int, special: set[int], share: float, random: np.random.Generator) -> Encoding:
+    words = np.flatnonzero([int(i) not in special for i in encoding.ids])
+    if len(words) == 0:
+        return encoding
+    chosen = words[random.random(len(words)) < share]
+    chosen = chosen if len(chosen) else random.choice(words, 1)
+    ids = encoding.ids.copy()
+    ids[chosen] = mask
+    return replace(encoding, ids=ids, truth=encoding.ids)
+
+
+class MaskedWorkflow:
+    """Keeps what the model says at the masked tokens of every example of the block in work."""
+
+    def __init__(self, material: Material, *, topk: int) -> None:
+        self._material, self._topk = material, topk
+        self._field_types = field_types(material.examples)
+        self._rows: dict[int, tuple[np.ndarray, NextTokenOutcomes]] = {}
+
+    def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
+        """Run the model and keep the outcome at every masked token."""
+        logits = all_logits(loaded.model, batch, loaded.device, loaded.task)
+        for i, row in enumerate(batch.rows):
+            encoding = self._material.encodings[first_row + row]
+            if encoding.truth is None:
+                continue
+            at = np.flatnonzero(encoding.ids != encoding.truth)
+            if len(at):
+                truth = torch.from_numpy(encoding.truth[at].astype(np.int64))
+                self._rows[first_row + row] = at, next_token_outcomes(logits[i, at.tolist()], truth, self._topk)
+
+    def tables(self, rows: range) -> Mapping[str, pa.Table]:
+        """Return the rows of `tokens.parquet`."""
+        material = self._material
+        examples = material.examples[rows.start : rows.stop]
+        encodings = material.encodings[rows.start : rows.stop]
+        columns = token_columns(examples, encodings, material.loaded.tokenizer, material.pad, material.n_positions)
+        columns |= self._outcome_columns(rows)
+        extra = field_columns(examples, self._field_types)
+        return {TOKENS_FILE: to_table(RUN_COLUMNS["masked"], columns, extra)}
+
+    def _outcome_columns(self, rows: range) -> dict[str, Any]:
+        found = [self._rows.pop(row, None) for row in rows]
+        columns: dict[str, Any] = {"masked_pos": [[] if f is None else f[0].tolist() for f in found]}
+        for name, field in _COLUMNS.items():
+            columns[f"masked_{name}"] = [[] if f is None else getattr(f[1], field).tolist() for f in found]
+        tokenizer: Any = self._material.loaded.tokenizer
+        for which in ("true", "pred"):
+            ids = columns[f"masked_{which}_ids"]
+            columns[f"masked_{which}_tokens"] = [[tokenizer.decode([i]) for i in row] for row in ids]
+        return columns
+
+    def conventions(self) -> Mapping[str, str]:
+        """Return what the outcome columns mean."""
+        return {
+            "masked_pos": "positions whose token was replaced by the mask token; input_ids are what the model read, "
+            "text and offsets are as they were, and the outcome is what the model says stood there",
+            "entropy": "nats",
+        }
+
+    def figures(self, tokens: pa.Table) -> dict[str, Any]:
+        """Return the accuracy figures of the whole run for its meta; nll in nats."""
+        correct = tokens["masked_correct"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        probs = tokens["masked_true_probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        if len(correct) == 0:
+            return {"n_masked": 0}
+        nll = -np.log(np.maximum(probs, np.finfo(np.float32).tiny))
+        figures = {"masked_accuracy": float(np.mean(correct)), "mean_masked_nll": float(nll.mean())}
+        return {"n_masked": len(correct), **figures}

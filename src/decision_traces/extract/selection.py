@@ -1,0 +1,197 @@
+"""What a run keeps: which arrays the model can give, and which layers, heads and positions were asked for."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from decision_traces.capture.evidence import stack_dims
+from decision_traces.errors import UnsupportedArchitecture, UsageError
+from decision_traces.models.anatomy import Anatomy
+from decision_traces.schema import (
+    CROSS_STAGES,
+    LOGITS,
+    MLP_STAGES,
+    SELF_STAGES,
+    ArraySpec,
+    Dims,
+    Positions,
+    Prefix,
+    Side,
+    arrays_for,
+)
+
+_WORDS: Final[Mapping[str, Positions]] = {"all": "all", "next": "next", "last": "last"}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the user asked for.
+
+    Attributes:
+        capture: The `--capture` words.
+        layers, heads: As on the command line: `all`, or numbers and ranges such as `0,5,-1` or `0-3`.
+        positions: `all`, `next`, `last`, or numbers.
+    """
+
+    capture: tuple[str, ...]
+    layers: str = "all"
+    heads: str = "all"
+    positions: str = "all"
+
+    def check(self) -> None:
+        """Refuse what cannot mean anything for any model.
+
+        Raises:
+            UsageError: A flag is not of its form.
+        """
+        parse_numbers(self.layers, None, "--layers", "layers")
+        parse_numbers(self.heads, None, "--heads", "heads")
+        self.kept_positions(None)
+
+    def kept_positions(self, n_positions: int | None) -> Positions:
+        """Return which token positions are kept."""
+        if self.positions in _WORDS:
+            return _WORDS[self.positions]
+        numbers = parse_numbers(self.positions, None, "--positions", "positions (or all, next, last)")
+        if numbers is None or min(numbers) < 0:
+            raise UsageError(f"--positions {self.positions}: positions count from 0; the end of a text is `last`.")
+        if n_positions is not None and max(numbers) >= n_positions:
+            raise UsageError(f"--positions {self.positions}: there are positions 0 to {n_positions - 1} (--max_seq_len).")
+        return numbers
+
+
+def parse_numbers(text: str, size: int | None, flag: str, what: str) -> tuple[int, ...] | None:
+    """Return the numbers that a flag names, ascending and each once; None for `all`.
+
+    Args:
+        text: `all`, or numbers and ranges, separated by commas; negative ones count from the end.
+        size: How many there are; None to check the form alone.
+        flag: The flag, for the message.
+        what: What is counted, for the message.
+
+    Raises:
+        UsageError: The text is of another form, or a number is outside.
+    """
+    if text == "all":
+        return None
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().rpartition("-")
+        try:
+            numbers |= set(range(int(first), int(last) + 1)) if dash and first else {int(part)}
+        except ValueError:
+            raise UsageError(f"{flag} {text}: give all, or {what} such as 0,5,-1 or 0-3.") from None
+    if not numbers:
+        raise UsageError(f"{flag} {text}: names none.")
+    if size is None:
+        return tuple(sorted(numbers))
+    outside = sorted(n for n in numbers if not -size <= n < size)
+    if outside:
+        raise UsageError(f"{flag} {text}: there is no {outside[0]}; this model has {what} 0 to {size - 1}.")
+    return tuple(sorted({n % size for n in numbers}))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a run will hold of a model.
+
+    Attributes:
+        specs: The arrays.
+        sides: The sizes of each side, and what of it is kept.
+        missing: Array to the reason why the model cannot give it though its capture was asked for.
+    """
+
+    specs: tuple[ArraySpec, ...]
+    sides: Mapping[Side, Dims]
+    missing: Mapping[str, str]
+
+
+def choose(
+    selection: Selection,
+    anatomy: Anatomy,
+    prefixes: Iterable[Prefix],
+    lengths: Mapping[Side, int],
+    *,
+    n_examples: int,
+    n_choices: int,
+    vocab_size: int,
+) -> Kept:
+    """Decide what a run holds.
+
+    Args:
+        selection: What was asked for.
+        anatomy: What the model has.
+        prefixes: What the names of its arrays begin with; one a side.
+        lengths: T of each side, in tokens.
+        n_examples, n_choices: Sizes of the data.
+        vocab_size: Width of the logits; 0 for a model without a language-modelling head.
+
+    Raises:
+        UsageError: A layer, head or position that is not there.
+        UnsupportedArchitecture: The model gives nothing of a capture that was asked for.
+    """
+    sides = {
+        side: _dims(selection, anatomy, side, lengths, n_examples, n_choices, vocab_size) for side in anatomy.stacks
+    }
+    specs: list[ArraySpec] = []
+    missing: dict[str, str] = {}
+    for prefix in prefixes:
+        for spec in arrays_for(prefix, selection.capture):
+            reason = _reason(spec, anatomy, sides[spec.side])
+            if reason is None:
+                specs.append(spec)
+            elif reason:
+                missing[spec.name] = reason
+    for word in selection.capture:
+        if not any(spec.capture == word for spec in specs):
+            why = next((r for name, r in missing.items() if _captured_by(name, word, prefixes)), "it has no such part")
+            raise UnsupportedArchitecture(f"--capture {word}: this model cannot give it ({why}). Leave {word} out.")
+    return Kept(tuple(specs), sides, missing)
+
+
+def _captured_by(name: str, word: str, prefixes: Iterable[Prefix]) -> bool:
+    return any(spec.name == name for prefix in prefixes for spec in arrays_for(prefix, (word,)))
+
+
+def _reason(spec: ArraySpec, anatomy: Anatomy, dims: Dims) -> str | None:
+    """Return why an array is not kept: None if it is, empty if nobody would expect it of this model."""
+    stack = anatomy.stacks[spec.side]
+    if spec.stage in CROSS_STAGES and not stack.attention(cross=True):
+        return stack.missing.get(spec.stage, "")
+    if spec.stage in stack.missing:
+        return stack.missing[spec.stage]
+    if spec.stage == LOGITS and (spec.side != anatomy.main.side or not dims.vocab_size):
+        return "the decoder gives them" if spec.side != anatomy.main.side else "it has no language-modelling head"
+    if spec.stage in SELF_STAGES | CROSS_STAGES | MLP_STAGES and not dims.layers_of(spec.stage):
+        return f"none of the layers kept (--layers) has {spec.stage}"
+    return None
+
+
+def _dims(
+    selection: Selection,
+    anatomy: Anatomy,
+    side: Side,
+    lengths: Mapping[Side, int],
+    n_examples: int,
+    n_choices: int,
+    vocab_size: int,
+) -> Dims:
+    stack = anatomy.stacks[side]
+    main = side == anatomy.main.side
+    whole = stack_dims(stack, n_examples, lengths[side], lengths["enc"] if len(anatomy.stacks) > 1 and main else 0)
+    return replace(
+        whole,
+        n_choices=n_choices,
+        vocab_size=vocab_size if main else 0,
+        attention_layers=_some(stack.layers_with("q"), stack.n_layers),
+        cross_layers=_some(stack.layers_with("cross_q"), stack.n_layers) if stack.attention(cross=True) else None,
+        mlp_layers=_some(stack.layers_with("mlp_out"), stack.n_layers),
+        layers=parse_numbers(selection.layers, stack.n_layers, "--layers", "layers"),
+        heads=parse_numbers(selection.heads, whole.n_heads, "--heads", "heads"),
+        positions=selection.kept_positions(lengths[side]) if main else "all",
+    )
+
+
+def _some(numbers: Sequence[int], size: int) -> tuple[int, ...] | None:
+    return None if len(numbers) == size else tuple(numbers)
+

@@ -1,0 +1,225 @@
+"""Any texts through any model: decoders, encoders, encoder-decoders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from decision_traces.capture.evidence import logits_of
+from decision_traces.data.example import TARGET_FIELD, Example
+from decision_traces.data.registry import DataSource
+from decision_traces.data.targets import Targets, load_with_targets
+from decision_traces.errors import ModelError, UsageError
+from decision_traces.extract.job import Job, Material, as_settings, encode_texts, last_known
+from decision_traces.extract.masked import MaskedWorkflow, mask_some
+from decision_traces.extract.next_token import NextTokenConfig, NextTokenWorkflow, extract_next_token
+from decision_traces.extract.progress import Progress, Silent
+from decision_traces.extract.run import run_job
+from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
+from decision_traces.models.load import DEMO_MODEL, LoadedModel, choose_task
+from decision_traces.schema import RUN_COLUMNS, TOKENS_FILE
+from decision_traces.tokens import Encoding, TokenBatch, encode
+
+DEFAULT_MASK_PROB = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(NextTokenConfig):
+    """Trace any model over texts: a decoder, an encoder, an encoder-decoder."""
+
+    task: Literal["auto", "causal", "masked", "encode", "seq2seq"] = "auto"
+    """What the model is for; auto takes the task whose head the checkpoint has."""
+    mask_prob: float = DEFAULT_MASK_PROB
+    """masked: share of the tokens that are replaced by the mask token (seeded); 0 for none."""
+    targets_file: Path | None = None
+    """seq2seq: what the decoder is to say, a row for each text: .txt, or .jsonl, .csv, .parquet with a target column."""
+    target_column: str | None = None
+    """seq2seq: the column of the data that holds it."""
+    dec_max_len: int | Literal["auto"] = "auto"
+    """seq2seq: T of the decoder; longer targets are cut."""
+
+
+def extract_texts(config: TextConfig, progress: Progress | None = None) -> Path:
+    """Trace a model over texts and return the run's folder.
+
+    Args:
+        config: The same options as on the command line.
+        progress: Who is told how far it is; nobody by default.
+
+    Raises:
+        TraceError: One of its children; see `errors`.
+    """
+    _check(config)
+    task = config.task
+    if task == "auto":
+        asked = config.model_source()
+        embedded = asked.model == DEMO_MODEL and asked.model_path is None
+        task = "causal" if embedded else choose_task(asked)
+    if task == "causal":
+        _refuse(config, "a decoder", ("targets_file", "target_column", "dec_max_len", "mask_prob"))
+        return extract_next_token(config, progress)
+    if task == "seq2seq":
+        _refuse(config, "an encoder-decoder", ("mask_prob",))
+        return run_job(_target_job(config), progress or Silent())
+    _refuse(config, "an encoder", ("targets_file", "target_column", "dec_max_len", "all_positions"))
+    if task == "encode":
+        _refuse(config, "an encoder without a masked-language-modelling head", ("mask_prob",))
+    return run_job(_masked_job(config) if task == "masked" else _encode_job(config), progress or Silent())
+
+
+def _check(config: TextConfig) -> None:
+    if not 0 <= config.mask_prob < 1:
+        raise UsageError(f"--mask_prob {config.mask_prob}: needs a share from 0 to below 1.")
+    if config.dec_max_len != "auto" and config.dec_max_len < 1:
+        raise UsageError(f"--dec_max_len {config.dec_max_len}: needs at least 1, or auto.")
+    if config.next_topk < 1:
+        raise UsageError(f"--next_topk {config.next_topk}: needs at least 1.")
+
+
+def _refuse(config: TextConfig, what: str, flags: Sequence[str]) -> None:
+    """Refuse flags that mean nothing for this kind of model."""
+    defaults = {"mask_prob": DEFAULT_MASK_PROB, "dec_max_len": "auto", "all_positions": False}
+    given = [f"--{name}" for name in flags if getattr(config, name) != defaults.get(name)]
+    if given:
+        raise UsageError(f"{', '.join(given)}: means nothing for {what}.")
+
+
+def _source(config: TextConfig) -> DataSource:
+    return DataSource(
+        config.dataset, config.split, config.data_dir, config.text_file, config.limit, config.skip_headings
+    )
+
+
+def _masked_job(config: TextConfig) -> Job:
+    return Job(
+        objective="masked",
+        kind="masked",
+        model=config.model_source(),
+        data=_source(config),
+        options=config.options(),
+        settings=as_settings(config),
+        decisive=("mask_prob", "seed", "next_topk"),
+        workflow=partial(MaskedWorkflow, topk=config.next_topk),
+        task="masked",
+        prefixes=("enc",),
+        next_position=None,
+        encode=partial(mask_some, share=config.mask_prob, seed=config.seed),
+    )
+
+
+def _encode_job(config: TextConfig) -> Job:
+    return Job(
+        objective="encode",
+        kind="encode",
+        model=config.model_source(),
+        data=_source(config),
+        options=config.options(),
+        settings=as_settings(config),
+        decisive=(),
+        workflow=EncodeWorkflow,
+        task="encode",
+        prefixes=("enc",),
+        next_position=None,
+    )
+
+
+def _target_job(config: TextConfig) -> Job:
+    targets = Targets(config.targets_file, config.target_column)
+    longest = None if config.dec_max_len == "auto" else config.dec_max_len
+    return Job(
+        objective="target",
+        kind="seq2seq",
+        model=config.model_source(),
+        data=_source(config),
+        options=config.options(),
+        settings=as_settings(config),
+        decisive=("next_topk", "all_positions"),
+        workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
+        task="seq2seq",
+        prefixes=("enc", "dec"),
+        next_position=last_known,
+        read=partial(load_with_targets, targets=targets),
+        encode=partial(encode_with_targets, longest=longest),
+        n_target=longest,
+    )
+
+
+def encode_with_targets(
+    loaded: LoadedModel, examples: Sequence[Example], limit: int | None, *, longest: int | None
+) -> list[Encoding]:
+    """Tokenise the texts for the encoder and the targets for the decoder.
+
+    The decoder reads what it reads in training: its start token, and the target shifted by one. Its last token is
+    thus the target's last but one (often the end token is the last). Without a target it reads its start token.
+
+    Args:
+        loaded: The model with its tokenizer.
+        examples: The texts, with the field `target_text`.
+        limit: Most tokens of a text.
+        longest: Most tokens that the decoder reads.
+    """
+    sources = encode_texts(loaded, examples, limit)
+    texts = [e.fields[TARGET_FIELD] for e in examples]
+    given = [str(text) for text in texts if text is not None]
+    tokenizer: Any = loaded.tokenizer
+    switch = getattr(tokenizer, "_switch_to_target_mode", None)
+    if switch is not None:  # tokenizers of some translation models treat the target's language by itself
+        switch()
+    labels = iter(encode(tokenizer, given, None))
+    if switch is not None:
+        tokenizer._switch_to_input_mode()
+    return [
+        replace(source, target=_shifted(loaded, None if text is None else next(labels), longest))
+        for source, text in zip(sources, texts, strict=True)
+    ]
+
+
+def _shifted(loaded: LoadedModel, label: Encoding | None, longest: int | None) -> Encoding:
+    """Return what the decoder reads to a target."""
+    model: Any = loaded.model
+    start = getattr(loaded.config, "decoder_start_token_id", None)
+    start = loaded.config.bos_token_id if start is None else start
+    if label is None or label.n_tokens == 0:
+        if start is None:
+            raise ModelError(f"{type(model).__name__} names no token that its decoder starts with.")
+        return Encoding(np.array([start], np.int32), np.zeros((1, 2), np.int32), truncated=False)
+    ids = torch.from_numpy(label.ids.astype(np.int64))[None].to(loaded.device)
+    shifted = model.prepare_decoder_input_ids_from_labels(labels=ids)[0].cpu().numpy().astype(np.int32)
+    offsets = np.concatenate([np.zeros((1, 2), np.int32), label.offsets[:-1]])
+    cut = longest is not None and len(shifted) > longest
+    return Encoding(shifted[:longest], offsets[:longest], truncated=cut)
+
+
+class EncodeWorkflow:
+    """Keeps nothing but the tokens: an encoder without a head predicts nothing."""
+
+    def __init__(self, material: Material) -> None:
+        self._material, self._field_types = material, field_types(material.examples)
+
+    def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
+        """Run the model."""
+        logits_of(loaded, batch)
+
+    def tables(self, rows: range) -> Mapping[str, pa.Table]:
+        """Return the rows of `tokens.parquet`."""
+        material = self._material
+        examples = material.examples[rows.start : rows.stop]
+        encodings = material.encodings[rows.start : rows.stop]
+        columns = token_columns(examples, encodings, material.loaded.tokenizer, material.pad, material.n_positions)
+        extra = field_columns(examples, self._field_types)
+        return {TOKENS_FILE: to_table(RUN_COLUMNS["encode"], columns, extra)}
+
+    def conventions(self) -> Mapping[str, str]:
+        """Return nothing: there are no outcome columns."""
+        return {}
+
+    def figures(self, tokens: pa.Table) -> dict[str, Any]:
+        """Return nothing: there are no outcomes."""
+        return {}
+
+

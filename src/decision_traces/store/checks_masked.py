@@ -1,0 +1,69 @@
+"""Checks of the predictions at masked positions: lists of one length each row, inside the text, and consistent."""
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from decision_traces.schema import MASKED_COLUMNS, TOKENS_FILE
+from decision_traces.store.checks import CheckResult
+from decision_traces.store.checks_outcomes import check_outcomes
+from decision_traces.store.checks_tables import rule
+from decision_traces.store.table import Spans, list_levels, rectangle
+
+_OUTCOMES: Final = {
+    "true_id": "masked_true_ids",
+    "pred_id": "masked_pred_ids",
+    "correct": "masked_correct",
+    "true_prob": "masked_true_probs",
+    "pred_prob": "masked_pred_probs",
+    "entropy": "masked_entropies",
+    "true_rank": "masked_true_ranks",
+}
+
+
+def check_masked(table: pa.Table, spans: Spans, usable: set[str], vocab_size: int | None) -> Iterator[CheckResult]:
+    """Check the `masked_` columns of tokens.parquet."""
+    names = [c.name for c in MASKED_COLUMNS if c.name in usable]
+    if "masked_pos" not in names or spans.start.ndim > 1:
+        return
+    ids = table.column("example_id").to_pylist()
+    lengths = np.stack([pc.fill_null(pc.list_value_length(table.column(n)), -1).to_numpy() for n in names])
+    uneven = (lengths != lengths[0]).any(axis=0) | (lengths[0] < 0)
+    yield rule("masked lists of one length", uneven, ids, f"{', '.join(names)} are of one length, and not null")
+    rows = np.flatnonzero(~uneven)
+    part, counts = table.take(pa.array(rows)), lengths[0][rows]
+    flat = {name: _flat(part, name) for name in names}
+    if any(column.null_count for column in flat.values()):
+        yield CheckResult("masked lists without nulls", False, where=TOKENS_FILE, array=TOKENS_FILE)
+        return
+    row, pos = np.repeat(rows, counts), flat["masked_pos"].to_numpy()
+    labels = [f"{ids[r]} position {p}" for r, p in zip(row, pos, strict=True)]
+    outside = (pos < spans.start[row]) | (pos >= spans.stop[row])
+    repeated = (np.diff(row, prepend=-1) == 0) & (np.diff(pos, prepend=-1) <= 0)
+    yield rule("masked_pos", outside | repeated, labels, "masked positions are tokens of the text, in ascending order")
+    if not outside.any() and "input_ids" in usable and list_levels(table.column("input_ids")) is not None:
+        yield _replaced(rectangle(table.column("input_ids"))[row, pos], flat, labels)
+    for name in ("masked_true_ids", "masked_pred_ids"):
+        if name in flat and vocab_size:
+            values = flat[name].to_numpy()
+            yield rule(name, (values < 0) | (values >= vocab_size), labels, f"ids from 0 to {vocab_size - 1}")
+    if "masked_pred_probs" in flat:
+        probs = flat["masked_pred_probs"].to_numpy()
+        yield rule("masked_pred_probs", ~(probs > 0), labels, "the most probable token has a probability above 0")
+    columns = {kind: name for kind, name in _OUTCOMES.items() if name in flat}
+    yield from check_outcomes(pa.table(flat), columns, None, labels, vocab_size, TOKENS_FILE)
+
+
+def _flat(table: pa.Table, name: str) -> pa.Array:
+    return pc.list_flatten(table.column(name).combine_chunks())
+
+
+def _replaced(read: np.ndarray, flat: dict[str, pa.Array], labels: list[str]) -> CheckResult:
+    """Check that input_ids at the masked positions are the true tokens, or all of them one mask token."""
+    true = flat["masked_true_ids"].to_numpy() if "masked_true_ids" in flat else read
+    mask = int(np.bincount(read.astype(np.int64)).argmax()) if len(read) and read.min() >= 0 else -1
+    bad = read != true if np.array_equal(read, true) else read != mask
+    return rule("masked tokens in input_ids", bad, labels, "input_ids has one mask token at the masked positions")
