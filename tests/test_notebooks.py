@@ -10,7 +10,6 @@ import pytest
 
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.schema import CAPTURES
 
 # Read when jupyter is imported; without it jupyter warns that its folders will move.
 os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
@@ -23,6 +22,8 @@ NEXTTOK = ROOT / "notebooks" / "nexttok_trace_analysis.ipynb"
 CHOICES = ROOT / "notebooks" / "csqa_choice_analysis.ipynb"
 AT_ROOT = ROOT / "nexttok_trace_analysis.ipynb"
 FIRST_LINE = "RUN = None  #"
+
+CAPTURES = ("attn", "qkv", "hidden", "resid")
 
 
 @pytest.fixture

@@ -73,6 +73,10 @@ class OutOfMemory(TraceError, MemoryError):
     """Main memory or the accelerator's did not suffice; the message says what uses less."""
 
 
+class UncertifiedWarning(UserWarning):
+    """A run that was kept though its certificate failed (`--uncertified`): its numbers may not be the model's."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, for use inside one of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

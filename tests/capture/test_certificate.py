@@ -8,14 +8,16 @@ import torch
 from decision_traces.capture.certificate import certify, require
 from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import CaptureError
-from decision_traces.models.anatomy import Anatomy, find_anatomy
+from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
-from decision_traces.schema import ATTN, EMBED, FINAL, POST_ATTN, POST_MLP, K, Q, V
+from decision_traces.models.probe import find_anatomy
 from decision_traces.testing.encoders import ENCODERS, pair_tokenizer, tiny_encoder
 from decision_traces.testing.models import FAMILIES, byte_tokenizer, tiny_decoder
 from decision_traces.tokens import Encoding, encode, encode_pairs
 
-SITES = (EMBED, POST_ATTN, POST_MLP, FINAL, Q, K, V, ATTN)
+STAGES = ("embed", "post_attn", "post_mlp", "final", "q", "k", "v", "attn")
+SITES = tuple(f"dec.{stage}" for stage in STAGES)
+ENCODER_SITES = tuple(f"enc.{stage}" for stage in STAGES)
 TEXTS = ["A first line.", "x", "", "The second line is longer than the first one.", "Third."]
 
 
@@ -28,6 +30,10 @@ def _encodings() -> list[Encoding]:
     return encode(byte_tokenizer(), TEXTS, 40)
 
 
+def _with(anatomy: Anatomy, **changes) -> Anatomy:
+    return anatomy.with_stack(replace(anatomy.main, **changes))
+
+
 def _failures(loaded: LoadedModel, anatomy) -> set[str]:
     return {c.name for c in certify(loaded, anatomy, SITES, _encodings(), 0).checks if not c.passed}
 
@@ -37,7 +43,7 @@ def test_every_family_passes_on_ragged_rows(family: str) -> None:
     loaded = _loaded(family)
     certificate = certify(loaded, find_anatomy(loaded.model, 258), SITES, _encodings(), 0)
     require(certificate, family)
-    assert certificate.rows == 3 and certificate.tokens == 13 + 40 + 6
+    assert certificate.rows == (4, 0, 3) and certificate.tokens == 6 + 13 + 40
     assert next(c for c in certificate.checks if "equal logits without" in c.name).worst == 0.0
 
 
@@ -45,7 +51,7 @@ def test_swapped_layers_are_caught() -> None:
     loaded = _loaded("llama")
     anatomy = find_anatomy(loaded.model, 258)
     first, second, third = anatomy.layers
-    swapped = replace(
+    swapped = _with(
         anatomy,
         layers=(replace(first, post_mlp=second.post_mlp), replace(second, post_mlp=first.post_mlp), third),
     )
@@ -63,7 +69,7 @@ def test_a_hook_that_changes_the_model_is_caught(monkeypatch: pytest.MonkeyPatch
 def test_a_missing_norm_is_caught(family: str) -> None:
     loaded = _loaded(family)
     anatomy = find_anatomy(loaded.model, 258)
-    unnormed = replace(anatomy, final=anatomy.layers[-1].post_mlp)
+    unnormed = _with(anatomy, final=anatomy.layers[-1].post_mlp)
     assert "hidden[L] is the base model's last hidden state" in _failures(loaded, unnormed)
 
 
@@ -74,7 +80,7 @@ STREAM = [f for f in FAMILIES if f not in {"gpt_neox", "phi", "cohere", "gptj", 
 def test_post_attn_taken_before_attention_is_caught(family: str) -> None:
     loaded = _loaded(family)
     anatomy = find_anatomy(loaded.model, 258)
-    early = replace(anatomy, layers=tuple(replace(p, post_attn=p.pre_attn) for p in anatomy.layers))
+    early = _with(anatomy, layers=tuple(replace(p, post_attn=p.pre_attn) for p in anatomy.layers))
     assert "post_attn: attention adds something to pre_attn" in _failures(loaded, early)
 
 
@@ -82,9 +88,9 @@ def test_post_attn_taken_before_attention_is_caught(family: str) -> None:
 def test_post_attn_taken_after_the_mlp_or_from_another_layer_is_caught(family: str) -> None:
     loaded = _loaded(family)
     anatomy = find_anatomy(loaded.model, 258)
-    late = replace(anatomy, layers=tuple(replace(p, post_attn=p.post_mlp) for p in anatomy.layers))
+    late = _with(anatomy, layers=tuple(replace(p, post_attn=p.post_mlp) for p in anatomy.layers))
     taps = [p.post_attn for p in anatomy.layers][::-1]
-    other = replace(anatomy, layers=tuple(replace(p, post_attn=t) for p, t in zip(anatomy.layers, taps, strict=True)))
+    other = _with(anatomy, layers=tuple(replace(p, post_attn=t) for p, t in zip(anatomy.layers, taps, strict=True)))
     for wrong in (late, other):
         assert "post_attn: without attention, only a constant is added to pre_attn" in _failures(loaded, wrong)
 
@@ -93,7 +99,7 @@ def test_values_of_another_layer_are_caught(monkeypatch: pytest.MonkeyPatch) -> 
     loaded = _loaded("llama")
     put = Recorder._put
     monkeypatch.setattr(
-        Recorder, "_put", lambda self, site, layer, t: put(self, site, 2 - layer if site == V else layer, t)
+        Recorder, "_put", lambda self, site, layer, t: put(self, site, 2 - layer if site == "dec.v" else layer, t)
     )
     assert "attention: probabilities times v give the output" in _failures(loaded, find_anatomy(loaded.model, 258))
 
@@ -102,11 +108,11 @@ def test_probabilities_that_do_not_explain_the_output_are_caught(monkeypatch: py
     loaded = _loaded("llama")
     put = Recorder._put
     monkeypatch.setattr(
-        Recorder, "_put", lambda self, site, layer, t: put(self, site, layer, t / 2 if site == ATTN else t)
+        Recorder, "_put", lambda self, site, layer, t: put(self, site, layer, t / 2 if site == "dec.attn" else t)
     )
     failed = {
         c.name
-        for c in certify(loaded, find_anatomy(loaded.model, 258), (ATTN,), _encodings(), 0).checks
+        for c in certify(loaded, find_anatomy(loaded.model, 258), ("dec.attn",), _encodings(), 0).checks
         if not c.passed
     }
     assert failed == {"attention: probabilities times v give the output"}
@@ -123,7 +129,7 @@ def test_models_in_half_precision_pass(family: str, dtype: torch.dtype) -> None:
 def test_a_failed_certificate_stops_and_names_the_check() -> None:
     loaded = _loaded("llama")
     anatomy = find_anatomy(loaded.model, 258)
-    certificate = certify(loaded, replace(anatomy, final=anatomy.layers[-1].post_mlp), SITES, _encodings(), 0)
+    certificate = certify(loaded, _with(anatomy, final=anatomy.layers[-1].post_mlp), SITES, _encodings(), 0)
     with pytest.raises(CaptureError, match=r"Llama failed its certificate: hidden\[L\] is the base model.*worst"):
         require(certificate, "Llama")
 
@@ -147,7 +153,7 @@ def test_a_model_that_sees_later_tokens_is_caught() -> None:
     anatomy = find_anatomy(model, 258)
     assert "attention: no probability on later tokens" in _failures(loaded, anatomy)
     # and without attention captured as well
-    failed = {c.name for c in certify(loaded, anatomy, (FINAL,), _encodings(), 0).checks if not c.passed}
+    failed = {c.name for c in certify(loaded, anatomy, ("dec.final",), _encodings(), 0).checks if not c.passed}
     assert failed == {"causal: no position depends on later tokens"}
 
 
@@ -169,7 +175,7 @@ def test_single_tokens_are_checked_too_and_nothing_is_no_pass() -> None:
     loaded = _loaded("gpt2")
     anatomy = find_anatomy(loaded.model, 258)
     single = certify(loaded, anatomy, SITES, encode(byte_tokenizer(), ["", "x", "y"], 9), 0)
-    assert (single.rows, single.tokens, single.passed) == (2, 2, True)
+    assert (single.rows, single.tokens, single.passed) == ((1, 2), 2, True)
     nothing = certify(loaded, anatomy, SITES, encode(byte_tokenizer(), [""], 9), 0)
     assert (nothing.checks, nothing.passed) == ((), None)
 
@@ -188,7 +194,7 @@ def _encoder(family: str) -> tuple[LoadedModel, Anatomy, list[Encoding]]:
 @pytest.mark.parametrize("family", ENCODERS)
 def test_every_encoder_passes(family: str) -> None:
     loaded, anatomy, encodings = _encoder(family)
-    certificate = certify(loaded, anatomy, SITES, encodings, 0)
+    certificate = certify(loaded, anatomy, ENCODER_SITES, encodings, 0)
     assert certificate.passed
     names = {check.name for check in certificate.checks}
     assert not any("later tokens" in name for name in names), "encoders look both ways"
@@ -203,7 +209,7 @@ def test_a_wrong_post_attn_behind_a_norm_is_caught(family: str, wrong: str) -> N
     instead = taps if wrong == "another layer" else [getattr(p, wrong) for p in anatomy.layers]
     layers = tuple(replace(p, post_attn=t) for p, t in zip(anatomy.layers, instead, strict=True))
     failed = {
-        c.name for c in certify(loaded, replace(anatomy, layers=layers), SITES, encodings, 0).checks if not c.passed
+        c.name for c in certify(loaded, _with(anatomy, layers=layers), ENCODER_SITES, encodings, 0).checks if not c.passed
     }
     assert "post_attn: the norm of pre_attn + what attention writes" in failed
 
@@ -212,11 +218,11 @@ def test_a_write_that_is_not_attentions_is_caught() -> None:
     """The MLP's output in place of attention's: its sum with the stream is not what post_attn is the norm of."""
     loaded, anatomy, encodings = _encoder("bert")
     layers = tuple(
-        replace(p, attn_write=replace(p.attn_write, module=f"bert.encoder.layer.{i}.output.dense"))
+        replace(p, attn_out=replace(p.attn_out, module=f"bert.encoder.layer.{i}.output.dense"))
         for i, p in enumerate(anatomy.layers)
     )
     failed = {
-        c.name for c in certify(loaded, replace(anatomy, layers=layers), SITES, encodings, 0).checks if not c.passed
+        c.name for c in certify(loaded, _with(anatomy, layers=layers), ENCODER_SITES, encodings, 0).checks if not c.passed
     }
     assert "post_attn: without attention, only a constant is added to pre_attn" in failed
 
@@ -226,4 +232,4 @@ def test_rows_of_different_lengths_are_tried() -> None:
     loaded = _loaded("llama")
     texts = ["ten chars.", "ten chars!", "ten chars?", "a much longer line of text", "ab", "x"]
     certificate = certify(loaded, find_anatomy(loaded.model, 258), SITES, encode(byte_tokenizer(), texts, 40), 0)
-    assert (certificate.rows, certificate.tokens) == (3, 2 + 10 + 26)
+    assert (certificate.rows, certificate.tokens) == ((4, 1, 3), 2 + 10 + 26)

@@ -153,7 +153,7 @@ def test_float16_overflow_stops_with_the_place_the_value_and_the_advice(config, 
 
 def test_nan_in_the_weights_stops(config, tmp_path: Path) -> None:
     folder = _broken_model(tmp_path / "nan", lambda m: m.transformer.h[2].ln_1.weight.fill_(float("nan")))
-    with pytest.raises(NonFiniteError, match="NaN in post_attn of layer 2"):
+    with pytest.raises(NonFiniteError, match="NaN in q of layer 2"):
         extract_next_token(config(model_path=folder))
     assert not list(tmp_path.glob("*run*"))
 
@@ -195,18 +195,18 @@ def test_an_unknown_model_without_network_is_said_at_once(config) -> None:
 
 
 def test_models_of_another_kind_are_refused(config, tmp_path: Path) -> None:
-    from transformers import BertConfig, BertModel, XGLMConfig, XGLMForCausalLM
+    from transformers import BertConfig, BertModel, OPTConfig, OPTForCausalLM
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 258}
     encoder = BertModel(BertConfig(**sizes, intermediate_size=48))
-    xglm = XGLMForCausalLM(XGLMConfig(d_model=32, num_layers=2, attention_heads=4, ffn_dim=48, vocab_size=258))
-    for name, model in (("encoder", encoder), ("xglm", xglm)):
+    opt = OPTForCausalLM(OPTConfig(**sizes, ffn_dim=48, word_embed_proj_dim=16))
+    for name, model in (("encoder", encoder), ("opt", opt)):
         model.save_pretrained(tmp_path / name)
         byte_tokenizer().save_pretrained(tmp_path / name)
     _refused(
         config, ModelError, "is not a decoder: model type 'bert', built as BertModel", model_path=tmp_path / "encoder"
     )
-    _refused(config, UnsupportedArchitecture, "XGLMForCausalLM is not understood", model_path=tmp_path / "xglm")
+    _refused(config, UnsupportedArchitecture, "OPTForCausalLM is not understood", model_path=tmp_path / "opt")
 
 
 def test_an_existing_run_is_replaced_only_on_request_and_only_when_the_new_one_is_complete(

@@ -4,7 +4,8 @@ import pytest
 import transformers as hf
 
 from decision_traces.errors import UnsupportedArchitecture
-from decision_traces.models.anatomy import IDENTITY, find_anatomy
+from decision_traces.models.anatomy import IDENTITY
+from decision_traces.models.probe import find_anatomy
 from decision_traces.testing.models import tiny_decoder
 
 # family: (what post_attn is, module that reads it or None, module of the attention write or None, final norm)
@@ -44,7 +45,7 @@ LAST = {
     "phi": ("derived", None, "model.layers.2.self_attn", "model.final_layernorm"),
     "cohere": ("derived", None, "model.layers.2.self_attn", "model.norm"),
     "olmo2": ("stream", "model.layers.2.mlp", "model.layers.2.post_attention_layernorm", "model.norm"),
-    "granite": ("stream", "model.layers.2.post_attention_layernorm", None, "model.norm"),
+    "granite": ("stream", "model.layers.2.post_attention_layernorm", "model.layers.2.self_attn", "model.norm"),
 }
 ONE_KV_HEAD_PER_HEAD = {"gpt2", "opt", "opt_post_norm", "gpt_neox", "gpt_neox_sequential", "phi"}
 
@@ -54,25 +55,25 @@ def test_finds_the_path_that_the_source_shows(family: str) -> None:
     anatomy = find_anatomy(tiny_decoder(family), 258)
     kind, reader, write, norm = LAST[family]
     last = anatomy.layers[2]
-    assert anatomy.post_attn_kind == kind
+    assert anatomy.main.post_attn_kind == kind
     assert (last.post_attn and last.post_attn.module) == reader
-    assert (last.attn_write and last.attn_write.module) == write
+    assert last.attn_out is not None and last.attn_out.module == write
+    assert last.attn_out.factor == (0.5 if family == "granite" else 1.0)
     assert anatomy.final_norm == norm
-    assert (anatomy.n_layers, anatomy.n_heads, anatomy.d_head, anatomy.d_model) == (3, 4, 8, 32)
-    assert anatomy.n_kv_heads == (4 if family in ONE_KV_HEAD_PER_HEAD else 2)
+    attention = anatomy.calls[2]
+    assert (anatomy.n_layers, attention.n_heads, attention.d_head, anatomy.d_model) == (3, 4, 8, 32)
+    assert attention.n_kv_heads == (4 if family in ONE_KV_HEAD_PER_HEAD else 2)
 
 
 def test_attention_scale_is_the_models_own() -> None:
-    assert find_anatomy(tiny_decoder("llama"), 258).attention_scale == pytest.approx([8**-0.5] * 3)
+    assert [c.scale for c in find_anatomy(tiny_decoder("llama"), 258).calls] == pytest.approx([8**-0.5] * 3)
     # OPT scales its queries itself, so its attention function gets a factor of one.
-    assert find_anatomy(tiny_decoder("opt"), 258).attention_scale == (1.0, 1.0, 1.0)
+    assert [c.scale for c in find_anatomy(tiny_decoder("opt"), 258).calls] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (hf.XGLMConfig(d_model=32, num_layers=2, attention_heads=4, ffn_dim=48, vocab_size=99), "attention interface"),
-        (hf.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=99, state_size=4), "attention interface"),
         (
             hf.OPTConfig(
                 hidden_size=32,
@@ -82,10 +83,10 @@ def test_attention_scale_is_the_models_own() -> None:
                 vocab_size=99,
                 word_embed_proj_dim=16,
             ),
-            "not as wide as its residual stream",
+            "as wide as the residual stream",
         ),
     ],
-    ids=["xglm", "mamba", "opt-350m-like"],
+    ids=["opt-350m-like"],
 )
 def test_refuses_by_name_with_the_reason(config: hf.PretrainedConfig, reason: str) -> None:
     model = hf.AutoModelForCausalLM.from_config(config).eval()

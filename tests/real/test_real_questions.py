@@ -23,10 +23,11 @@ from decision_traces.analysis.lens import logit_lens
 from decision_traces.analysis.unembedding import load_run_model, load_unembedding
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
-from decision_traces.schema import CAPTURES
 from decision_traces.store.validate import failures, validate_run
 
 pytestmark = pytest.mark.real
+
+CAPTURES = ("attn", "qkv", "hidden", "resid")
 
 
 @pytest.fixture(scope="module")

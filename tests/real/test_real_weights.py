@@ -14,13 +14,14 @@ from decision_traces.analysis.lens import logit_lens
 from decision_traces.analysis.unembedding import load_unembedding
 from decision_traces.demo import MODEL_DIR
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.schema import CAPTURES
 from decision_traces.store.validate import failures, validate_run
 
 pytestmark = pytest.mark.real
 
 # Rounding of float16: half a unit in the last of 11 bits, or half of the smallest step below 2**-14.
 FLOAT16_RELATIVE, FLOAT16_STEP = 2.0**-11, 2.0**-25
+
+CAPTURES = ("attn", "qkv", "hidden", "resid")
 
 
 def _extract(folder: Path, out: Path, **options) -> TraceStore:

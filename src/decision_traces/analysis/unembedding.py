@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -142,13 +142,19 @@ def load_unembedding(store: TraceStore, model_path: Path | None = None, device: 
     return Unembedding(*load_unembedding_file(folder, name, resolve_device(device)))
 
 
-def load_run_model(store: TraceStore, model_path: Path | None = None, device: str = "auto") -> LoadedModel:
+def load_run_model(
+    store: TraceStore,
+    model_path: Path | None = None,
+    device: str = "auto",
+    attention: Literal["eager", "sdpa"] = "sdpa",
+) -> LoadedModel:
     """Load the model a run was made with, and check that it is the same.
 
     Args:
         store: The run.
         model_path: Where the model lies now, if not where it lay then.
         device: "auto" (a GPU if there is one) or a torch device.
+        attention: Which attention implementation to load it with.
 
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
@@ -159,9 +165,9 @@ def load_run_model(store: TraceStore, model_path: Path | None = None, device: st
     dtype = meta.get("environment", {}).get("model_dtype", "auto")
     settings = meta.get("settings", {})
     source = ModelSource(
-        name, model_path, settings.get("gguf_file"), settings.get("revision"), device=device, model_dtype=dtype
+        name, model_path, settings.get("gguf_file"), settings.get("revision"), device, dtype, attention
     )
-    loaded = load_model(source, "causal" if store.arch == "dec" else "multiple_choice")
+    loaded = load_model(source, meta.get("task") or ("causal" if store.arch == "dec" else "multiple_choice"))
     if meta.get("weights_digest") not in {None, loaded.weights_digest()}:
         raise ModelError(
             f"The weights of {model_path or name} are not those the run was made with (their digests differ). "

@@ -1,6 +1,7 @@
 """The single proofs of a certificate: each compares recorded passes and returns figures with their verdicts."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -148,13 +149,12 @@ def reported(proof: Proof, batch: TokenBatch) -> Iterator[Check]:
     """Layers' inputs and last hidden states equal those that transformers itself reports, bit for bit."""
     asked = batch_inputs(batch, proof.loaded.device, proof.loaded.task)
     model: Any = proof.loaded.model
-    outputs: list[Any] = []
-    handle = model.base_model.register_forward_hook(lambda _m, _a, result: outputs.append(result))
-    try:
-        out = model(**asked, output_hidden_states=True)
-    finally:
-        handle.remove()
+    attended = {"output_attentions": True} if proof.loaded.attention == "eager" else {}
+    with _base_outputs(model) as outputs:
+        out = model(**asked, output_hidden_states=True, **attended)
     base = outputs[-1] if outputs else None
+    if base is None and proof.loaded.task == "causal":  # heads that pass their base model by (OPT, BART's decoders)
+        base = model.base_model(**asked)
     both = len(proof.anatomy.stacks) == 2
     for side, stack in proof.anatomy.stacks.items():
         mask = proof.together.mask(side)
@@ -169,11 +169,45 @@ def reported(proof: Proof, batch: TokenBatch) -> Iterator[Check]:
             proof.notes.append(f"{_of(side, proof)}transformers reports no hidden states layer by layer to compare with")
         last = getattr(base, "encoder_last_hidden_state" if both and side == "enc" else "last_hidden_state", None)
         final = proof.together.sites[site(side, FINAL)][0]
+        if (last is None or last.shape != final.shape) and states:
+            last = states[-1]
         if last is not None and last.shape == final.shape:
             name = f"{_of(side, proof)}hidden[L] is the base model's last hidden state"
             yield exact(name, final[mask], last.float().cpu()[mask])
         else:
-            proof.notes.append(f"{_of(side, proof)}the base model reports no last hidden state to compare with")
+            proof.notes.append(f"{_of(side, proof)}transformers reports no last hidden state to compare with")
+        for cross, stage in ((False, ATTN), (True, CROSS_ATTN)):
+            word = "cross_attentions" if cross else f"{prefix}attentions"
+            yield from _reported_attention(proof, side, stage, getattr(out, word, None), cross=cross)
+
+
+@contextmanager
+def _base_outputs(model: Any) -> Iterator[list[Any]]:
+    """Gather what the model's base model returns inside the block."""
+    outputs: list[Any] = []
+    handle = model.base_model.register_forward_hook(lambda _m, _a, result: outputs.append(result))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _reported_attention(proof: Proof, side: Side, stage: str, theirs: Any, *, cross: bool) -> Iterator[Check]:
+    """Attention probabilities equal those that transformers itself reports, where it reports them in this form."""
+    ours = proof.together.sites.get(site(side, stage))
+    plans = proof.anatomy.stacks[side].attention(cross=cross)
+    if ours is None or theirs is None or len(theirs) != len(plans) or any(t is None or t.dim() != 4 for t in theirs):
+        return
+    worst = 0.0
+    for row in range(len(proof.together.lengths[side])):
+        for one, reported_one in zip(_attended(proof, side, cross=cross, row=row), theirs, strict=True):
+            n, keys = one.attn.shape[1:]
+            if reported_one.shape[1] != one.attn.shape[0] or reported_one.shape[2] < n or reported_one.shape[3] < keys:
+                return
+            difference = (one.attn - reported_one[row, :, :n, :keys].float().cpu()).abs()
+            worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
+    word = f"{_of(side, proof)}{'cross-attention' if cross else 'attention'}"
+    yield _within(f"{word}: the probabilities are those transformers reports", worst, 0.0, [site(side, stage)])
 
 
 def head(proof: Proof, batch: TokenBatch) -> Iterator[Check]:
@@ -270,9 +304,10 @@ def attention_writes(proof: Proof, without: Pass, side: Side) -> Iterator[Check]
         for taken in (without, proof.together):
             before, after = taken.stream_in(side)[layer], _at(proof, side, POST_ATTN, layer, taken)
             added = _at(proof, side, ATTN_OUT, layer, taken)
-            if added is None and (after is None or plan.post_attn_kind != "stream"):
+            if after is not None and plan.post_attn_kind == "stream":
+                added = after - before
+            if added is None:
                 break
-            added = after - before if added is None else added  # type: ignore[operator]
             added, size = added[mask], (before + added)[mask].abs()
             spread.append(float(((added - added[:1]).abs() / (size + size.median() + 1e-30)).max()))
         if len(spread) == 2:

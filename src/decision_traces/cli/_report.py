@@ -48,8 +48,10 @@ def report(folder: Path, console: Console) -> None:
     console.print(
         f"{meta['n_examples']} examples, T = {meta['max_seq_len']}, {len(meta['arrays'])} arrays, "
         f"{meta['bytes'] / 1e6:,.1f} MB; {timings['extract_s']:.1f} s ({timings['tokens_per_s']:,.0f} tokens/s); "
-        f"certificate {'passed' if meta['certificate']['passed'] else 'empty: no token to check on'}"
+        f"certificate {_certified(meta)}"
     )
+    for name, reason in meta["missing"].items():
+        console.print(f"Without {name}: {reason}", markup=False, soft_wrap=True)
     for line in _outcome_lines(meta):
         console.print(line, soft_wrap=True, markup=False)
     if meta["n_truncated"]:
@@ -63,11 +65,22 @@ def report(folder: Path, console: Console) -> None:
         )
 
 
+def _certified(meta: dict[str, Any]) -> str:
+    if meta.get("uncertified"):
+        return "FAILED: kept with --uncertified, and the run says so wherever it is opened"
+    return "passed" if meta["certificate"]["passed"] else "empty: no token to check on"
+
+
 def _outcome_lines(meta: dict[str, Any]) -> list[str]:
     if meta.get("n_predictions"):
         return [
             f"Next token: {meta['next_accuracy']:.1%} right, mean NLL {meta['mean_next_nll']:.3f} nats, "
             f"mean entropy {meta['mean_next_entropy']:.3f} nats, over {meta['n_predictions']} predictions"
+        ]
+    if meta.get("n_masked"):
+        return [
+            f"Masked tokens: {meta['masked_accuracy']:.1%} right, mean NLL {meta['mean_masked_nll']:.3f} nats, "
+            f"over {meta['n_masked']} masked tokens"
         ]
     if "n_answers" not in meta:
         return []

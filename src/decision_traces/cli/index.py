@@ -1,7 +1,7 @@
 """`decision-traces index`: what a run holds; with --validate, every number of it checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from decision_traces.cli._app import make_console, run_command
+from decision_traces.errors import UsageError
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.index import RunIndex, index_run
+from decision_traces.store.reader import TraceStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +25,26 @@ class IndexCommand:
     Attributes:
         run: The run folder.
         validate: Check every file, array and prediction; exit with 1 when one fails.
+        deep: With validate, also load the model, compare its weights, and run sampled rows alone again.
+        rows: How many rows deep samples.
+        model_path: Where the model lies now, if not where it lay then; for deep.
+        device: Where deep runs it: auto, cpu, cuda.
         quiet: Print failures only.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     validate: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    deep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    rows: int = 8
+    model_path: Path | None = None
+    device: str = "auto"
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 def run(args: IndexCommand, console: Console) -> int:
     """Index the run, print what it holds and how the checks went, and return the exit code."""
+    if args.deep and not args.validate:
+        raise UsageError("--deep goes with --validate.")
     if args.validate and console.is_terminal and not args.quiet:
         columns = (
             TextColumn("{task.description}"),
@@ -49,11 +61,22 @@ def run(args: IndexCommand, console: Console) -> int:
             )
     else:
         index = index_run(args.run, validate=args.validate)
+    if args.deep and index.valid:
+        index = _deeper(args, index)
     if not args.quiet:
         console.print(_contents(index))
         if args.validate:
             console.print(_checks(index.checks))
     return _verdict(index, console)
+
+
+def _deeper(args: IndexCommand, index: RunIndex) -> RunIndex:
+    """Add the checks that need the model; those of the disk alone hold already."""
+    from decision_traces.analysis.replay import replay_rows  # loads torch
+
+    store = TraceStore(args.run)
+    found = tuple(replay_rows(store, args.rows, model_path=args.model_path, device=args.device))
+    return replace(index, checks=(*index.checks, *found))
 
 
 def _contents(index: RunIndex) -> Table:

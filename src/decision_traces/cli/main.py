@@ -11,12 +11,14 @@ COMMANDS: Final = {
     "nexttok": "trace a decoder over texts, with what it predicts next",
     "csqa-dec": "trace a decoder over five-choice questions, with the answer it gives",
     "csqa-enc": "trace an encoder over multiple-choice questions, every choice of each",
+    "extract": "trace any model over texts: decoders, encoders, encoder-decoders",
     "finetune": "fine-tune an encoder on multiple-choice questions",
     "index": "index a run folder; --validate checks every number in it",
     "ls": "list the runs in a folder",
     "lens": "what a model would say after each layer, and when its decisions stand",
     "attribution": "which layers, MLPs and heads of a decoder decide for the true token",
     "attention": "what every attention head looks at",
+    "architectures": "which of transformers' model classes can be traced, tried out one by one",
     "compare": "right against wrong: certainty, heads, decision depth, a probe per layer, calibration",
 }
 
@@ -31,7 +33,7 @@ def main() -> NoReturn:
         wrong = name not in {"-h", "--help"}
         lines = [f"error: there is no command {name!r}"] if wrong else []
         lines += ["usage: decision-traces <command> [flags]", ""]
-        lines += [f"  {command:<12} {does}" for command, does in COMMANDS.items()]
+        lines += [f"  {command:<14} {does}" for command, does in COMMANDS.items()]
         lines += ["", "`decision-traces <command> --help` lists a command's flags."]
         (sys.stderr if wrong else sys.stdout).write("\n".join(lines) + "\n")
         sys.exit(2 if wrong else 0)

@@ -115,12 +115,14 @@ class LoadedModel:
     def vocab_size(self) -> int:
         """Number of rows of the unembedding, or of the embedding where the head has none."""
         unembedding = self.model.get_output_embeddings()  # type: ignore[operator]
-        return self.embedded if unembedding is None else int(unembedding.weight.shape[0])
+        weight = getattr(unembedding, "weight", None)
+        return self.embedded if weight is None else int(weight.shape[0])
 
     @property
     def embedded(self) -> int:
         """Number of ids the model has an embedding for."""
-        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        weight = getattr(self.model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+        return int(self.config.get_text_config().vocab_size if weight is None else weight.shape[0])
 
     @property
     def context(self) -> int | None:

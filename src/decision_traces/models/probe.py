@@ -249,9 +249,10 @@ class _StackFinder:
                 after = self.flow.root(node)
                 if before in self.flow.ancestors(after, stop=before):
                     return tap, IDENTITY if before == after else self._norm(before, after)
-        stop = max(call.end for call in around) if around else 0
-        for call in self.flow.module_calls[self.layers[-1].span[1] : stop]:
-            if before in map(self.flow.root, call.inputs.values()) and not any(call is c for c in around):
+        logits = {self.flow.root(n) for c in self.flow.module_calls if not c.name for n in c.outputs.values()}
+        for call in self.flow.module_calls[self.layers[-1].span[1] :]:
+            is_head = logits & set(map(self.flow.root, call.outputs.values()))
+            if is_head and before in map(self.flow.root, call.inputs.values()):
                 return self.layers[-1].post, IDENTITY  # the head reads the last layer's output itself
         raise Refused("no module around its layers returns a last hidden state as wide as the residual stream")
 

@@ -81,6 +81,9 @@ def check_meta(store: OpenRun) -> Iterator[CheckResult]:
     problem = meta_problem(store.run_dir)
     detail = problem or ("matches its digest" if ours else "no digest: written by an older tool")
     yield CheckResult("meta.json unchanged", problem is None, where=META_FILE, detail=detail, array=META_FILE)
+    trusted = not meta.get("uncertified")
+    detail = "as its first rows were checked" if trusted else "kept with --uncertified though its certificate failed"
+    yield CheckResult("run is certified", trusted, where=META_FILE, detail=detail, array=META_FILE)
     wrong = [k for k, types in _TYPES.items() if k in meta and not isinstance(meta[k], types)]
     wrong += [k for k, v in _entries(meta, "arrays") if not _entry(k, v)]
     wrong += [f"sides, {name}" for name, value in _entries(meta, "sides") if not _side(name, value)]

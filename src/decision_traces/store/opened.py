@@ -1,5 +1,6 @@
 """A run folder as it lies there: meta, sizes, examples and arrays, each read on first use."""
 
+import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from os import PathLike
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from decision_traces.errors import DamagedRunError, RunError, UsageError
+from decision_traces.errors import DamagedRunError, RunError, UncertifiedWarning, UsageError
 from decision_traces.schema import (
     ARRAYS,
     CHOICE,
@@ -44,6 +45,13 @@ if TYPE_CHECKING:
     import pandas
 
 
+def uncertified(meta: Mapping[str, Any]) -> str:
+    """Return the sentence that an uncertified run is opened with: which checks failed."""
+    checks = (meta.get("certificate") or {}).get("checks") or []
+    failed = "; ".join(str(c.get("name")) for c in checks if not c.get("passed"))
+    return f"This run is not certified (--uncertified): its traces may not be what the model computed. Failed: {failed}."
+
+
 class OpenRun:
     """What a run folder holds. `TraceStore` adds the accessors."""
 
@@ -60,6 +68,8 @@ class OpenRun:
         """
         self.run_dir: Path = portable_path(run_dir)
         self.meta: dict[str, Any] = read_meta(self.run_dir)
+        if self.meta.get("uncertified"):
+            warnings.warn(uncertified(self.meta), UncertifiedWarning, stacklevel=2)
         self._pipeline = codec_pipeline
         self._open: dict[str, StoredArray] = {}
         self._dims: dict[Side, Dims] = {}
@@ -72,7 +82,8 @@ class OpenRun:
         said = {key: self.meta.get(key, "?") for key in ("model", "dataset", "split", "n_examples")}
         about = "{model} on {dataset}/{split}, {n_examples} examples".format_map(said)
         words = " ".join(map(str, self.meta.get("capture") or []))
-        return f"TraceStore({str(self.run_dir)!r}: {about}, captured {words or 'nothing'})"
+        trust = ", NOT CERTIFIED" if self.meta.get("uncertified") else ""
+        return f"TraceStore({str(self.run_dir)!r}: {about}, captured {words or 'nothing'}{trust})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the place of the run and nothing that is open."""

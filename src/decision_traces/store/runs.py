@@ -21,7 +21,8 @@ class RunSummary:
     Attributes:
         path: The folder.
         run_id: From the meta; from the folder's name where there is no meta.
-        state: "complete"; "partial": interrupted, `--resume` continues it; or "damaged": unreadable meta.
+        state: "complete"; "uncertified": complete, but its certificate failed; "partial": interrupted, `--resume`
+            continues it; or "damaged": unreadable meta.
         model: From the meta, as are the following; empty where unknown.
         dataset: Data set and split, `wikitext2/validation`.
         objective: next_token or the like.
@@ -43,7 +44,7 @@ class RunSummary:
     @property
     def complete(self) -> bool:
         """Whether the run can be opened."""
-        return self.state == "complete"
+        return self.state in {"complete", "uncertified"}
 
 
 def portable_path(path: str | PathLike[str]) -> Path:
@@ -82,7 +83,7 @@ def _summary(path: Path) -> RunSummary | None:
     return RunSummary(
         path=path,
         run_id=str(meta.get("run_id") or path.name),
-        state="complete",
+        state="uncertified" if meta.get("uncertified") else "complete",
         model=str(meta.get("model") or ""),
         dataset="/".join(str(meta[key]) for key in ("dataset", "split") if meta.get(key)),
         objective=str(meta.get("objective") or ""),

@@ -1,0 +1,181 @@
+"""The matrix: every class built tiny, probed, and its captures certified on input that the probe has not seen."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+
+from decision_traces.architectures.overrides import NEEDS_MORE
+from decision_traces.architectures.tiny import (
+    ModelClass,
+    NoSdpa,
+    NotBuildable,
+    build_tiny,
+    is_encoder_decoder,
+    tiny_inputs,
+)
+from decision_traces.capture.certificate import prove
+from decision_traces.errors import TraceError, first_line
+from decision_traces.models.anatomy import Anatomy
+from decision_traces.models.load import LoadedModel
+from decision_traces.models.probe import find_anatomy_on
+from decision_traces.schema import Task
+from decision_traces.tokens import Encoding
+
+Status = Literal["supported", "partly", "refused", "not applicable", "not buildable"]
+"""supported: every stage. partly: some stages missing or derived. refused: nothing, with the reason."""
+
+NO_ATTENTION: Final[Mapping[str, str]] = {
+    "falcon_mamba": "a state-space model",
+    "fnet": "mixes tokens by a Fourier transform",
+    "mamba": "a state-space model",
+    "mamba2": "a state-space model",
+    "rwkv": "a linear recurrence",
+    "xlstm": "a recurrence",
+}
+"""Model types that have no attention. Only to tell them from those whose attention is not seen, which no probe can."""
+
+_PROBED: Final = ((6, 6), (5, 5))  # lengths of texts and targets that the anatomy is found on
+_CERTIFIED: Final = ((9, 6, 4), (7, 3, 5))  # lengths that it is certified on
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What can be traced of one class.
+
+    Attributes:
+        which: The class.
+        status: See `Status`.
+        reason: Why it is refused, not applicable or not buildable.
+        missing: Side and stage to the reason why it cannot be had.
+        derived: Whether post_attn is derived (parallel blocks).
+        padded: Whether rows of different lengths may share a batch.
+        attention: Implementations that were certified.
+        notes: What could not be compared, and why.
+        seconds: What building and checking took.
+    """
+
+    which: ModelClass
+    status: Status
+    reason: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    derived: bool = False
+    padded: bool = True
+    attention: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def traced(self) -> bool:
+        """Whether it counts as supported, wholly or in part."""
+        return self.status in {"supported", "partly"}
+
+
+def check_class(which: ModelClass) -> Verdict:
+    """Build one class tiny, trace it under eager and SDPA attention, and say what holds."""
+    began = time.perf_counter()
+    verdict = _check(which)
+    return replace(verdict, seconds=time.perf_counter() - began)
+
+
+def _check(which: ModelClass) -> Verdict:
+    try:
+        model = build_tiny(which, "eager")
+    except NotBuildable as error:
+        return Verdict(which, "not buildable", str(error))
+    if which.model_type in NEEDS_MORE:
+        return Verdict(which, "refused", f"text alone is not enough: {NEEDS_MORE[which.model_type]}")
+    if which.model_type in NO_ATTENTION:
+        return Verdict(which, "not applicable", f"it has no attention: {NO_ATTENTION[which.model_type]}")
+    verdict = _trace(which, model, "eager")
+    if not verdict.traced:
+        return verdict
+    try:
+        sdpa = build_tiny(which, "sdpa")
+    except NoSdpa:
+        return verdict
+    return _both(verdict, _trace(which, sdpa, "sdpa"))
+
+
+def _both(eager: Verdict, sdpa: Verdict) -> Verdict:
+    """Return what holds under both implementations."""
+    if not sdpa.traced:
+        return replace(sdpa, reason=f"under sdpa attention: {sdpa.reason}")
+    missing = {**{k: f"under sdpa: {v}" for k, v in sdpa.missing.items()}, **eager.missing}
+    return replace(
+        eager,
+        status=_status(missing, derived=eager.derived),
+        missing=missing,
+        padded=eager.padded and sdpa.padded,
+        attention=("eager", "sdpa"),
+        notes=tuple(dict.fromkeys((*eager.notes, *sdpa.notes))),
+    )
+
+
+def _status(missing: Mapping[str, str], *, derived: bool) -> Status:
+    return "partly" if missing or derived else "supported"
+
+
+def task_of(which: ModelClass, model: Any) -> Task:
+    """Return what a class of a mapping is asked to do."""
+    if is_encoder_decoder(model):
+        return "seq2seq"
+    return "causal" if which.kind == "seq2seq" else which.kind
+
+
+def _trace(which: ModelClass, model: Any, attention: str) -> Verdict:
+    task = task_of(which, model)
+    loaded = LoadedModel(model, None, model.config, torch.device("cpu"), None, attention, task)  # type: ignore[arg-type]
+    as_kind = replace(which, kind="seq2seq") if task == "seq2seq" else which
+    inputs: dict[str, Any] = tiny_inputs(as_kind, model, _PROBED[0], target_lengths=_PROBED[1])
+    if task in {"causal", "seq2seq"}:
+        inputs["use_cache"] = False
+    try:
+        found = find_anatomy_on(model, inputs, task)
+        anatomy, certificate = prove(loaded, found, _encodings(as_kind, model, task), _pad(model))
+    except TraceError as error:
+        return Verdict(which, "refused", first_line(error))
+    core = [f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in certificate.failed if not c.condemns]
+    if core:
+        return Verdict(which, "refused", "; ".join(core))
+    missing = {f"{side}.{stage}": reason for side, stage, reason in anatomy.missing()}
+    derived = _derived(anatomy)
+    return Verdict(
+        which,
+        _status(missing, derived=derived),
+        missing=missing,
+        derived=derived,
+        padded=anatomy.pads,
+        attention=(attention,),
+        notes=certificate.notes,
+    )
+
+
+def _derived(anatomy: Anatomy) -> bool:
+    return any(s.post_attn_kind == "derived" and "post_attn" not in s.missing for s in anatomy.stacks.values())
+
+
+def _pad(model: Any) -> int:
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return pad if isinstance(pad, int) and pad >= 0 else 0
+
+
+def _encodings(which: ModelClass, model: Any, task: Task) -> list[Encoding]:
+    """Return ragged rows of random ids for the certificate."""
+    inputs = tiny_inputs(which, model, _CERTIFIED[0], seed=5, target_lengths=_CERTIFIED[1])
+    ids, mask = (inputs[name].reshape(len(_CERTIFIED[0]), -1) for name in ("input_ids", "attention_mask"))
+    if which.model_type == "longformer" and task == "multiple_choice":
+        ids[:, 1:4] = model.config.sep_token_id  # its head looks for three separators in every row
+    targets: list[Encoding | None] = [None] * len(ids)
+    if task == "seq2seq":
+        decoder, decoder_mask = inputs["decoder_input_ids"], inputs["decoder_attention_mask"]
+        targets = [_encoding(row, m, None) for row, m in zip(decoder, decoder_mask, strict=True)]
+    return [_encoding(row, m, target) for row, m, target in zip(ids, mask, targets, strict=True)]
+
+
+def _encoding(ids: torch.Tensor, mask: torch.Tensor, target: Encoding | None) -> Encoding:
+    n = int(mask.sum())
+    return Encoding(ids[:n].numpy().astype(np.int32), np.zeros((n, 2), np.int32), truncated=False, target=target)

@@ -1,0 +1,69 @@
+"""`decision-traces architectures`: which of transformers' model classes can be traced, tried out one by one."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from decision_traces.architectures.matrix import Verdict, check_class
+from decision_traces.architectures.report import KINDS, STATUSES, counts, markdown
+from decision_traces.architectures.tiny import Kind, model_classes
+from decision_traces.cli._app import run_command
+from decision_traces.errors import UsageError
+from decision_traces.models.load import quiet_transformers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitecturesConfig:
+    """Build every class of transformers' mappings tiny, trace it, and say what holds."""
+
+    kind: tuple[Kind, ...] = tuple(KINDS)
+    """Which mappings."""
+    only: tuple[str, ...] = ()
+    """Model types to look at, such as llama bert; all where left out."""
+    out: Path | None = None
+    """Write the whole table here, as Markdown."""
+    quiet: bool = False
+    """Print the counts alone."""
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command."""
+    run_command(ArchitecturesConfig, _run, argv, prog="decision-traces architectures")
+
+
+def _run(config: ArchitecturesConfig) -> int:
+    classes = [c for kind in config.kind for c in model_classes(kind) if not config.only or c.model_type in config.only]
+    unknown = set(config.only) - {c.model_type for c in classes}
+    if unknown:
+        raise UsageError(f"--only {' '.join(sorted(unknown))}: no such model type among {', '.join(config.kind)}.")
+    verdicts = []
+    logging.disable(logging.WARNING)
+    with quiet_transformers():
+        for which in classes:
+            verdicts.append(check_class(which))
+            if not config.quiet:
+                sys.stdout.write(_line(verdicts[-1]) + "\n")
+                sys.stdout.flush()
+    sys.stdout.write("\n" + _summary(verdicts) + "\n")
+    if config.out is not None:
+        config.out.write_text(markdown(verdicts), encoding="utf-8")
+        sys.stdout.write(f"Table: {config.out}\n")
+    return 0
+
+
+def _line(verdict: Verdict) -> str:
+    which = verdict.which
+    why = verdict.reason or ", ".join(f"no {name}" for name in verdict.missing)
+    return f"{which.kind:<16}{which.model_type:<24}{verdict.status:<16}{why}".rstrip()
+
+
+def _summary(verdicts: Sequence[Verdict]) -> str:
+    lines = [f"{'':<16}" + "".join(f"{status:>16}" for status in STATUSES)]
+    for kind, found in counts(verdicts).items():
+        lines.append(f"{kind:<16}" + "".join(f"{found[status]:>16}" for status in STATUSES))
+    return "\n".join(lines)
+
+
