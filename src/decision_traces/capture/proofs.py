@@ -196,7 +196,7 @@ def _reported_attention(proof: Proof, side: Side, stage: str, theirs: Any, *, cr
     """Attention probabilities equal those that transformers itself reports, where it reports them in this form."""
     ours = proof.together.sites.get(site(side, stage))
     plans = proof.anatomy.stacks[side].attention(cross=cross)
-    if ours is None or theirs is None or len(theirs) != len(plans) or any(t is None or t.dim() != 4 for t in theirs):
+    if ours is None or theirs is None or len(theirs) != len(plans) or any(not isinstance(t, Tensor) or t.dim() != 4 for t in theirs):
         return
     worst = 0.0
     for row in range(len(proof.together.lengths[side])):

@@ -61,16 +61,19 @@ class SoftmaxAttention(TorchFunctionMode):
         super().__init__()
         self._watcher = watcher
         self._modules: list[nn.Module] = []
+        self._rows: list[int | None] = []  # rows of the batch that each of them works on
         self._known: dict[int, _Scores | _Probabilities] = {}
         self._alive: list[Tensor] = []  # ids are unique only while the tensors live
 
-    def enter(self, module: nn.Module) -> None:
-        """Begin to watch: the model is now inside this module."""
+    def enter(self, module: nn.Module, inputs: Sequence[Any]) -> None:
+        """Begin to watch: the model is now inside this module, called with these arguments."""
         self._modules.append(module)
+        self._rows.append(next((a.shape[0] for a in inputs if isinstance(a, Tensor) and a.dim() == 3), None))
 
     def leave(self) -> None:
         """End to watch: the model left the module it was in. With the outermost, what was seen is forgotten."""
         self._modules.pop()
+        self._rows.pop()
         if not self._modules:
             self._known.clear()
             self._alive.clear()
@@ -107,8 +110,11 @@ class SoftmaxAttention(TorchFunctionMode):
                 return out
             self._remember(out, _Scores(left, right, 1.0))
             return out
-        replaced = self._watcher(_call(self._modules[-1], known, right, out))
+        replaced = self._watcher(_call(self._modules[-1], known, right, out, self._n_rows()))
         return out if replaced is None else _as_made(replaced, out)
+
+    def _n_rows(self) -> int | None:
+        return next((n for n in reversed(self._rows) if n is not None), None)
 
     def _einsum(self, args: Any, out: Tensor) -> Tensor:
         """A product in Einstein's notation: brought to (batch, head, position, ...), it is one like any other."""
@@ -120,7 +126,7 @@ class SoftmaxAttention(TorchFunctionMode):
         known = self._known.get(id(left))
         if isinstance(known, _Probabilities) and letters.is_mixing():
             value, mixed = letters.value(right), letters.mixed(out)
-            replaced = self._watcher(_call(self._modules[-1], known, value, mixed))
+            replaced = self._watcher(_call(self._modules[-1], known, value, mixed, self._n_rows()))
             return out if replaced is None else letters.unmixed(replaced.transpose(1, 2))
         if letters.is_scores():
             self._remember(out, _Scores(letters.query(left), letters.key(right), 1.0))
@@ -234,10 +240,13 @@ def _factor(name: str, args: Any) -> float | None:
     return float(number) if name in _TIMES else 1.0 / float(number)
 
 
-def _call(module: nn.Module, known: _Probabilities, value: Tensor, out: Tensor) -> AttentionCall:
+def _call(
+    module: nn.Module, known: _Probabilities, value: Tensor, out: Tensor, n_rows: int | None
+) -> AttentionCall:
     probabilities = known.value
-    if probabilities.dim() == 3:  # (batch * heads, query, key) all along: one head is told from another by nobody
-        probabilities = probabilities.unsqueeze(1)
+    if probabilities.dim() == 3:  # (batch * heads, query, key) all along
+        fits = n_rows is not None and probabilities.shape[0] % n_rows == 0
+        probabilities = probabilities.view(n_rows if fits else probabilities.shape[0], -1, *probabilities.shape[1:])
     batch, heads = probabilities.shape[:2]
 
     def by_head(tensor: Tensor) -> Tensor:
@@ -273,7 +282,10 @@ def watch_softmax(modules: Sequence[nn.Module], watcher: Watcher) -> Iterator[No
     mode = SoftmaxAttention(watcher)
     with ExitStack() as stack:
         for module in dict.fromkeys(modules):
-            stack.callback(module.register_forward_pre_hook(lambda m, _args: mode.enter(m)).remove)
+            before = module.register_forward_pre_hook(
+                lambda m, args, kwargs: mode.enter(m, (*args, *kwargs.values())), with_kwargs=True
+            )
+            stack.callback(before.remove)
             stack.callback(module.register_forward_hook(lambda *_: mode.leave(), always_call=True).remove)
         stack.enter_context(mode)
         yield
