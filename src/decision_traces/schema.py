@@ -428,8 +428,8 @@ NEXT_TOKEN_CONVENTIONS: Final[Mapping[str, str]] = {
     "entropy": "nats",
 }
 STAGE_CONVENTIONS: Final[Mapping[str, str]] = {
-    ATTN_OUT: "what self-attention adds to the residual stream: after the output projection, and after whatever norm or "
-    "factor the model puts between it and the stream",
+    ATTN_OUT: "what self-attention adds to the residual stream: after the output projection, and after whatever norm "
+    "or factor the model puts between it and the stream",
     MLP_OUT: "what the MLP (or mixture of experts) adds to the residual stream, likewise",
     HEAD_OUT: "attention probabilities times v, head by head, before the output projection",
     MLP_ACT: "the MLP's hidden neurons: what its last matrix reads, after the activation (and gate)",

@@ -209,7 +209,9 @@ def test_a_wrong_post_attn_behind_a_norm_is_caught(family: str, wrong: str) -> N
     instead = taps if wrong == "another layer" else [getattr(p, wrong) for p in anatomy.layers]
     layers = tuple(replace(p, post_attn=t) for p, t in zip(anatomy.layers, instead, strict=True))
     failed = {
-        c.name for c in certify(loaded, _with(anatomy, layers=layers), ENCODER_SITES, encodings, 0).checks if not c.passed
+        c.name
+        for c in certify(loaded, _with(anatomy, layers=layers), ENCODER_SITES, encodings, 0).checks
+        if not c.passed
     }
     assert "post_attn: the norm of pre_attn + what attention writes" in failed
 
@@ -222,7 +224,9 @@ def test_a_write_that_is_not_attentions_is_caught() -> None:
         for i, p in enumerate(anatomy.layers)
     )
     failed = {
-        c.name for c in certify(loaded, _with(anatomy, layers=layers), ENCODER_SITES, encodings, 0).checks if not c.passed
+        c.name
+        for c in certify(loaded, _with(anatomy, layers=layers), ENCODER_SITES, encodings, 0).checks
+        if not c.passed
     }
     assert "post_attn: without attention, only a constant is added to pre_attn" in failed
 

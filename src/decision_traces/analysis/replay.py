@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from decision_traces.analysis.unembedding import load_run_model
 from decision_traces.capture.buffers import BlockBuffers, Site
+from decision_traces.capture.check import TOLERANCE, relative_difference
 from decision_traces.capture.evidence import logits_of
-from decision_traces.capture.proofs import TOLERANCE, relative_difference
 from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import DamagedRunError, UsageError
 from decision_traces.models.anatomy import Anatomy
@@ -50,7 +50,7 @@ def replay_rows(
     if n_rows < 1:
         raise UsageError(f"--rows {n_rows}: needs at least 1.")
     environment = store.meta.get("environment", {})
-    attention = "eager" if environment.get("attention_implementation") == "eager" else "sdpa"
+    attention: Literal["eager", "sdpa"] = "eager" if environment.get("attention_implementation") == "eager" else "sdpa"
     loaded = load_run_model(store, model_path, device, attention)
     yield CheckResult("weights are those of the run", True, 0.0, "", "SHA-256 of all weights", "model")
     replay = _Replay(store, loaded)
@@ -84,9 +84,7 @@ class _Replay:
             return
         batch = make_batch([0], [encoding], pad_id(self.loaded.tokenizer, self.loaded.embedded))
         buffers = BlockBuffers(self.places, self.sides, 1, "float32")
-        slots = {
-            side: [self._slots(row, side, choice)] for side, dims in self.sides.items() if dims.positions != "all"
-        }
+        slots = {side: [self._slots(row, side, choice)] for side, dims in self.sides.items() if dims.positions != "all"}
         buffers.start(batch.lengths_by_side(self.sides), slots)
         with torch.inference_mode(), Recorder(self.loaded.model, self.anatomy, buffers).recording([0]):
             logits_of(self.loaded, batch)
@@ -125,7 +123,7 @@ class _Replay:
         stored = self.store.encodings(row, choice, trim=True)["input_ids"]
         if not np.array_equal(stored, encoding.ids):
             raise DamagedRunError(
-                f"{self.store.run_dir}: the tokens of {self.store.example_id(row)} are not what the tokenizer gives now."
+                f"{self.store.run_dir}: the tokens of {self.store.example_id(row)} are not what this tokenizer gives."
             )
         return encoding
 

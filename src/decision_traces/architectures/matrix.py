@@ -128,7 +128,7 @@ def task_of(which: ModelClass, model: Any) -> Task:
 
 def _trace(which: ModelClass, model: Any, attention: str) -> Verdict:
     task = task_of(which, model)
-    loaded = LoadedModel(model, None, model.config, torch.device("cpu"), None, attention, task)  # type: ignore[arg-type]
+    loaded = LoadedModel(model, None, model.config, torch.device("cpu"), None, attention, task)
     as_kind = replace(which, kind="seq2seq") if task == "seq2seq" else which
     inputs: dict[str, Any] = tiny_inputs(as_kind, model, _PROBED[0], target_lengths=_PROBED[1])
     if task in {"causal", "seq2seq"}:

@@ -30,10 +30,10 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
     lines = [
         "# Which architectures can be traced",
         "",
-        f"Made by `decision-traces architectures --out docs/architectures.md` with transformers {version('transformers')} "
-        f"and torch {version('torch').split('+')[0]}. Every class of four of transformers' mappings is built tiny with "
-        "random weights, probed on one input and certified on another: ragged rows of random ids, under eager and (where "
-        "the class has it) SDPA attention.",
+        "Made by `decision-traces architectures --out docs/architectures.md` with transformers "
+        f"{version('transformers')} and torch {version('torch').split('+')[0]}. Every class of four of transformers' "
+        "mappings is built tiny with random weights, probed on one input and certified on another: ragged rows of "
+        "random ids, under eager and (where the class has it) SDPA attention.",
         "",
         "- **supported**: every stage: layer inputs and outputs, last hidden state, post_attn, attention, q, k, v, "
         "head_out, attn_out, mlp_out, mlp_act (and those of cross-attention).",
@@ -77,11 +77,15 @@ def _remarks(verdict: Verdict) -> str:
 
 
 def _refusals(verdicts: Sequence[Verdict]) -> list[str]:
-    lines = ["| kind | model type | status | reason |", "|---|---|---|---|"]
-    for v in verdicts:
-        if not v.traced:
-            lines.append(f"| {v.which.kind} | {v.which.model_type} | {v.status} | {_cell(v.reason)} |")
-    return lines
+    return [
+        "| kind | model type | status | reason |",
+        "|---|---|---|---|",
+        *(
+            f"| {v.which.kind} | {v.which.model_type} | {v.status} | {_cell(v.reason)} |"
+            for v in verdicts
+            if not v.traced
+        ),
+    ]
 
 
 def _cell(text: str) -> str:

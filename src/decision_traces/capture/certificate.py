@@ -11,9 +11,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from decision_traces.capture import proofs
+from decision_traces.capture import attention_proofs, proofs
+from decision_traces.capture.check import Check, Proof, exact
 from decision_traces.capture.evidence import logits_of, record, silenced, zeroed
-from decision_traces.capture.proofs import Check, Proof
 from decision_traces.capture.recorder import sites_of_stack
 from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy
@@ -119,7 +119,9 @@ def certify(
     return Certificate(tuple(checks), tuple(picked), sum(e.n_tokens for e in rows), sums, tuple(notes))
 
 
-def prove(loaded: LoadedModel, anatomy: Anatomy, encodings: Sequence[Encoding], pad: int) -> tuple[Anatomy, Certificate]:
+def prove(
+    loaded: LoadedModel, anatomy: Anatomy, encodings: Sequence[Encoding], pad: int
+) -> tuple[Anatomy, Certificate]:
     """Check everything an anatomy says on other input, and return it without the stages that fail.
 
     Args:
@@ -215,7 +217,7 @@ class _Certifier:
             together = record(self.loaded, self.anatomy, places, batch)
             alone = [record(self.loaded, self.anatomy, places, make_batch([0], [r], self.pad)) for r in self.rows]
             proof = Proof(self.loaded, self.anatomy, together, alone, self.notes)
-            checks = [proofs.exact("logits with capture equal logits without", self._plain(batch), together.logits)]
+            checks = [exact("logits with capture equal logits without", self._plain(batch), together.logits)]
             checks += proofs.reported(proof, batch)
             checks += self._interventions(proof, batch)
             checks += [c for side in self.anatomy.stacks for c in proofs.sums(proof, side)]
@@ -223,7 +225,7 @@ class _Certifier:
             checks += self._causal(proof)
             checks += proofs.head(proof, batch)
             checks += self._attention(proof, batch)
-        return checks, self.notes, proofs.sums_to_one(proof)
+        return checks, self.notes, attention_proofs.sums_to_one(proof)
 
     def _plain(self, batch: TokenBatch) -> Tensor | None:
         return logits_of(self.loaded, batch)
@@ -246,7 +248,10 @@ class _Certifier:
     # -- what the model does when a part of it is silent ----------------------------------------------------
 
     def _interventions(self, proof: Proof, batch: TokenBatch) -> Iterator[Check]:
-        stages = {side: [s for s in (*_STREAM, *_HALVES) if s not in stack.missing] for side, stack in self.anatomy.stacks.items()}
+        stages = {
+            side: [s for s in (*_STREAM, *_HALVES) if s not in stack.missing]
+            for side, stack in self.anatomy.stacks.items()
+        }
         without = record(self.loaded, self.anatomy, self._places(stages), batch, zeroed)
         for side in self.anatomy.stacks:
             yield from proofs.attention_writes(proof, without, side)
@@ -279,9 +284,9 @@ class _Certifier:
         """Prove attention where probabilities were captured; q, k, v alone are proved on an eager pass of the model."""
         captured = {stage_of(name) for name in self.sites}
         if captured & _PROBABILITIES:
-            yield from proofs.attention(proof, self.sites)
+            yield from attention_proofs.attention(proof, self.sites)
         elif captured & set(_ATTENTION) and any(f is not None for f in proof.together.fused):
-            yield from proofs.fused_attention(proof)
+            yield from attention_proofs.fused_attention(proof)
         elif captured & set(_ATTENTION):
             with eagerly(self.loaded.model) as possible:
                 if not possible:
@@ -296,7 +301,6 @@ class _Certifier:
                 except CaptureError as error:
                     self.notes.append(f"q, k, v were not proved: {error}")
                     return
-            yield from proofs.same_attention(proof, eager, self.sites)
+            yield from attention_proofs.same_attention(proof, eager, self.sites)
             checked = replace(proof, together=eager)
-            yield from proofs.attention(checked, [n for n in eager.sites if stage_of(n) in _ATTENTION])
-
+            yield from attention_proofs.attention(checked, [n for n in eager.sites if stage_of(n) in _ATTENTION])

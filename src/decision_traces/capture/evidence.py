@@ -109,7 +109,13 @@ def record(
         logits = logits_of(loaded, batch)
     if replace_attention is None:
         buffers.check_finite()
-    return Pass({name: buffers.stack(name) for name in dict.fromkeys(name for name, _ in places)}, logits, lengths, scores, fused)
+    return Pass(
+        {name: buffers.stack(name) for name in dict.fromkeys(name for name, _ in places)},
+        logits,
+        lengths,
+        scores,
+        fused,
+    )
 
 
 def _by_hand(call: AttentionCall) -> Tensor:

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from decision_traces.errors import CaptureError
-from decision_traces.models.task import Task, call_inputs
+from decision_traces.models.task import call_inputs
+from decision_traces.schema import Task
 from decision_traces.tokens import TokenBatch
 
 

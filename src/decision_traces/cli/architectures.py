@@ -65,5 +65,3 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
     for kind, found in counts(verdicts).items():
         lines.append(f"{kind:<16}" + "".join(f"{found[status]:>16}" for status in STATUSES))
     return "\n".join(lines)
-
-

@@ -14,8 +14,7 @@ from decision_traces.extract.engine import NextPosition, Workflow
 from decision_traces.extract.selection import Selection
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel, ModelSource
-from decision_traces.models.task import Task
-from decision_traces.schema import Prefix, StorageDtype
+from decision_traces.schema import Prefix, StorageDtype, Task
 from decision_traces.store.layout import RunLayout
 from decision_traces.tokens import Encoding, encode
 

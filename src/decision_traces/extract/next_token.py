@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Int32
 
 from decision_traces.capture.forward import all_logits, logits_at
-from decision_traces.data.example import Example
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
 from decision_traces.extract.config import ExtractConfig

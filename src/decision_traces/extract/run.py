@@ -32,8 +32,8 @@ from decision_traces.models.probe import find_anatomy
 from decision_traces.models.unembed_file import UNEMBED_DIR, save_unembedding
 from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE, Side
 from decision_traces.store.disk import free_bytes, refuse_existing
-from decision_traces.store.place import default_root, run_id
 from decision_traces.store.layout import RunLayout
+from decision_traces.store.place import default_root, run_id
 from decision_traces.store.writer import RunWriter
 from decision_traces.tokens import Encoding, pad_id, random_encodings
 
@@ -46,7 +46,9 @@ def run_job(job: Job, progress: Progress) -> Path:
     """Do one extraction and return the run's folder."""
     _check_options(job.options)
     if job.options.selection.positions == "next" and job.next_position is None:
-        raise UsageError("--positions next: these runs have no one position of their prediction. Give last, or numbers.")
+        raise UsageError(
+            "--positions next: these runs have no one position of their prediction. Give last, or numbers."
+        )
     clock = Clock()
     prepared = _prepare(job, progress, clock)
     now = datetime.now().astimezone()

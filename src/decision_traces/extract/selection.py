@@ -56,7 +56,9 @@ class Selection:
         if numbers is None or min(numbers) < 0:
             raise UsageError(f"--positions {self.positions}: positions count from 0; the end of a text is `last`.")
         if n_positions is not None and max(numbers) >= n_positions:
-            raise UsageError(f"--positions {self.positions}: there are positions 0 to {n_positions - 1} (--max_seq_len).")
+            raise UsageError(
+                f"--positions {self.positions}: there are positions 0 to {n_positions - 1} (--max_seq_len)."
+            )
         return numbers
 
 
@@ -123,7 +125,8 @@ def choose(
         anatomy: What the model has.
         prefixes: What the names of its arrays begin with; one a side.
         lengths: T of each side, in tokens.
-        n_examples, n_choices: Sizes of the data.
+        n_examples: Rows of the run.
+        n_choices: Choices of an example.
         vocab_size: Width of the logits; 0 for a model without a language-modelling head.
 
     Raises:
@@ -194,4 +197,3 @@ def _dims(
 
 def _some(numbers: Sequence[int], size: int) -> tuple[int, ...] | None:
     return None if len(numbers) == size else tuple(numbers)
-

@@ -22,7 +22,7 @@ from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.models.load import DEMO_MODEL, LoadedModel, choose_task
-from decision_traces.schema import RUN_COLUMNS, TOKENS_FILE
+from decision_traces.schema import RUN_COLUMNS, TOKENS_FILE, Task
 from decision_traces.tokens import Encoding, TokenBatch, encode
 
 DEFAULT_MASK_PROB = 0.15
@@ -37,7 +37,7 @@ class TextConfig(NextTokenConfig):
     mask_prob: float = DEFAULT_MASK_PROB
     """masked: share of the tokens that are replaced by the mask token (seeded); 0 for none."""
     targets_file: Path | None = None
-    """seq2seq: what the decoder is to say, a row for each text: .txt, or .jsonl, .csv, .parquet with a target column."""
+    """seq2seq: what the decoder is to say, a row a text: .txt, or .jsonl, .csv, .parquet with a column target."""
     target_column: str | None = None
     """seq2seq: the column of the data that holds it."""
     dec_max_len: int | Literal["auto"] = "auto"
@@ -55,11 +55,7 @@ def extract_texts(config: TextConfig, progress: Progress | None = None) -> Path:
         TraceError: One of its children; see `errors`.
     """
     _check(config)
-    task = config.task
-    if task == "auto":
-        asked = config.model_source()
-        embedded = asked.model == DEMO_MODEL and asked.model_path is None
-        task = "causal" if embedded else choose_task(asked)
+    task = _task(config)
     if task == "causal":
         _refuse(config, "a decoder", ("targets_file", "target_column", "dec_max_len", "mask_prob"))
         return extract_next_token(config, progress)
@@ -70,6 +66,13 @@ def extract_texts(config: TextConfig, progress: Progress | None = None) -> Path:
     if task == "encode":
         _refuse(config, "an encoder without a masked-language-modelling head", ("mask_prob",))
     return run_job(_masked_job(config) if task == "masked" else _encode_job(config), progress or Silent())
+
+
+def _task(config: TextConfig) -> Task:
+    asked = config.model_source()
+    if config.task != "auto":
+        return config.task
+    return "causal" if asked.model == DEMO_MODEL and asked.model_path is None else choose_task(asked)
 
 
 def _check(config: TextConfig) -> None:
@@ -221,5 +224,3 @@ class EncodeWorkflow:
     def figures(self, tokens: pa.Table) -> dict[str, Any]:
         """Return nothing: there are no outcomes."""
         return {}
-
-

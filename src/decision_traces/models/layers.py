@@ -15,8 +15,7 @@ from torch import nn
 from decision_traces.models.anatomy import Tap
 from decision_traces.models.dataflow import AttentionNode, Dataflow, ModuleCall
 from decision_traces.models.stream import Refused, Step, Stream
-from decision_traces.models.task import Task
-from decision_traces.schema import Side
+from decision_traces.schema import Side, Task
 
 _ENCODERS: Final = frozenset({"multiple_choice", "masked", "encode"})
 

@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from decision_traces.errors import ModelError, UsageError, first_line
 from decision_traces.hub import hub_reachable
-from decision_traces.models.task import Task
+from decision_traces.schema import Task
 
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEMO_MODEL: Final = "demo"

@@ -30,7 +30,7 @@ from decision_traces.models.anatomy import (
 from decision_traces.models.dataflow import AttentionNode, Dataflow, ModuleCall, record_forward
 from decision_traces.models.layers import Layer, LayerFinder
 from decision_traces.models.stream import Refused, Step, Stream
-from decision_traces.models.task import Task, probe_inputs
+from decision_traces.models.task import probe_inputs
 from decision_traces.schema import (
     ATTN,
     ATTN_OUT,
@@ -48,6 +48,7 @@ from decision_traces.schema import (
     K,
     Q,
     Side,
+    Task,
     V,
 )
 
@@ -315,7 +316,9 @@ class _Halves:
             plan, parallel = self._with_attention(plan, self.steps[at], terms)
             after = list(self.steps[at + 1 :])
             if parallel:
-                return replace(self._with_mlp(plan, self.steps[at], parallel), post_mlp_norm=last_norm if after else None)
+                return replace(
+                    self._with_mlp(plan, self.steps[at], parallel), post_mlp_norm=last_norm if after else None
+                )
         for node in self.cross:
             at, terms = self._step_of(node)
             step = self.steps[at]
@@ -348,9 +351,7 @@ class _Halves:
                 return at, terms
         raise Refused("attention does not write into the residual stream")
 
-    def _with_attention(
-        self, plan: LayerPlan, step: Step, terms: tuple[int, ...]
-    ) -> tuple[LayerPlan, tuple[int, ...]]:
+    def _with_attention(self, plan: LayerPlan, step: Step, terms: tuple[int, ...]) -> tuple[LayerPlan, tuple[int, ...]]:
         """Return the plan with self-attention's half, and what else is written in the same step."""
         others = tuple(w for w in step.writes if w not in terms)
         write = self._output(step, terms)
@@ -391,4 +392,3 @@ class _Halves:
                     act = self.stream.tap(call, "input", key) if alone else None
                     return replace(plan, mlp_act=act, mlp_last=call.name if act else None)
         return plan
-

@@ -240,13 +240,13 @@ def _factor(name: str, args: Any) -> float | None:
     return float(number) if name in _TIMES else 1.0 / float(number)
 
 
-def _call(
-    module: nn.Module, known: _Probabilities, value: Tensor, out: Tensor, n_rows: int | None
-) -> AttentionCall:
+def _call(module: nn.Module, known: _Probabilities, value: Tensor, out: Tensor, n_rows: int | None) -> AttentionCall:
     probabilities = known.value
     if probabilities.dim() == 3:  # (batch * heads, query, key) all along
-        fits = n_rows is not None and probabilities.shape[0] % n_rows == 0
-        probabilities = probabilities.view(n_rows if fits else probabilities.shape[0], -1, *probabilities.shape[1:])
+        rows = probabilities.shape[0]
+        if n_rows is not None and rows % n_rows == 0:
+            rows = n_rows
+        probabilities = probabilities.view(rows, -1, *probabilities.shape[1:])
     batch, heads = probabilities.shape[:2]
 
     def by_head(tensor: Tensor) -> Tensor:

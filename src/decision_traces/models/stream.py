@@ -1,7 +1,7 @@
 """Following the residual stream of one layer back from its output to its input, over the record of a forward pass.
 
 Each step is a sum whose partial sums nobody else reads; its stream term is the one that all other terms were computed
-from, and those are what was written. A norm (post-LN families) or a factor may stand between the sum and the next state.
+from, and those are what was written. A norm (post-LN families) or a factor may stand between sum and next state.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,9 +129,7 @@ class Stream:
         """
         return list(self._walk(source, result, inside, None if until is None else self.flow.root(until)))[::-1]
 
-    def _walk(
-        self, source: int | None, result: int, inside: Sequence[ModuleCall], until: int | None
-    ) -> Iterator[Step]:
+    def _walk(self, source: int | None, result: int, inside: Sequence[ModuleCall], until: int | None) -> Iterator[Step]:
         stop = -1 if source is None else source
         for _ in range(_MAX_STEPS if source is not None else _MAX_ALL_STEPS):
             if result == source or (source is None and until not in self.flow.ancestors(result, stop=-1)):

@@ -50,7 +50,5 @@ def probe_inputs(task: Task, vocab_size: int, device: torch.device, *, seed: int
     """
     generator = torch.Generator().manual_seed(seed)
     low = min(3, vocab_size - 1)
-    ids, target = (
-        torch.randint(low, vocab_size, (rows, n), generator=generator).to(device) for n in _PROBE_LENGTHS
-    )
+    ids, target = (torch.randint(low, vocab_size, (rows, n), generator=generator).to(device) for n in _PROBE_LENGTHS)
     return call_inputs(task, ids, torch.ones_like(ids), None, target, torch.ones_like(target))

@@ -49,7 +49,9 @@ def uncertified(meta: Mapping[str, Any]) -> str:
     """Return the sentence that an uncertified run is opened with: which checks failed."""
     checks = (meta.get("certificate") or {}).get("checks") or []
     failed = "; ".join(str(c.get("name")) for c in checks if not c.get("passed"))
-    return f"This run is not certified (--uncertified): its traces may not be what the model computed. Failed: {failed}."
+    return (
+        f"This run is not certified (--uncertified): its traces may not be what the model computed. Failed: {failed}."
+    )
 
 
 class OpenRun:

@@ -53,18 +53,19 @@ ENCODERS: Final[Mapping[str, Callable[..., Any]]] = {
 }
 
 
-def pair_tokenizer(*, types: bool = True) -> Any:
+def pair_tokenizer(*, types: bool = True, mask: bool = False) -> Any:
     """Return a fast tokenizer with one token a byte that reads pairs as `<s> first <e> second <e>`.
 
     Args:
         types: Whether its models are told which text of a pair a token belongs to.
+        mask: Whether it has a mask token, `<m>`, behind all others.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<p>", "<s>", "<e>", *alphabet])}
+    vocabulary = {token: i for i, token in enumerate(["<p>", "<s>", "<e>", *alphabet, *(["<m>"] if mask else [])])}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    return _as_pairs(inner, types=types)
+    return _as_pairs(inner, types=types, **({"mask_token": "<m>"} if mask else {}))
 
 
 def word_tokenizer(texts: Iterable[str]) -> Any:
@@ -76,7 +77,7 @@ def word_tokenizer(texts: Iterable[str]) -> Any:
     return _as_pairs(inner, types=True)
 
 
-def _as_pairs(inner: Tokenizer, *, types: bool) -> Any:
+def _as_pairs(inner: Tokenizer, *, types: bool, **special: str) -> Any:
     inner.post_processor = processors.TemplateProcessing(
         single="<s> $A <e>", pair="<s> $A <e> $B:1 <e>:1", special_tokens=[("<s>", 1), ("<e>", 2)]
     )
@@ -86,6 +87,7 @@ def _as_pairs(inner: Tokenizer, *, types: bool) -> Any:
         pad_token="<p>",
         cls_token="<s>",
         sep_token="<e>",
+        **special,
         model_input_names=names,
         model_max_length=CONTEXT,
     )
@@ -107,4 +109,18 @@ def save_tiny_encoder(folder: Path, family: str, **overrides: Any) -> Path:
     tiny_encoder(family, **overrides).save_pretrained(folder)
     asked = getattr(ENCODERS[family](), "type_vocab_size", 1) or 1
     pair_tokenizer(types=asked > 1).save_pretrained(folder)
+    return folder
+
+
+def tiny_masked_encoder(family: str, **overrides: Any) -> Any:
+    """Return a masked-language model of one of `ENCODERS`, as `tiny_encoder`; its last id is the mask token."""
+    torch.manual_seed(7)
+    config = ENCODERS[family](vocab_size=VOCABULARY + 1, pad_token_id=PAD, **overrides)
+    return checked_and_enlarged(hf.AutoModelForMaskedLM.from_config(config).eval(), family)
+
+
+def save_tiny_masked_encoder(folder: Path, family: str, *, mask: bool = True, **overrides: Any) -> Path:
+    """Save a tiny masked-language model with its tokenizer (with a mask token, unless told not to)."""
+    tiny_masked_encoder(family, **overrides).save_pretrained(folder)
+    pair_tokenizer(types=False, mask=mask).save_pretrained(folder)
     return folder
