@@ -66,3 +66,9 @@ def smollm2() -> Path:
     if not folder.is_dir():
         pytest.skip("no SmolLM2 (DECISION_TRACES_MODELS names the folder that get_models.py filled)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_base(smollm2: Path) -> Path:
+    """MiniLM-L6, an encoder without a head, beside SmolLM2."""
+    return smollm2.parent / "all-minilm-l6-v2"

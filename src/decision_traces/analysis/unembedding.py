@@ -167,7 +167,9 @@ def load_run_model(
     source = ModelSource(
         name, model_path, settings.get("gguf_file"), settings.get("revision"), device, dtype, attention
     )
-    loaded = load_model(source, meta.get("task") or ("causal" if store.arch == "dec" else "multiple_choice"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.get("seed", 0))  # what the checkpoint lacks is drawn as it was for the run
+        loaded = load_model(source, meta.get("task") or ("causal" if store.arch == "dec" else "multiple_choice"))
     if meta.get("weights_digest") not in {None, loaded.weights_digest()}:
         raise ModelError(
             f"The weights of {model_path or name} are not those the run was made with (their digests differ). "

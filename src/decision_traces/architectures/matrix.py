@@ -23,6 +23,7 @@ from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
 from decision_traces.models.probe import find_anatomy_on
 from decision_traces.schema import Task
+from decision_traces.testing.models import byte_tokenizer
 from decision_traces.tokens import Encoding
 
 Status = Literal["supported", "partly", "refused", "not applicable", "not buildable"]
@@ -128,7 +129,7 @@ def task_of(which: ModelClass, model: Any) -> Task:
 
 def _trace(which: ModelClass, model: Any, attention: str) -> Verdict:
     task = task_of(which, model)
-    loaded = LoadedModel(model, None, model.config, torch.device("cpu"), None, attention, task)
+    loaded = LoadedModel(model, byte_tokenizer(), model.config, torch.device("cpu"), None, attention, task)
     as_kind = replace(which, kind="seq2seq") if task == "seq2seq" else which
     inputs: dict[str, Any] = tiny_inputs(as_kind, model, _PROBED[0], target_lengths=_PROBED[1])
     if task in {"causal", "seq2seq"}:

@@ -72,6 +72,7 @@ SIZES: Final[Mapping[str, int]] = {
     **_each(8, "state_size mamba_d_state ssm_state_size time_step_rank mamba_dt_rank laurel_rank"),
     **_each(8, "hidden_size_per_layer_input num_conv_pos_embeddings"),
     **_each(2, "n_groups mamba_n_groups mamba_ngroups"),
+    **_each(WINDOW, "mamba_chunk_size"),
 }
 
 LAYER_COUNTS: Final = ("num_hidden_layers", "num_layers", "n_layer")

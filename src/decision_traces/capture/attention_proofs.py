@@ -9,7 +9,6 @@ from einops import repeat
 from torch import Tensor
 
 from decision_traces.capture.check import Check, Proof, relative_difference, side_words, within
-from decision_traces.capture.evidence import Pass
 from decision_traces.models.anatomy import AttentionPlan
 from decision_traces.schema import (
     ATTN,
@@ -23,9 +22,7 @@ from decision_traces.schema import (
     Q,
     Side,
     V,
-    side_of,
     site,
-    stage_of,
 )
 
 _FAINT: Final = 1e-4  # probabilities below are too imprecise to take the logarithm of
@@ -104,7 +101,7 @@ def _scores(proof: Proof, side: Side, *, cross: bool, names: dict[str, str]) -> 
     place (before the rotary embedding, say) would not.
     """
     word = f"{side_words(side, proof)}{'cross-attention' if cross else 'attention'}"
-    last = len(proof.alone) - 1
+    last = len(proof.together.lengths[side]) - 1
     worst, other_terms = 0.0, False
     for a, b in zip(
         _attended(proof, side, cross=cross, row=0), _attended(proof, side, cross=cross, row=last), strict=True
@@ -148,16 +145,6 @@ def _sum_tolerance(proof: Proof) -> float:
     return 1e-4 if proof.dtype == torch.float32 else 1e-2
 
 
-def same_attention(proof: Proof, eager: Pass, sites: Sequence[str]) -> Iterator[Check]:
-    """What was captured equals what the same model computes with eager attention, where it can be proved."""
-    for name in sites:
-        if name in eager.sites and name in proof.together.sites and stage_of(name) in {*_SELF, *_CROSS}:
-            pairs = zip(proof.together.sites[name], eager.sites[name], strict=True)
-            worst = max(relative_difference(a, b) for a, b in pairs)
-            word = f"{side_words(side_of(name), proof)}{stage_of(name)}"
-            yield within(f"{word}: equal under eager attention", worst, proof.tolerance, [name])
-
-
 def fused_attention(proof: Proof) -> Iterator[Check]:
     """Where a model calls torch's own attention, softmax(scale * q·k + bias) · v gives the output, by hand."""
     for side in proof.anatomy.stacks:
@@ -185,7 +172,7 @@ def sums_to_one(proof: Proof) -> dict[str, bool]:
             if site(side, stage) in proof.together.sites:
                 off = [
                     float((one.attn.sum(-1) - 1).abs().max())
-                    for row in range(len(proof.alone))
+                    for row in range(len(proof.together.lengths[side]))
                     for one in _attended(proof, side, cross=cross, row=row)
                 ]
                 found[site(side, stage)] = all(o < _sum_tolerance(proof) for o in off)
@@ -204,13 +191,16 @@ def reported_attention(proof: Proof, side: Side, theirs: Any, *, cross: bool) ->
         or any(not isinstance(t, Tensor) or t.dim() != 4 for t in theirs)
     ):
         return
-    worst = 0.0
+    word, worst = f"{side_words(side, proof)}{'cross-attention' if cross else 'attention'}", 0.0
     for row in range(len(proof.together.lengths[side])):
         for one, reported_one in zip(_attended(proof, side, cross=cross, row=row), theirs, strict=True):
             n, keys = one.attn.shape[1:]
             if reported_one.shape[1] != one.attn.shape[0] or reported_one.shape[2] < n or reported_one.shape[3] < keys:
                 return
-            difference = (one.attn - reported_one[row, :, :n, :keys].float().cpu()).abs()
+            said = reported_one[row, :, :n, :keys].float().cpu()
+            if (said < 0).any() or (said.sum(-1) > 1 + _sum_tolerance(proof)).any():
+                proof.notes.append(f"{word}: transformers reports no probabilities (scores, say) to compare with")
+                return
+            difference = (one.attn - said).abs()
             worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
-    word = f"{side_words(side, proof)}{'cross-attention' if cross else 'attention'}"
     yield within(f"{word}: the probabilities are those transformers reports", worst, 0.0, [site(side, stage)])

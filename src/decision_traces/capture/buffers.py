@@ -175,8 +175,9 @@ class BlockBuffers:
         for i, row in enumerate(rows):
             piece, place = self._piece(name, row, value[i]), self._place(name, row, buffer.data[row])
             if piece.shape != place.shape:
+                exact = {ATTN: (1, 2), CROSS_ATTN: (1, 2)}.get(stage_of(name), (1,))  # positions must be there
                 fits = stage_of(name) in _BY_HEAD and all(p <= q for p, q in zip(piece.shape, place.shape, strict=True))
-                if not fits or piece.shape[1] != place.shape[1]:
+                if not fits or any(piece.shape[axis] != place.shape[axis] for axis in exact):
                     shapes = f"{tuple(piece.shape)} where {tuple(place.shape)} belongs"
                     raise CaptureError(f"{name} of layer {layer} has shape {shapes}")
                 place = place[tuple(slice(n) for n in piece.shape)]  # a layer with fewer or narrower heads
@@ -189,6 +190,12 @@ class BlockBuffers:
         side, stage = side_of(name), stage_of(name)
         dims, n = self.sides[side], self._lengths[side][row]
         if stage in _BY_HEAD and dims.heads is not None:
+            n_heads = dims.n_heads if stage in _QUERY_HEADS else dims.n_kv_heads
+            if value.shape[0] != n_heads:  # which of them a kept head is, or reads from, is not the same in all layers
+                raise CaptureError(
+                    f"{name} has {value.shape[0]} heads in one layer and {n_heads} in another; some heads alone can be "
+                    "kept only where all layers have the same"
+                )
             value = value[list(dims.heads if stage in _QUERY_HEADS else kept_kv_heads(dims))]
         axis = 1 if stage in _BY_HEAD else 0
         if stage in {CROSS_K, CROSS_V}:
@@ -198,7 +205,7 @@ class BlockBuffers:
         if side not in self._slots:
             return value.narrow(axis, 0, n)
         at = [p for p in self._slots[side][row] if 0 <= p < n]
-        return value.index_select(axis, torch.tensor(at, device=value.device))
+        return value.index_select(axis, torch.tensor(at, dtype=torch.long, device=value.device))
 
     def _place(self, name: str, row: int, target: Tensor) -> Tensor:
         """Return where a piece belongs in its example's room."""

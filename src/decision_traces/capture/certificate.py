@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from decision_traces.capture import attention_proofs, proofs
 from decision_traces.capture.check import Check, Proof, exact
-from decision_traces.capture.evidence import logits_of, record, silenced, zeroed
+from decision_traces.capture.evidence import logits_of, outputs_of, record, silenced, zeroed
 from decision_traces.capture.recorder import sites_of_stack
 from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.eager import eagerly
 from decision_traces.models.load import LoadedModel
 from decision_traces.schema import (
     ATTN,
@@ -214,17 +214,18 @@ class _Certifier:
         with torch.inference_mode():
             batch = make_batch(range(len(self.rows)), self.rows, self.pad)
             places = self._places(self._wanted())
-            together = record(self.loaded, self.anatomy, places, batch)
-            alone = [record(self.loaded, self.anatomy, places, make_batch([0], [r], self.pad)) for r in self.rows]
-            proof = Proof(self.loaded, self.anatomy, together, alone, self.notes)
+            with outputs_of(self.loaded.model, self._last_matrices()) as gave:
+                together = record(self.loaded, self.anatomy, places, batch)
+            proof = Proof(self.loaded, self.anatomy, together, self.notes)
             checks = [exact("logits with capture equal logits without", self._plain(batch), together.logits)]
             checks += proofs.reported(proof, batch)
             checks += self._interventions(proof, batch)
             checks += [c for side in self.anatomy.stacks for c in proofs.sums(proof, side)]
-            checks += proofs.rows(proof)
-            checks += self._causal(proof)
+            checks += self._other_rows(proof, places)
+            checks += self._alone(proof)
+            checks += self._later_tokens(proof)
             checks += proofs.head(proof, batch)
-            checks += self._attention(proof, batch)
+            checks += self._attention(proof)
         return checks, self.notes, attention_proofs.sums_to_one(proof)
 
     def _plain(self, batch: TokenBatch) -> Tensor | None:
@@ -245,6 +246,19 @@ class _Certifier:
     def _places(self, wanted: dict[Side, list[str]]) -> list[tuple[str, int]]:
         return [p for side, stages in wanted.items() for p in sites_of_stack(side, self.anatomy.stacks[side], stages)]
 
+    def _with_neurons(self) -> list[Side]:
+        """Return the sides whose hidden neurons the run keeps."""
+        return [
+            side
+            for side, stack in self.anatomy.stacks.items()
+            if not {MLP_ACT, MLP_OUT} & stack.missing.keys() and site(side, MLP_ACT) in self.sites
+        ]
+
+    def _last_matrices(self) -> list[str]:
+        """Return the names of the matrices that read them."""
+        layers = (layer for side in self._with_neurons() for layer in self.anatomy.stacks[side].layers)
+        return [layer.mlp_last for layer in layers if layer.mlp_last]
+
     # -- what the model does when a part of it is silent ----------------------------------------------------
 
     def _interventions(self, proof: Proof, batch: TokenBatch) -> Iterator[Check]:
@@ -256,51 +270,77 @@ class _Certifier:
         for side in self.anatomy.stacks:
             yield from proofs.attention_writes(proof, without, side)
         for side, stack in self.anatomy.stacks.items():
-            names = [layer.mlp_last for layer in stack.layers if layer.mlp_last]
-            if MLP_ACT in stack.missing or MLP_OUT in stack.missing or site(side, MLP_ACT) not in self.sites:
+            if side not in self._with_neurons():
                 continue
+            names = [layer.mlp_last for layer in stack.layers if layer.mlp_last]
             places = sites_of_stack(side, stack, (*_STREAM, MLP_OUT))
             with silenced(self.loaded.model, names):
                 silent = record(self.loaded, self.anatomy, places, batch, lambda _call: None)
             yield proofs.neurons(proof, silent, side)
 
-    def _causal(self, proof: Proof) -> Iterator[Check]:
-        """The first half of a text, run by itself, gives what it gave inside the whole text."""
+    # -- what else is in the batch --------------------------------------------------------------------------
+
+    def _other_rows(self, proof: Proof, places: Sequence[tuple[str, int]]) -> Iterator[Check]:
+        """Run the batch with other texts in every second row, then in the others, and other ids in the padding.
+
+        The shapes stay as they were, so that what does not depend on them is the same to the last bit, whatever the
+        model's type.
+        """
+        n = len(self.rows)
+        passes = [[i for i in range(n) if i % 2 == kept] for kept in (0, 1)]
+        found = []
+        for kept in (rows for rows in passes if rows):
+            others = [row if i in kept else _like(row, self.rows[(i + 1) % n]) for i, row in enumerate(self.rows)]
+            batch = _refilled(make_batch(range(n), others, self.pad))
+            found.append((kept, record(self.loaded, self.anatomy, places, batch)))
+        yield from proofs.rows(proof, found)
+
+    def _alone(self, proof: Proof) -> Iterator[Check]:
+        """In float32, run each row by itself: its stream is the same as in the batch, up to the order of sums."""
+        if proof.dtype != torch.float32:
+            return
+        places = self._places({side: list(_STREAM) for side in self.anatomy.stacks})
+        alone = [record(self.loaded, self.anatomy, places, make_batch([0], [r], self.pad)) for r in self.rows]
+        yield from proofs.alone(proof, alone)
+
+    def _later_tokens(self, proof: Proof) -> Iterator[Check]:
+        """Run a decoder's texts with other tokens in their second halves: the first halves stay as they were."""
         if "dec" not in self.anatomy.stacks:
             return
         places = sites_of_stack("dec", self.anatomy.stacks["dec"], _STREAM[:2])
-        halves = []
-        for row in self.rows:
-            if row.target is None:
-                half = _cut(row, (row.n_tokens + 1) // 2)
-            else:
-                half = replace(row, target=_cut(row.target, (row.target.n_tokens + 1) // 2))
-            halves.append(record(self.loaded, self.anatomy, places, make_batch([0], [half], self.pad)))
-        yield proofs.causal(proof, halves)
+        others = [replace(r, target=_other_end(r.target)) if r.target else _other_end(r) for r in self.rows]
+        changed = record(self.loaded, self.anatomy, places, make_batch(range(len(others)), others, self.pad))
+        yield proofs.causal(proof, changed)
 
     # -- attention ------------------------------------------------------------------------------------------
 
-    def _attention(self, proof: Proof, batch: TokenBatch) -> Iterator[Check]:
-        """Prove attention where probabilities were captured; q, k, v alone are proved on an eager pass of the model."""
+    def _attention(self, proof: Proof) -> Iterator[Check]:
+        """Prove attention from its probabilities; without them, where it is torch's own, from q, k and v by hand."""
         captured = {stage_of(name) for name in self.sites}
         if captured & _PROBABILITIES:
             yield from attention_proofs.attention(proof, self.sites)
-        elif captured & set(_ATTENTION) and any(f is not None for f in proof.together.fused):
-            yield from attention_proofs.fused_attention(proof)
         elif captured & set(_ATTENTION):
-            with eagerly(self.loaded.model) as possible:
-                if not possible:
-                    self.notes.append("q, k, v were not proved: the model cannot be switched to eager attention")
-                    return
-                wanted = {
-                    side: [s for s in (*_STREAM, *_ATTENTION) if s not in stack.missing]
-                    for side, stack in self.anatomy.stacks.items()
-                }
-                try:
-                    eager = record(self.loaded, self.anatomy, self._places(wanted), batch)
-                except CaptureError as error:
-                    self.notes.append(f"q, k, v were not proved: {error}")
-                    return
-            yield from attention_proofs.same_attention(proof, eager, self.sites)
-            checked = replace(proof, together=eager)
-            yield from attention_proofs.attention(checked, [n for n in eager.sites if stage_of(n) in _ATTENTION])
+            if all(by_hand is None for by_hand in proof.together.fused):
+                self.notes.append(
+                    "q, k and v were not proved: neither probabilities nor torch's own attention are seen"
+                )
+            yield from attention_proofs.fused_attention(proof)
+
+
+def _like(row: Encoding, other: Encoding) -> Encoding:
+    """Return another text of the same length: the other's tokens, over and over."""
+    target = _like(row.target, other.target) if row.target and other.target else row.target
+    return replace(row, ids=np.resize(other.ids, row.n_tokens), target=target)
+
+
+def _other_end(row: Encoding) -> Encoding:
+    """Return a text whose second half is its first one again."""
+    half = (row.n_tokens + 1) // 2
+    return replace(row, ids=np.concatenate([row.ids[:half], row.ids[: row.n_tokens - half]]))
+
+
+def _refilled(batch: TokenBatch) -> TokenBatch:
+    """Return a batch whose padding holds the last token of each row, still masked."""
+    last = batch.input_ids[torch.arange(len(batch.lengths)), torch.tensor(batch.lengths) - 1]
+    ids = torch.where(batch.attention_mask.bool(), batch.input_ids, last[:, None])
+    return replace(batch, input_ids=ids, target=None if batch.target is None else _refilled(batch.target))

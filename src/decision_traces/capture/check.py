@@ -47,14 +47,12 @@ class Proof:
     Attributes:
         loaded, anatomy: The model and what is claimed of it.
         together: All rows in one padded batch.
-        alone: Each row by itself.
         notes: Where a proof says what it could not check.
     """
 
     loaded: LoadedModel
     anatomy: Anatomy
     together: Pass
-    alone: Sequence[Pass]
     notes: list[str]
 
     @property

@@ -124,6 +124,7 @@ def _by_hand(call: AttentionCall) -> Tensor:
     key, value = (t.float().repeat_interleave(groups, 1) for t in (call.key, call.value))
     scale = call.query.shape[-1] ** -0.5 if call.scaling is None else call.scaling
     scores = scale * (call.query.float() @ key.transpose(-1, -2))
+    # A query that sees no key at all (padding) gives no number; it is not looked at.
     return (scores if call.bias is None else scores + call.bias.float()).softmax(-1) @ value
 
 
@@ -138,6 +139,20 @@ def logits_of(loaded: LoadedModel, batch: TokenBatch) -> Tensor | None:
 def zeroed(call: AttentionCall) -> Tensor:
     """Return zeros in place of an attention output."""
     return torch.zeros_like(call.output)
+
+
+@contextmanager
+def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
+    """Gather copies of what these modules return inside the block, call by call."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        for name in found:
+            module = model.get_submodule(name)
+            handle = module.register_forward_hook(
+                lambda _m, _a, out, name=name: found[name].append(out.clone())  # others may add to it in place
+            )
+            stack.callback(handle.remove)
+        yield found
 
 
 @contextmanager

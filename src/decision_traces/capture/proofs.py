@@ -1,6 +1,6 @@
 """The proofs of the residual stream: what transformers reports, sums, silenced parts, rows alone, causality."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -191,7 +191,8 @@ def attention_writes(proof: Proof, without: Pass, side: Side) -> Iterator[Check]
     condemned = [site(side, POST_ATTN), site(side, ATTN_OUT)]
     name, allowed = f"{side_words(side, proof)}post_attn: ", _ADDED_TOLERANCE[proof.dtype]
     yield within(f"{name}without attention, only a constant is added to pre_attn", constant, allowed, condemned)
-    adds = varied > 0 or int(mask.sum()) < 2
+    states = proof.together.stream_in(side)[0][mask]  # where all are the same token, there is no other to differ from
+    adds = varied > 0 or bool((states == states[:1]).all())
     yield Check(f"{name}attention adds something to pre_attn", varied, 0.0, adds, tuple(condemned))
 
 
@@ -205,30 +206,65 @@ def neurons(proof: Proof, silent: Pass, side: Side) -> Check:
     return within(name, worst, _ADDED_TOLERANCE[proof.dtype], [site(side, MLP_ACT)])
 
 
+def last_matrices(proof: Proof, gave: Mapping[str, Sequence[Tensor]], side: Side) -> Check:
+    """The MLP's last matrix makes of the captured neurons what it gave in the recorded pass."""
+    worst, mask = 0.0, proof.together.mask(side)
+    for layer, plan in enumerate(proof.anatomy.stacks[side].layers):
+        taken = _at(proof, side, MLP_ACT, layer)
+        if taken is None or plan.mlp_last is None or plan.mlp_act is None:
+            continue
+        out = gave[plan.mlp_last][plan.mlp_act.call]
+        out = (
+            out.view(*mask.shape, -1) if out.dim() == 2 else out.transpose(0, 1) if plan.mlp_act.axes == "pbd" else out
+        )
+        made = proof.loaded.model.get_submodule(plan.mlp_last)(taken[mask].to(out.device, out.dtype))
+        worst = max(worst, relative_difference(made.cpu(), out.cpu()[mask]))
+    name = f"{side_words(side, proof)}mlp_act: the MLP's last matrix makes of it what it gave"
+    return within(name, worst, proof.tolerance, [site(side, MLP_ACT)])
+
+
 # -- rows ----------------------------------------------------------------------------------------------------
 
 
-def rows(proof: Proof) -> Iterator[Check]:
-    """A row in the padded batch gives what it gives alone, and padding is not stored."""
+def rows(proof: Proof, passes: Sequence[tuple[Sequence[int], Pass]]) -> Iterator[Check]:
+    """A row gives the same whatever stands in the other rows and in its padding.
+
+    Args:
+        proof: What is claimed.
+        passes: Which rows were left as they were, and what was recorded.
+    """
     worst: dict[str, float] = {}
-    for i, single in enumerate(proof.alone):
+    for kept, taken in passes:
+        for i in kept:
+            for name, value in taken.sites.items():
+                pairs = zip(proof.together.sites[name][:, i], value[:, i], strict=True)
+                figure = max((relative_difference(a, b) for a, b in pairs), default=0.0)
+                worst[name] = max(worst.get(name, 0.0), figure)
+    for name, figure in worst.items():
+        word = f"{side_words(side_of(name), proof)}{stage_of(name)}"
+        said = "the same whatever stands in the other rows and in the padding"
+        yield replace(within(f"{word}: {said}", figure, proof.tolerance, [name]), padding=True)
+
+
+def alone(proof: Proof, singles: Sequence[Pass]) -> Iterator[Check]:
+    """A row in the padded batch gives what it gives alone."""
+    worst: dict[str, float] = {}
+    for i, single in enumerate(singles):
         for name, value in single.sites.items():
-            both = proof.together.sites[name][:, i], value[:, 0]
-            cut = tuple(slice(n) for n in both[1].shape[1:])
-            pairs = zip(both[0][(slice(None), *cut)], both[1], strict=True)
-            figure = max((relative_difference(a, b) for a, b in pairs), default=0.0)
-            worst[name] = max(worst.get(name, 0.0), figure)
+            n = single.lengths[side_of(name)][0]
+            pairs = zip(proof.together.sites[name][:, i, :n], value[:, 0, :n], strict=True)
+            worst[name] = max([worst.get(name, 0.0), *(relative_difference(a, b) for a, b in pairs)])
     for name, figure in worst.items():
         word = f"{side_words(side_of(name), proof)}{stage_of(name)}"
         check = within(f"{word}: a row in the batch equals the row alone", figure, proof.tolerance, [name])
         yield replace(check, padding=True)
 
 
-def causal(proof: Proof, halves: Sequence[Pass]) -> Check:
-    """No position of a decoder depends on later tokens: half a text gives what it gave inside the whole."""
+def causal(proof: Proof, changed: Pass) -> Check:
+    """No position of a decoder depends on later tokens: other second halves leave the first ones as they were."""
     worst, name = 0.0, site("dec", POST_MLP)
-    for half, whole in zip(halves, proof.alone, strict=True):
-        n = half.lengths["dec"][0]
-        pairs = zip(whole.sites[name][:, 0, :n], half.sites[name][:, 0, :n], strict=True)
+    for i, n in enumerate(proof.together.lengths["dec"]):
+        half = (n + 1) // 2
+        pairs = zip(proof.together.sites[name][:, i, :half], changed.sites[name][:, i, :half], strict=True)
         worst = max([worst, *(relative_difference(a, b) for a, b in pairs)])
     return within("causal: no position depends on later tokens", worst, proof.tolerance)

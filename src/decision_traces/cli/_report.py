@@ -56,7 +56,7 @@ def report(folder: Path, console: Console) -> None:
         console.print(line, soft_wrap=True, markup=False)
     if meta["n_truncated"]:
         console.print(f"{meta['n_truncated']} texts were longer than T = {meta['max_seq_len']} tokens and were cut.")
-    if meta["fresh_parameters"]:
+    if meta["fresh_parameters"] and meta["task"] == "multiple_choice":
         console.print(
             f"WARNING: the multiple-choice head was not in the checkpoint ({', '.join(meta['fresh_parameters'])}): "
             "it is random, and its predictions mean nothing. Fine-tune it: decision-traces finetune --help",

@@ -1,5 +1,6 @@
 """`decision-traces index`: what a run holds; with --validate, every number of it checked."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from decision_traces.cli._app import make_console, run_command
-from decision_traces.errors import UsageError
+from decision_traces.errors import UncertifiedWarning, UsageError
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.index import RunIndex, index_run
 from decision_traces.store.reader import TraceStore
@@ -45,6 +46,17 @@ def run(args: IndexCommand, console: Console) -> int:
     """Index the run, print what it holds and how the checks went, and return the exit code."""
     if args.deep and not args.validate:
         raise UsageError("--deep goes with --validate.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncertifiedWarning)  # it is said with the verdict
+        index = _index(args, console)
+    if not args.quiet:
+        console.print(_contents(index))
+        if args.validate:
+            console.print(_checks(index.checks))
+    return _verdict(index, console)
+
+
+def _index(args: IndexCommand, console: Console) -> RunIndex:
     if args.validate and console.is_terminal and not args.quiet:
         columns = (
             TextColumn("{task.description}"),
@@ -61,13 +73,7 @@ def run(args: IndexCommand, console: Console) -> int:
             )
     else:
         index = index_run(args.run, validate=args.validate)
-    if args.deep and index.valid:
-        index = _deeper(args, index)
-    if not args.quiet:
-        console.print(_contents(index))
-        if args.validate:
-            console.print(_checks(index.checks))
-    return _verdict(index, console)
+    return _deeper(args, index) if args.deep and index.valid else index
 
 
 def _deeper(args: IndexCommand, index: RunIndex) -> RunIndex:
@@ -126,6 +132,8 @@ def _figure(value: float | None) -> str:
 def _verdict(index: RunIndex, console: Console) -> int:
     if index.not_written:
         console.print(f"{index.path} could not be written: {index.not_written}.", markup=False, soft_wrap=True)
+    if index.uncertified:
+        console.print(index.uncertified, style="red", markup=False, soft_wrap=True)
     if index.valid is None:
         console.print(f"Indexed: {index.path}. Add --validate to check it.", markup=False, soft_wrap=True)
         return 0

@@ -38,6 +38,7 @@ def load_with_targets(source: DataSource, targets: Targets) -> list[Example]:
 
     Raises:
         DataError: The data or the targets are not there or malformed, or an example has no target.
+        UsageError: A column was asked for of a file without columns.
     """
     examples = load_examples(source)
     if not targets.given:
@@ -46,6 +47,11 @@ def load_with_targets(source: DataSource, targets: Targets) -> list[Example]:
         rows = dict(text_file_rows(targets.file, "target", "--targets_file"))
         return [_with(e, _of_row(e, rows, targets.file)) for e in examples]
     if source.text_file is not None:
+        if source.text_file.suffix.lower() == ".txt":
+            raise UsageError(
+                f"--target_column {targets.column}: {source.text_file} has no columns; give --targets_file, "
+                "or a .jsonl, .csv or .parquet file."
+            )
         rows = dict(text_file_rows(source.text_file, str(targets.column), "--target_column: --text_file"))
         return [_with(e, _of_row(e, rows, source.text_file)) for e in examples]
     return [_with(e, _of_field(e, str(targets.column))) for e in examples]

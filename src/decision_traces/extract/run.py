@@ -160,7 +160,7 @@ def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     progress.say(f"Loading {job.model.location}")
     loaded = load_model(_source(job), job.task)
     clock.lap("load_s")
-    if loaded.fresh:
+    if loaded.fresh and loaded.task == "multiple_choice":  # an encoder's new pooler only reads what is traced
         progress.say(
             f"WARNING: {job.model.location} has no trained multiple-choice head ({', '.join(loaded.fresh)} are random "
             "numbers). Its predictions mean nothing; fine-tune it first (decision-traces finetune)."

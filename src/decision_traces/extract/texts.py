@@ -41,7 +41,7 @@ class TextConfig(NextTokenConfig):
     target_column: str | None = None
     """seq2seq: the column of the data that holds it."""
     dec_max_len: int | Literal["auto"] = "auto"
-    """seq2seq: T of the decoder; longer targets are cut."""
+    """seq2seq: T of the decoder; longer targets are cut. auto fits the longest, up to the decoder's context."""
 
 
 def extract_texts(config: TextConfig, progress: Progress | None = None) -> Path:
@@ -164,8 +164,19 @@ def encode_with_targets(
         loaded: The model with its tokenizer.
         examples: The texts, with the field `target_text`.
         limit: Most tokens of a text.
-        longest: Most tokens that the decoder reads.
+        longest: Most tokens that the decoder reads; None for as many as it was built for.
+
+    Raises:
+        ModelError: The model does not say what its decoder starts with.
+        UsageError: The decoder was not built for so many tokens.
     """
+    context = _decoder_context(loaded)
+    if longest is not None and context is not None and longest > context:
+        raise UsageError(
+            f"--dec_max_len {longest}: {type(loaded.model).__name__} was built for {context} tokens; "
+            f"give {context} or less, or auto."
+        )
+    longest = context if longest is None else longest
     sources = encode_texts(loaded, examples, limit)
     texts = [e.fields[TARGET_FIELD] for e in examples]
     given = [str(text) for text in texts if text is not None]
@@ -180,6 +191,14 @@ def encode_with_targets(
         replace(source, target=_shifted(loaded, None if text is None else next(labels), longest))
         for source, text in zip(sources, texts, strict=True)
     ]
+
+
+def _decoder_context(loaded: LoadedModel) -> int | None:
+    """Return the most tokens that the decoder was built for; None where it states no limit."""
+    config = getattr(loaded.config, "decoder", None) or loaded.config
+    names = ("max_decoder_position_embeddings", "max_position_embeddings")
+    stated = [value for name in names if isinstance(value := getattr(config, name, None), int)]
+    return next(iter(stated), loaded.context)
 
 
 def _shifted(loaded: LoadedModel, label: Encoding | None, longest: int | None) -> Encoding:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
@@ -32,8 +33,7 @@ class AttentionCall:
         probabilities: (batch, n_heads, n_query, n_key), or None where the implementation does not give them (SDPA).
         bias: What is added to the scores, broadcast to (batch, n_heads, n_query, n_key); None where nothing is known.
         softcap: The scores s become softcap * tanh(s / softcap) before the bias; None where they do not.
-        fused: Whether this is torch's own attention, called by the model itself: then scale, q, k, v and bias are all
-            there is to it.
+        fused: Whether this is torch's own attention: then scale, q, k, v and bias are all there is to it.
     """
 
     module: nn.Module
@@ -61,6 +61,21 @@ _users = 0
 _original: Callable[..., Any] | None = None
 
 
+_FUSED: Final = "sdpa_attention_forward"  # transformers' function around torch's scaled_dot_product_attention
+
+
+def causal_bias(query: Tensor, key: Tensor) -> Tensor:
+    """Return the bias that lets every query see the keys up to its own position: (n_query, n_key), bool."""
+    return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+
+
+def as_bias(mask: Tensor | None) -> Tensor | None:
+    """Return a mask as what is added to the scores: a bool one (True where there is attention) as zeros and -inf."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+
+
 def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Callable[..., Any]:
     @wraps(function)
     def call(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -71,9 +86,15 @@ def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Ca
             in_attention_function.reset(token)
         output, probabilities = result[0], result[1]
         bias = next((m for m in (*args[:1], kwargs.get("attention_mask")) if isinstance(m, Tensor)), None)
+        fused = probabilities is None and getattr(function, "__name__", "") == _FUSED
+        if fused and bias is None:
+            given = kwargs.get("is_causal")
+            causal = query.shape[2] > 1 and (getattr(module, "is_causal", True) if given is None else given)
+            bias = causal_bias(query, key) if causal else None
         seen = AttentionCall(
-            module, query, key, value, kwargs.get("scaling"), output, probabilities, bias, kwargs.get("softcap")
-        )
+            module, query, key, value, kwargs.get("scaling"), output, probabilities, as_bias(bias),
+            kwargs.get("softcap"), fused,
+        )  # fmt: skip
         replaced = [other for watcher in watchers if (other := watcher(seen)) is not None]
         return (replaced[-1], *result[1:]) if replaced else result
 

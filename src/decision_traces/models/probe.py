@@ -315,10 +315,10 @@ class _Halves:
             at, terms = self._step_of(node)
             plan, parallel = self._with_attention(plan, self.steps[at], terms)
             after = list(self.steps[at + 1 :])
+            if parallel and after:
+                return replace(plan, post_mlp_norm=last_norm)  # beside attention stands a mixer; the MLP comes behind
             if parallel:
-                return replace(
-                    self._with_mlp(plan, self.steps[at], parallel), post_mlp_norm=last_norm if after else None
-                )
+                return self._with_mlp(plan, self.steps[at], parallel)
         for node in self.cross:
             at, terms = self._step_of(node)
             step = self.steps[at]

@@ -12,11 +12,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from decision_traces.models.intercept import AttentionCall, Watcher, in_attention_function
+from decision_traces.models.intercept import AttentionCall, Watcher, as_bias, causal_bias, in_attention_function
 
 _PRODUCTS: Final = frozenset({"matmul", "bmm", "__matmul__", "__rmatmul__"})
 _SUMS: Final = frozenset({"add", "add_", "sub", "__add__", "__iadd__", "__radd__", "__sub__", "masked_fill"}) | {
@@ -138,11 +137,11 @@ class SoftmaxAttention(TorchFunctionMode):
         causal = bool(kwargs.get("is_causal", args[5] if len(args) > 5 else False))
         bias = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
         if causal and bias is None:
-            bias = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-        if bias is not None and bias.dtype == torch.bool:
-            bias = torch.zeros(bias.shape, device=bias.device).masked_fill(~bias, -torch.inf)
+            bias = causal_bias(query, key)
         scale, output = kwargs.get("scale"), out.transpose(1, 2)
-        call = AttentionCall(self._modules[-1], query, key, value, scale, output, None, bias, None, fused=True)
+        call = AttentionCall(
+            self._modules[-1], query, key, value, scale, output, None, as_bias(bias), None, fused=True
+        )  # fmt: skip
         replaced = self._watcher(call)
         return out if replaced is None else _as_made(replaced, out)
 

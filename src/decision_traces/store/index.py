@@ -13,7 +13,7 @@ from decision_traces.errors import DamagedRunError
 from decision_traces.schema import FORMAT_VERSION, INDEX_FILE
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.folder import write_sealed
-from decision_traces.store.opened import OpenRun
+from decision_traces.store.opened import OpenRun, uncertified
 from decision_traces.store.validate import Progress, failures, validate_run
 
 
@@ -57,6 +57,8 @@ class RunIndex:
         checks: Every check, empty without validation.
         validated: When it was validated (ISO 8601, UTC), or None.
         path: Where the index was written.
+        not_written: Why it could not be.
+        uncertified: What is to be said of a run that was kept though its certificate failed.
     """
 
     run_id: str
@@ -70,6 +72,7 @@ class RunIndex:
     validated: str | None
     path: Path
     not_written: str | None = None
+    uncertified: str | None = None
 
     @property
     def valid(self) -> bool | None:
@@ -126,6 +129,7 @@ def _build(store: OpenRun, checks: Sequence[CheckResult], *, validate: bool) -> 
         checks=tuple(checks),
         validated=datetime.now(UTC).isoformat(timespec="seconds") if validate else None,
         path=store.run_dir / INDEX_FILE,
+        uncertified=uncertified(meta) if meta.get("uncertified") else None,
     )
 
 

@@ -34,6 +34,7 @@ _T5: Final = {
     "num_heads": N_HEADS,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 16,
+    "initializer_factor": 0.5,  # T5 begins with larger weights than the others
 }
 
 ENCODER_DECODERS: Final[Mapping[str, Callable[..., Any]]] = {
