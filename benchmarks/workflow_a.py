@@ -87,6 +87,8 @@ def workflow(settings: Settings, capture: list[str], out: Path) -> dict[str, flo
         "extract_s": timings["extract_s"],
         "tokens_per_s": timings["tokens_per_s"],
         "prepare_s": sum(timings[k] for k in ("load_s", "probe_s", "certificate_s", "plan_s")),
+        "proof_s": timings["probe_s"] + timings["certificate_s"],
+        "proof_share": 100 * (timings["probe_s"] + timings["certificate_s"]) / wall,
         "peak_mib": usage.ru_maxrss / 1024,
         "disk_mb": du / 1e6,
     }
@@ -109,6 +111,7 @@ def show(medians: dict[str, dict[str, float]], settings: Settings) -> None:
     table = Table(title=f"{settings.model_path.name}, {settings.limit} examples, T = {settings.max_seq_len}")
     columns = {
         "ratio": "× bare", "extract_s": "extract s", "tokens_per_s": "tokens/s", "prepare_s": "load + prove s",
+        "proof_s": "probe + certificate s", "proof_share": "% of the whole",
         "wall_s": "whole command s", "peak_mib": "peak MiB", "disk_mb": "disk MB",
     }  # fmt: skip
     table.add_column("")

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from decision_traces.cli.index import IndexCommand
 from decision_traces.cli.main import COMMANDS
 from decision_traces.extract.answer import AnswerConfig
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig
 from decision_traces.extract.next_token import NextTokenConfig
+from decision_traces.extract.texts import TextConfig
 from decision_traces.finetuning.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONFIGS = (NextTokenConfig, AnswerConfig, MultipleChoiceConfig, FinetuneConfig)
+CONFIGS = (NextTokenConfig, AnswerConfig, MultipleChoiceConfig, FinetuneConfig, TextConfig, IndexCommand)
 FLAGS = {f"--{f.name}" for config in CONFIGS for f in fields(config)}
 
 
@@ -29,7 +31,7 @@ def test_every_command_and_flag_of_the_readme_exists() -> None:
     assert commands == COMMANDS.keys()
     for script in re.findall(r"python -m src\.cli\.(\w+)", README):
         assert (ROOT / "src" / "cli" / f"{script}.py").is_file()
-    assert set(re.findall(r"(--[a-z_]+)", README)) <= FLAGS | {"--validate", "--help"}
+    assert set(re.findall(r"(--[a-z_]+)", README)) <= FLAGS | {"--help"}
 
 
 def test_every_linked_file_exists() -> None:

@@ -184,7 +184,7 @@ def test_keys_or_queries_from_before_the_rotary_embedding_are_caught(
     for layer in loaded.model.model.layers:
         attention = layer.self_attn
         getattr(attention, f"{which}_proj").register_forward_hook(
-            lambda _m, _a, out, at=id(attention): early.update({at: out})
+            lambda _m, _a, out, attention=attention: early.update({id(attention): out})
         )
     keep = Recorder._keep
 
@@ -211,23 +211,27 @@ def test_a_last_hidden_state_without_its_norm_is_caught(family: str, side: str, 
 # -- a reference in place of a copy --------------------------------------------------------------------------
 
 
+def _keep_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the buffers keep the model's own tensors during a pass, and read them only when they are asked for."""
+    put, stack = BlockBuffers.put, BlockBuffers.stack
+    kept: list[tuple[Any, ...]] = []
+
+    def late(self: BlockBuffers, name: str) -> Tensor:
+        mine = [one for one in kept if one[0] is self]
+        kept[:] = [one for one in kept if one[0] is not self]
+        for one in mine:
+            put(*one)
+        return stack(self, name)
+
+    monkeypatch.setattr(BlockBuffers, "put", lambda self, *what: kept.append((self, *what)))
+    monkeypatch.setattr(BlockBuffers, "stack", late)
+
+
 def test_a_reference_that_the_model_overwrites_later_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Falcon adds attention's output in place into what its MLP returned."""
     loaded = _loaded("falcon")
     anatomy = _anatomy(loaded)
-    put, stack = BlockBuffers.put, BlockBuffers.stack
-    kept: dict[int, list[tuple[Any, ...]]] = {}
-
-    def remember(self: BlockBuffers, *what: Any) -> None:
-        kept.setdefault(id(self), []).append((self, *what))
-
-    def late(self: BlockBuffers, name: str) -> Tensor:
-        for one in kept.pop(id(self), []):
-            put(*one)
-        return stack(self, name)
-
-    monkeypatch.setattr(BlockBuffers, "put", remember)
-    monkeypatch.setattr(BlockBuffers, "stack", late)
+    _keep_references(monkeypatch)
     assert "post_mlp: the state before + what the MLP writes" in _failed(loaded, anatomy)
 
 
@@ -246,18 +250,7 @@ def test_a_model_that_overwrites_the_input_of_its_layers_in_place(
 
         block.register_forward_hook(in_place)
     if reference:
-        put, stack = BlockBuffers.put, BlockBuffers.stack
-        kept: list[tuple[Any, ...]] = []
-        monkeypatch.setattr(BlockBuffers, "put", lambda self, *what: kept.append((self, *what)))
-
-        def late(self: BlockBuffers, name: str) -> Tensor:
-            mine = [one for one in kept if one[0] is self]
-            kept[:] = [one for one in kept if one[0] is not self]
-            for one in mine:
-                put(*one)
-            return stack(self, name)
-
-        monkeypatch.setattr(BlockBuffers, "stack", late)
+        _keep_references(monkeypatch)
     failed = _failed(loaded, anatomy)
     added = "post_attn: pre_attn + what attention writes"
     assert (added in failed) is reference
@@ -286,7 +279,7 @@ def test_a_place_of_another_layer_is_caught(family: str, stage: str) -> None:
 
 
 def test_an_mlp_that_has_more_than_the_neurons_named_is_caught() -> None:
-    """The gate's matrix named in place of the last one: with its input silent the MLP is not silent in all families."""
+    """Attention's matrix named in place of the MLP's last: with its input silent, the MLP is not."""
     loaded = _loaded("gpt2")
     anatomy = _anatomy(loaded)
     module = "transformer.h.{}.attn.c_proj"
@@ -355,7 +348,7 @@ def test_what_is_wrong_with_the_stream_condemns_no_stage_and_is_left_to_the_call
 def test_a_model_whose_numbers_change_with_padding_gets_rows_of_one_length(
     kind: Any, model_type: str, pads: bool
 ) -> None:
-    """ConvBERT's convolution reads over the end of a text; the independent look is the model's own last hidden state."""
+    """ConvBERT's convolution reads over the end of a text; the model's own last hidden state says so too."""
     which = next(c for c in model_classes(kind) if c.model_type == model_type)
     model: Any = build_tiny(which)
     ids = torch.tensor([[60, 70, 80, 90, 0, 0]])

@@ -53,9 +53,7 @@ def test_help_lists_the_flags(main, own: tuple[str, ...], capsys: pytest.Capture
 def test_help_of_index_lists_the_deep_flags(capsys: pytest.CaptureFixture) -> None:
     assert exit_code(index.main, "--help") == 0
     said = capsys.readouterr().out
-    assert all(flag in said for flag in ("--validate", "--deep", "--rows", "--model-path", "--device")) or all(
-        flag in said for flag in ("--validate", "--deep", "--rows", "--model_path", "--device")
-    )
+    assert all(flag in said for flag in ("--validate", "--deep", "--rows", "--model_path", "--device"))
 
 
 def test_an_encoder_decoder_is_extracted_checked_and_reported(
@@ -77,7 +75,9 @@ def test_a_masked_run_is_reported(place: Path, tmp_path: Path, capsys: pytest.Ca
     argv = [*flags(place, "bert", tmp_path / "run"), "--mask_prob", "0.5", "--capture", "hidden"]
     assert exit_code(extract.main, *argv) == 0
     n_masked = sum(map(len, TraceStore(tmp_path / "run").tokens["masked_pos"]))
-    assert re.search(rf"Masked tokens: .* right, mean NLL .* nats, over {n_masked} masked tokens", capsys.readouterr().out)
+    assert re.search(
+        rf"Masked tokens: .* right, mean NLL .* nats, over {n_masked} masked tokens", capsys.readouterr().out
+    )
 
 
 def test_an_encoder_without_its_head_says_nothing_of_choices(

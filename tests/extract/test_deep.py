@@ -131,10 +131,8 @@ def turned(source: Path, target: Path, path: str, row: int, layer: int | None = 
     [
         ("decoder", "dec_self_q", "dec_self_qkv.zarr/q"),
         ("decoder", "dec_mlp_act", "dec_mlp_act.zarr/x"),
-        ("half", "dec_head_out", "dec_head_out.zarr/x"),
         ("selected", "dec_self_v", "dec_self_qkv.zarr/v"),
         ("pairs", "dec_cross_k", "dec_cross_qkv.zarr/k"),
-        ("pairs", "enc_self_v", "enc_self_qkv.zarr/v"),
         ("choices", "enc_mc_q", "enc_mc_qkv.zarr/q"),
     ],
 )
@@ -188,7 +186,10 @@ def test_a_moved_model_is_found_by_the_flag(runs, tiny_folder, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--deep"], "--deep goes with --validate."), (["--validate", "--deep", "--rows", "0"], "--rows 0: needs at least 1")],
+    [
+        (["--deep"], "--deep goes with --validate."),
+        (["--validate", "--deep", "--rows", "0"], "--rows 0: needs at least 1"),
+    ],
 )
 def test_deep_asked_for_wrongly_is_one_sentence(
     flags: list[str], words: str, runs, capsys: pytest.CaptureFixture

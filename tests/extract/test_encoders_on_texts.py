@@ -156,7 +156,9 @@ def test_masks_depend_on_the_seed_and_not_on_the_limit(
 ) -> None:
     options = {"capture": (), "mask_prob": 0.3, "seed": 5, **change}
     other = run(folder("bert"), texts, tmp_path / "run", **options)
-    assert [masked.tokens["masked_pos"][row].tolist() == other.tokens["masked_pos"][row].tolist() for row in (0, 2)] == [
+    assert [
+        masked.tokens["masked_pos"][row].tolist() == other.tokens["masked_pos"][row].tolist() for row in (0, 2)
+    ] == [
         same,
         same,
     ]

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from decision_traces import TraceStore
@@ -120,11 +119,12 @@ def test_a_selected_decoder_run_is_the_slice_of_the_complete_one(
     assert (some.L, some.H, some.T) == (3, 4, 40)
 
 
-@pytest.mark.parametrize("word", CAPTURES)
-def test_every_capture_can_be_selected_alone(word: str, decoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("word", ["attn", "qkv", "hidden", "head_out", "mlp_act", "logits"])
+def test_a_capture_can_be_selected_alone(word: str, decoder, tmp_path: Path) -> None:
     one = {"capture": (word,), "limit": 5}
-    whole, some = decoder(tmp_path / "whole", **one), decoder(
-        tmp_path / "some", **one, layers="1", heads="2", positions="2,3"
+    whole, some = (
+        decoder(tmp_path / "whole", **one),
+        decoder(tmp_path / "some", **one, layers="1", heads="2", positions="2,3"),
     )
     check_slices(whole, some, "dec_", numbers([1], [2], group=2), lambda row, n: [2, 3])
     assert not failures(validate_run(some.run_dir))

@@ -55,9 +55,7 @@ def test_nothing_is_written_of_a_run_that_fails_its_certificate(
 
 
 def test_the_library_raises_the_same(sabotage, tiny_folder, flags: list[str], tmp_path: Path) -> None:
-    config = NextTokenConfig(
-        model_path=tiny_folder("gpt2"), text_file=tmp_path / "lines.txt", out_dir=tmp_path / "run"
-    )
+    config = NextTokenConfig(model_path=tiny_folder("gpt2"), text_file=tmp_path / "lines.txt", out_dir=tmp_path / "run")
     with pytest.raises(CaptureError, match="Nothing was written"):
         extract_next_token(config)
 

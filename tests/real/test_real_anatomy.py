@@ -152,7 +152,8 @@ def test_every_stage_equals_plain_transformers(name: str, dtype: torch.dtype, re
     assert stack.side == named.side and not stack.missing
     places = sites_of_stack(stack.side, stack, STAGES)
     for row in _rows(loaded.vocab_size):
-        taken = record(loaded, anatomy, places, make_batch([0], [row], 0))
+        with torch.inference_mode():
+            taken = record(loaded, anatomy, places, make_batch([0], [row], 0))
         expected = _plain(loaded.model, named, torch.from_numpy(row.ids.astype(np.int64))[None])
         for stage, right in expected.items():
             assert torch.equal(taken.sites[f"{stack.side}.{stage}"], right.float()), stage

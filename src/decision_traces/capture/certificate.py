@@ -1,7 +1,7 @@
 """The certificate: a run checks itself on its first rows before it writes anything.
 
 Each figure compares what was captured with something computed another way. The rows are real text, not the
-random ids the anatomy was found on; they run padded together and once more each alone.
+random ids the anatomy was found on; they run padded together, once more among other texts, and each alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -220,6 +220,7 @@ class _Certifier:
             checks = [exact("logits with capture equal logits without", self._plain(batch), together.logits)]
             checks += proofs.reported(proof, batch)
             checks += self._interventions(proof, batch)
+            checks += [proofs.last_matrices(proof, gave, side) for side in self._with_neurons()]
             checks += [c for side in self.anatomy.stacks for c in proofs.sums(proof, side)]
             checks += self._other_rows(proof, places)
             checks += self._alone(proof)
