@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from decision_traces import TraceStore
+from decision_traces.columns import ANSWER_COLUMNS, TOKEN_COLUMNS
 from decision_traces.data import tinyworld
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import ModelError, UsageError
 from decision_traces.extract.answer import AnswerConfig, extract_answers
-from decision_traces.schema import ANSWER_COLUMNS, TOKEN_COLUMNS
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.models import tiny_decoder
 

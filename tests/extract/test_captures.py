@@ -1,4 +1,4 @@
-"""The captures besides the first four: what attention and MLP write, head by head and neuron by neuron, and the logits."""
+"""The captures besides the first four: what attention and MLP write, by head and by neuron, and the logits."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Encoders over any text, with a masked-language-modelling head and without: equal to plain transformers, row by row."""
+"""Encoders over any text, with a masked-language-modelling head and without: equal to plain transformers by row."""
 
 from collections.abc import Callable
 from pathlib import Path

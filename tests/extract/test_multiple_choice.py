@@ -13,10 +13,10 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from decision_traces import TraceStore
+from decision_traces.columns import CHOICE_COLUMNS, CHOICE_TOKEN_COLUMNS
 from decision_traces.data import tinyworld
 from decision_traces.errors import ModelError, UsageError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
-from decision_traces.schema import CHOICE_COLUMNS, CHOICE_TOKEN_COLUMNS
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.encoders import ENCODERS, save_tiny_encoder
 

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from decision_traces import TraceStore
+from decision_traces.columns import NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS
 from decision_traces.errors import (
     CaptureError,
     DataError,
@@ -28,7 +29,6 @@ from decision_traces.errors import (
 )
 from decision_traces.extract import engine
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.schema import NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.models import byte_tokenizer, tiny_decoder
 

@@ -214,7 +214,7 @@ def test_an_interrupted_selected_run_ends_as_an_uninterrupted_one(decoder, tmp_p
         patch.setattr(engine.Engine, "_compute", stop_in_the_third)
         with pytest.raises(Interrupted, match="--resume"):
             decoder(tmp_path / "run", **flags)
-    with pytest.raises(RunError, match="begun with other settings: .*selection"):
+    with pytest.raises(RunError, match=r"begun with other settings: .*selection"):
         decoder(tmp_path / "run", **{**flags, "heads": "0,2", "resume": True})
     resumed = decoder(tmp_path / "run", **flags, resume=True)
     assert whole.meta["block_rows"] == 2

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from decision_traces import TraceStore
+from decision_traces.columns import NEXT_TOKEN_COLUMNS, TARGET_COLUMNS, TOKEN_COLUMNS
 from decision_traces.data import tinyworld
 from decision_traces.errors import DataError, ModelError, UsageError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.schema import NEXT_TOKEN_COLUMNS, TARGET_COLUMNS, TOKEN_COLUMNS
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.encoder_decoders import save_tiny_encoder_decoder
 from decision_traces.testing.encoders import save_tiny_masked_encoder

@@ -217,6 +217,7 @@ def last_matrices(proof: Proof, gave: Mapping[str, Sequence[Tensor]], side: Side
         out = (
             out.view(*mask.shape, -1) if out.dim() == 2 else out.transpose(0, 1) if plan.mlp_act.axes == "pbd" else out
         )
+        out = out[:, : mask.shape[1]]  # behind the tokens may be others (ProphetNet's later n-grams)
         made = proof.loaded.model.get_submodule(plan.mlp_last)(taken[mask].to(out.device, out.dtype))
         worst = max(worst, relative_difference(made.cpu(), out.cpu()[mask]))
     name = f"{side_words(side, proof)}mlp_act: the MLP's last matrix makes of it what it gave"

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from decision_traces.capture.forward import logits_at
+from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import Example
 from decision_traces.data.prompts import TEMPLATES, read_prompts
 from decision_traces.data.registry import DataSource
@@ -21,7 +22,7 @@ from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, to_table, token_columns
 from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.choices import choice_outcomes
-from decision_traces.schema import RUN_COLUMNS, TOKENS_FILE
+from decision_traces.schema import TOKENS_FILE
 from decision_traces.tokens import Encoding, TokenBatch
 
 Answers = Literal["letter", "text"]

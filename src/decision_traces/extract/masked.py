@@ -10,13 +10,14 @@ import pyarrow as pa
 import torch
 
 from decision_traces.capture.forward import all_logits
+from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import Example
 from decision_traces.errors import ModelError
 from decision_traces.extract.job import Material, encode_texts
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
-from decision_traces.schema import RUN_COLUMNS, TOKENS_FILE
+from decision_traces.schema import TOKENS_FILE
 from decision_traces.tokens import Encoding, TokenBatch
 
 _COLUMNS: Mapping[str, str] = {

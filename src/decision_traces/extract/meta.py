@@ -79,16 +79,11 @@ def run_meta(
         plan: See `run_plan`.
         conventions: What the workflow's own columns mean.
     """
-    dims, loaded, anatomy = prepared.layout.dims, prepared.loaded, prepared.anatomy
+    dims, loaded = prepared.layout.dims, prepared.loaded
     peaks = largest_values(prepared.layout, writer.facts())
     return {
         "format_version": FORMAT_VERSION,
-        "model": plan["model"],
-        "model_path": None if job.model.model_path is None else str(job.model.model_path.resolve()),
-        "model_type": loaded.config.model_type,
-        "model_class": type(loaded.model).__name__,
-        "model_revision": loaded.revision or job.model.revision,
-        "weights_digest": plan["weights_digest"],
+        **_about_model(job, prepared, plan),
         "task": job.task,
         "arch": job.arch,
         "objective": job.objective,
@@ -99,26 +94,11 @@ def run_meta(
         "n_choices": dims.n_choices if "enc_mc" in job.prefixes else None,
         "n_truncated": sum(e.truncated for e in prepared.encodings),
         "max_seq_len": dims.n_positions,
-        "num_layers": dims.n_layers,
-        "num_heads": dims.n_heads,
-        "num_kv_heads": dims.n_kv_heads,
-        "head_dim": dims.d_head,
-        "d_model": dims.d_model,
-        "vocab_size": loaded.vocab_size,
         "dtype": prepared.layout.dtype,
         "capture": plan["capture"],
-        "settings": dict(job.settings),
-        "fresh_parameters": list(loaded.fresh),
-        "lineage": lineage(job.model.model_path),
-        "logits_are_unembedded": anatomy.logits_are_unembedded,
-        "attention_scale": [a.scale for a in anatomy.main.attention(cross=False)],
-        "attention_rows_sum_to_one": _sums(prepared),
-        "sides": {side: asdict(sizes) for side, sizes in prepared.layout.sides.items()},
         "selection": plan["selection"],
         "missing": dict(prepared.missing),
-        "layer_heads": _layer_heads(anatomy),
-        "rows_padded": anatomy.pads,
-        "final_norm": anatomy.final_norm,
+        "settings": dict(job.settings),
         "conventions": {**_conventions(prepared), **conventions},
         "arrays": {
             spec.name: {"shape": list(prepared.layout.dims_of(spec).shape(spec)), "max_abs": peaks[spec.name]}
@@ -127,9 +107,37 @@ def run_meta(
         "block_rows": prepared.layout.block_rows,
         "certificate": prepared.certificate.to_meta(),
         "uncertified": bool(prepared.certificate.failed),
+        "fresh_parameters": list(loaded.fresh),
+        "lineage": lineage(job.model.model_path),
         "environment": _environment(plan),
         "command": list(job.options.command),
-    }  # fmt: skip
+    }
+
+
+def _about_model(job: Job, prepared: Prepared, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the meta says of the model: who it is, its sizes, what was found in it."""
+    dims, loaded, anatomy = prepared.layout.dims, prepared.loaded, prepared.anatomy
+    return {
+        "model": plan["model"],
+        "model_path": None if job.model.model_path is None else str(job.model.model_path.resolve()),
+        "model_type": loaded.config.model_type,
+        "model_class": type(loaded.model).__name__,
+        "model_revision": loaded.revision or job.model.revision,
+        "weights_digest": plan["weights_digest"],
+        "num_layers": dims.n_layers,
+        "num_heads": dims.n_heads,
+        "num_kv_heads": dims.n_kv_heads,
+        "head_dim": dims.d_head,
+        "d_model": dims.d_model,
+        "vocab_size": loaded.vocab_size,
+        "sides": {side: asdict(sizes) for side, sizes in prepared.layout.sides.items()},
+        "layer_heads": _layer_heads(anatomy),
+        "rows_padded": anatomy.pads,
+        "logits_are_unembedded": anatomy.logits_are_unembedded,
+        "attention_scale": [a.scale for a in anatomy.main.attention(cross=False)],
+        "attention_rows_sum_to_one": _sums(prepared),
+        "final_norm": anatomy.final_norm,
+    }
 
 
 def _environment(plan: Mapping[str, Any]) -> dict[str, Any]:

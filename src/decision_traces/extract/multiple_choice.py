@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from decision_traces.capture.forward import all_logits
+from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import Example
 from decision_traces.data.prompts import read_questions
 from decision_traces.data.registry import DataSource
@@ -19,7 +20,7 @@ from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, choice_token_columns, to_table
 from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.choices import choice_outcomes
-from decision_traces.schema import RUN_COLUMNS, TOKENS_FILE
+from decision_traces.schema import TOKENS_FILE
 from decision_traces.tokens import Encoding, TokenBatch, encode_choices
 
 DEFAULT_ENCODER: Final = "roberta-base"

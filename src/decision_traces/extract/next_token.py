@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int32
 
 from decision_traces.capture.forward import all_logits, logits_at
+from decision_traces.columns import POSITION_COLUMNS, RUN_COLUMNS
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
 from decision_traces.extract.config import ExtractConfig
@@ -21,13 +22,7 @@ from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, target_columns, to_table, token_columns
 from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
-from decision_traces.schema import (
-    NEXT_TOKEN_CONVENTIONS,
-    OUTCOMES_FILE,
-    POSITION_COLUMNS,
-    RUN_COLUMNS,
-    TOKENS_FILE,
-)
+from decision_traces.schema import NEXT_TOKEN_CONVENTIONS, OUTCOMES_FILE, TOKENS_FILE
 from decision_traces.tokens import Encoding, TokenBatch
 
 _NO_IDS: Final = np.array([], np.int32)

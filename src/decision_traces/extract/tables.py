@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from decision_traces.columns import Column
 from decision_traces.data.example import TARGET_FIELD, Example
-from decision_traces.schema import Column
 from decision_traces.tokens import Encoding
 
 

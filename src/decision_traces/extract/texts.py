@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from decision_traces.capture.evidence import logits_of
+from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import TARGET_FIELD, Example
 from decision_traces.data.registry import DataSource
 from decision_traces.data.targets import Targets, load_with_targets
@@ -22,7 +23,7 @@ from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.models.load import DEMO_MODEL, LoadedModel, choose_task
-from decision_traces.schema import RUN_COLUMNS, TOKENS_FILE, Task
+from decision_traces.schema import TOKENS_FILE, Task
 from decision_traces.tokens import Encoding, TokenBatch, encode
 
 DEFAULT_MASK_PROB = 0.15

@@ -76,6 +76,13 @@ def as_bias(mask: Tensor | None) -> Tensor | None:
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
 
 
+def _with_positions(bias: Tensor | None, position_bias: Any) -> Tensor | None:
+    """Return the bias with what the model adds for the distance of two positions (T5 hands it on by itself)."""
+    if not isinstance(position_bias, Tensor):
+        return bias
+    return position_bias if bias is None else position_bias + bias
+
+
 def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Callable[..., Any]:
     @wraps(function)
     def call(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -92,8 +99,8 @@ def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Ca
             causal = query.shape[2] > 1 and (getattr(module, "is_causal", True) if given is None else given)
             bias = causal_bias(query, key) if causal else None
         seen = AttentionCall(
-            module, query, key, value, kwargs.get("scaling"), output, probabilities, as_bias(bias),
-            kwargs.get("softcap"), fused,
+            module, query, key, value, kwargs.get("scaling"), output, probabilities,
+            _with_positions(as_bias(bias), kwargs.get("position_bias")), kwargs.get("softcap"), fused,
         )  # fmt: skip
         replaced = [other for watcher in watchers if (other := watcher(seen)) is not None]
         return (replaced[-1], *result[1:]) if replaced else result

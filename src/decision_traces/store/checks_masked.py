@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from decision_traces.schema import MASKED_COLUMNS, TOKENS_FILE
+from decision_traces.columns import MASKED_COLUMNS
+from decision_traces.schema import TOKENS_FILE
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.checks_outcomes import check_outcomes
 from decision_traces.store.checks_tables import rule

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from decision_traces.schema import RUN_COLUMNS, TOKEN_COLUMNS, TOKENS_FILE, Column, Side
+from decision_traces.columns import RUN_COLUMNS, TOKEN_COLUMNS, Column
+from decision_traces.schema import TOKENS_FILE, Side
 from decision_traces.store.checks import NAMED_FAILURES, CheckResult
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.sides import meta_sides

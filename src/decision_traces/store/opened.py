@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
+from decision_traces.columns import RUN_COLUMNS
 from decision_traces.errors import DamagedRunError, RunError, UncertifiedWarning, UsageError
 from decision_traces.schema import (
     ARRAYS,
@@ -26,7 +27,6 @@ from decision_traces.schema import (
     META_FILE,
     POSITION,
     QUERY,
-    RUN_COLUMNS,
     SOURCE,
     ArraySpec,
     Dims,

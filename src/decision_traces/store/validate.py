@@ -6,8 +6,9 @@ from os import PathLike
 import numpy as np
 import pyarrow as pa
 
+from decision_traces.columns import POSITION_COLUMNS
 from decision_traces.errors import DamagedRunError, UsageError
-from decision_traces.schema import KEY, META_FILE, OUTCOMES_FILE, POSITION_COLUMNS, TOKENS_FILE
+from decision_traces.schema import KEY, META_FILE, OUTCOMES_FILE, TOKENS_FILE
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.checks_chain import check_chain
