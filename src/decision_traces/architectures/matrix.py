@@ -169,7 +169,7 @@ def _encodings(which: ModelClass, model: Any, task: Task) -> list[Encoding]:
     inputs = tiny_inputs(which, model, _CERTIFIED[0], seed=5, target_lengths=_CERTIFIED[1])
     ids, mask = (inputs[name].reshape(len(_CERTIFIED[0]), -1) for name in ("input_ids", "attention_mask"))
     if which.model_type == "longformer" and task == "multiple_choice":
-        ids[:, 1:4] = model.config.sep_token_id  # its head looks for three separators in every row
+        ids[:, :3] = model.config.sep_token_id  # its head looks for three separators in every row
     targets: list[Encoding | None] = [None] * len(ids)
     if task == "seq2seq":
         decoder, decoder_mask = inputs["decoder_input_ids"], inputs["decoder_attention_mask"]

@@ -291,8 +291,8 @@ class _Certifier:
         passes = [[i for i in range(n) if i % 2 == kept] for kept in (0, 1)]
         found = []
         for kept in (rows for rows in passes if rows):
-            others = [row if i in kept else _like(row, self.rows[(i + 1) % n]) for i, row in enumerate(self.rows)]
-            batch = _refilled(make_batch(range(n), others, self.pad))
+            others = [row if i in kept else _turned(row) for i, row in enumerate(self.rows)]
+            batch = _refilled(make_batch(range(n), others, self.pad), [int(row.ids[-1]) for row in self.rows])
             found.append((kept, record(self.loaded, self.anatomy, places, batch)))
         yield from proofs.rows(proof, found)
 
@@ -328,10 +328,9 @@ class _Certifier:
             yield from attention_proofs.fused_attention(proof)
 
 
-def _like(row: Encoding, other: Encoding) -> Encoding:
-    """Return another text of the same length: the other's tokens, over and over."""
-    target = _like(row.target, other.target) if row.target and other.target else row.target
-    return replace(row, ids=np.resize(other.ids, row.n_tokens), target=target)
+def _turned(row: Encoding) -> Encoding:
+    """Return another text of the same length: the same tokens, the last one first (heads may count special ones)."""
+    return replace(row, ids=np.roll(row.ids, 1), target=None if row.target is None else _turned(row.target))
 
 
 def _other_end(row: Encoding) -> Encoding:
@@ -340,8 +339,8 @@ def _other_end(row: Encoding) -> Encoding:
     return replace(row, ids=np.concatenate([row.ids[:half], row.ids[: row.n_tokens - half]]))
 
 
-def _refilled(batch: TokenBatch) -> TokenBatch:
-    """Return a batch whose padding holds the last token of each row, still masked."""
-    last = batch.input_ids[torch.arange(len(batch.lengths)), torch.tensor(batch.lengths) - 1]
-    ids = torch.where(batch.attention_mask.bool(), batch.input_ids, last[:, None])
-    return replace(batch, input_ids=ids, target=None if batch.target is None else _refilled(batch.target))
+def _refilled(batch: TokenBatch, ids: Sequence[int]) -> TokenBatch:
+    """Return a batch whose padding holds these ids, one a row, still masked."""
+    filler = torch.tensor(ids, device=batch.input_ids.device)[:, None]
+    filled = torch.where(batch.attention_mask.bool(), batch.input_ids, filler)
+    return replace(batch, input_ids=filled, target=None if batch.target is None else _refilled(batch.target, ids))

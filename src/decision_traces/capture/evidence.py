@@ -141,6 +141,12 @@ def zeroed(call: AttentionCall) -> Tensor:
     return torch.zeros_like(call.output)
 
 
+def first_of(output: Any) -> Tensor:
+    """Return what a module returns, or the first of it (I-BERT's matrices return a scale besides)."""
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
+
+
 @contextmanager
 def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
     """Gather copies of what these modules return inside the block, call by call."""
@@ -149,7 +155,7 @@ def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, lis
         for name in found:
             module = model.get_submodule(name)
             handle = module.register_forward_hook(
-                lambda _m, _a, out, name=name: found[name].append(out.clone())  # others may add to it in place
+                lambda _m, _a, out, name=name: found[name].append(first_of(out).clone())  # others may add to it in place
             )
             stack.callback(handle.remove)
         yield found

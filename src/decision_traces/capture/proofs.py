@@ -10,7 +10,7 @@ from torch import Tensor
 
 from decision_traces.capture.attention_proofs import reported_attention
 from decision_traces.capture.check import TOLERANCE, Check, Proof, exact, relative_difference, side_words, within
-from decision_traces.capture.evidence import Pass
+from decision_traces.capture.evidence import Pass, first_of
 from decision_traces.capture.forward import batch_inputs
 from decision_traces.models.anatomy import LayerPlan
 from decision_traces.schema import (
@@ -218,7 +218,7 @@ def last_matrices(proof: Proof, gave: Mapping[str, Sequence[Tensor]], side: Side
             out.view(*mask.shape, -1) if out.dim() == 2 else out.transpose(0, 1) if plan.mlp_act.axes == "pbd" else out
         )
         out = out[:, : mask.shape[1]]  # behind the tokens may be others (ProphetNet's later n-grams)
-        made = proof.loaded.model.get_submodule(plan.mlp_last)(taken[mask].to(out.device, out.dtype))
+        made = first_of(proof.loaded.model.get_submodule(plan.mlp_last)(taken[mask].to(out.device, out.dtype)))
         worst = max(worst, relative_difference(made.cpu(), out.cpu()[mask]))
     name = f"{side_words(side, proof)}mlp_act: the MLP's last matrix makes of it what it gave"
     return within(name, worst, proof.tolerance, [site(side, MLP_ACT)])

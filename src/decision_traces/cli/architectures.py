@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+
 from decision_traces.architectures.matrix import Verdict, check_class
 from decision_traces.architectures.report import KINDS, STATUSES, counts, markdown
 from decision_traces.architectures.tiny import Kind, model_classes
@@ -40,6 +42,7 @@ def _run(config: ArchitecturesConfig) -> int:
     if unknown:
         raise UsageError(f"--only {' '.join(sorted(unknown))}: no such model type among {', '.join(config.kind)}.")
     verdicts = []
+    torch.set_num_threads(1)  # tiny models gain nothing from threads
     logging.disable(logging.WARNING)
     with quiet_transformers():
         for which in classes:
