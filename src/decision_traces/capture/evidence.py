@@ -155,7 +155,7 @@ def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, lis
         for name in found:
             module = model.get_submodule(name)
             handle = module.register_forward_hook(
-                lambda _m, _a, out, name=name: found[name].append(first_of(out).clone())  # others may add to it in place
+                lambda _m, _a, out, name=name: found[name].append(first_of(out).clone())  # it may be added to in place
             )
             stack.callback(handle.remove)
         yield found

@@ -55,7 +55,8 @@ def report(folder: Path, console: Console) -> None:
     for line in _outcome_lines(meta):
         console.print(line, soft_wrap=True, markup=False)
     if meta["n_truncated"]:
-        console.print(f"{meta['n_truncated']} texts were longer than T = {meta['max_seq_len']} tokens and were cut.")
+        longest = meta["sides"].get("enc", meta["sides"].get("dec"))["n_positions"]
+        console.print(f"{meta['n_truncated']} texts were longer than T = {longest} tokens and were cut.")
     if meta["fresh_parameters"] and meta["task"] == "multiple_choice":
         console.print(
             f"WARNING: the multiple-choice head was not in the checkpoint ({', '.join(meta['fresh_parameters'])}): "

@@ -229,7 +229,8 @@ def _limit(asked: int | Literal["auto"], loaded: LoadedModel) -> int | None:
 
 
 def _check_ids(encodings: Sequence[Encoding], loaded: LoadedModel) -> None:
-    largest = max((int(e.ids.max()) for e in encodings if e.n_tokens), default=0)
+    texts = [e for encoding in encodings for e in (encoding, encoding.target) if e is not None and e.n_tokens]
+    largest = max((int(e.ids.max()) for e in texts), default=0)
     rows = loaded.embedded
     if largest >= rows:
         raise UsageError(

@@ -181,6 +181,7 @@ def _dims(
 ) -> Dims:
     stack = anatomy.stacks[side]
     main = side == anatomy.main.side
+    which = "" if len(anatomy.stacks) == 1 else "decoder " if main else "encoder "
     whole = stack_dims(stack, n_examples, lengths[side], lengths["enc"] if len(anatomy.stacks) > 1 and main else 0)
     return replace(
         whole,
@@ -189,8 +190,8 @@ def _dims(
         attention_layers=_some(stack.layers_with("q"), stack.n_layers),
         cross_layers=_some(stack.layers_with("cross_q"), stack.n_layers) if stack.attention(cross=True) else None,
         mlp_layers=_some(stack.layers_with("mlp_out"), stack.n_layers),
-        layers=parse_numbers(selection.layers, stack.n_layers, "--layers", "layers"),
-        heads=parse_numbers(selection.heads, whole.n_heads, "--heads", "heads"),
+        layers=parse_numbers(selection.layers, stack.n_layers, "--layers", f"{which}layers"),
+        heads=parse_numbers(selection.heads, whole.n_heads, "--heads", f"{which}heads"),
         positions=selection.kept_positions(lengths[side]) if main else "all",
     )
 
