@@ -22,6 +22,7 @@ MIXTURE = "not every MLP is one matrix behind hidden neurons of one width (a mix
 MAINSTREAM: dict[tuple[Kind, str], tuple[tuple[str, ...], set[str], bool]] = {
     ("causal", "gpt2"): (BOTH, set(), False),
     ("causal", "llama"): (BOTH, set(), False),
+    ("causal", "mistral"): (BOTH, set(), False),
     ("causal", "mixtral"): (BOTH, {"dec.mlp_act"}, False),
     ("causal", "qwen3"): (BOTH, set(), False),
     ("causal", "qwen3_next"): (BOTH, {"dec.mlp_act"}, False),

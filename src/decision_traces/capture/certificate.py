@@ -10,11 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from decision_traces.capture import attention_proofs, proofs
-from decision_traces.capture.check import Check, Proof, exact
-from decision_traces.capture.evidence import logits_of, outputs_of, record, silenced, zeroed
+from decision_traces.capture.check import Check, Proof
+from decision_traces.capture.evidence import outputs_of, record, silenced, zeroed
 from decision_traces.capture.recorder import sites_of_stack
 from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy
@@ -48,7 +47,7 @@ from decision_traces.tokens import Encoding, TokenBatch, make_batch
 
 ROWS: Final = 3
 CANDIDATES: Final = 32
-TOKENS: Final = 48
+TOKENS: Final = 32
 
 _STREAM: Final = (EMBED, POST_MLP, FINAL)
 _HALVES: Final = (POST_ATTN, ATTN_OUT, POST_CROSS, CROSS_ATTN_OUT, MLP_OUT)
@@ -97,7 +96,13 @@ class Certificate:
 
 
 def certify(
-    loaded: LoadedModel, anatomy: Anatomy, sites: Sequence[str], encodings: Sequence[Encoding], pad: int
+    loaded: LoadedModel,
+    anatomy: Anatomy,
+    sites: Sequence[str],
+    encodings: Sequence[Encoding],
+    pad: int,
+    *,
+    thorough: bool = True,
 ) -> Certificate:
     """Check the captures on the first rows of a run.
 
@@ -106,8 +111,9 @@ def certify(
         anatomy: Where its inner path lies.
         sites: The distinct tensors the run will keep.
         encodings: The run's examples (or choices of examples); of the first few with more than one token (else with
-            one), the shortest, one between and the longest are used, cut to 48 tokens.
+            one), the shortest, one between and the longest are used, cut to 32 tokens.
         pad: Id that fills padding.
+        thorough: Also run the rows among other texts, and alone.
     """
     picked = _sample(encodings)
     if not picked:
@@ -115,12 +121,28 @@ def certify(
     rows = [_cut(encodings[i]) for i in picked]
     if not anatomy.pads:
         rows = _alike(rows)
-    checks, notes, sums = _Certifier(loaded, anatomy, sites, rows, pad).all()
+    checks, notes, sums = _Certifier(loaded, anatomy, sites, rows, pad).all(thorough=thorough)
     return Certificate(tuple(checks), tuple(picked), sum(e.n_tokens for e in rows), sums, tuple(notes))
 
 
+def certify_as_padded(
+    loaded: LoadedModel, anatomy: Anatomy, sites: Sequence[str], encodings: Sequence[Encoding], pad: int
+) -> tuple[Anatomy, Certificate]:
+    """As `certify`; where only padding changes what the model computes, its rows are not padded from then on.
+
+    Returns:
+        The anatomy, with `pads` false in that case, and the certificate that holds for it.
+    """
+    certificate = certify(loaded, anatomy, sites, encodings, pad)
+    core = [check for check in certificate.failed if not check.condemns]
+    if core and all(check.padding for check in core):
+        anatomy = replace(anatomy, pads=False)
+        certificate = certify(loaded, anatomy, sites, encodings, pad)
+    return anatomy, certificate
+
+
 def prove(
-    loaded: LoadedModel, anatomy: Anatomy, encodings: Sequence[Encoding], pad: int
+    loaded: LoadedModel, anatomy: Anatomy, encodings: Sequence[Encoding], pad: int, *, thorough: bool = True
 ) -> tuple[Anatomy, Certificate]:
     """Check everything an anatomy says on other input, and return it without the stages that fail.
 
@@ -129,20 +151,19 @@ def prove(
         anatomy: As `find_anatomy` found it.
         encodings: Rows of different lengths that it was not found on.
         pad: Id that fills padding.
+        thorough: Also run the rows among other texts, and alone. A run leaves that to its certificate.
 
     Returns:
         The anatomy, in which a stage whose check failed is missing with the check as the reason, and the certificate
-        of all checks. A check that condemns no single stage is left to the caller. Where it is only padding that
-        changes what the model computes, its rows are not padded from then on.
+        of all checks. A check that condemns no single stage is left to the caller.
     """
     sites = [
         site(side, stage) for side, stack in anatomy.stacks.items() for stage in stages_to_prove(loaded, stack.missing)
     ]
-    certificate = certify(loaded, anatomy, sites, encodings, pad)
-    core = [check for check in certificate.failed if not check.condemns]
-    if core and all(check.padding for check in core):
-        anatomy = replace(anatomy, pads=False)
-        certificate = certify(loaded, anatomy, sites, encodings, pad)
+    if thorough:
+        anatomy, certificate = certify_as_padded(loaded, anatomy, sites, encodings, pad)
+    else:
+        certificate = certify(loaded, anatomy, sites, encodings, pad, thorough=False)
     for check in certificate.failed:
         for name in check.condemns:
             reason = f"a check failed: {check.name} (worst {check.worst:.2g}, allowed {check.allowed:.2g})"
@@ -209,28 +230,25 @@ class _Certifier:
         self.loaded, self.anatomy, self.sites, self.rows, self.pad = loaded, anatomy, sites, rows, pad
         self.notes: list[str] = []
 
-    def all(self) -> tuple[list[Check], list[str], dict[str, bool]]:
+    def all(self, *, thorough: bool) -> tuple[list[Check], list[str], dict[str, bool]]:
         """Return the checks, the notes, and which attention sums to one."""
         with torch.inference_mode():
             batch = make_batch(range(len(self.rows)), self.rows, self.pad)
             places = self._places(self._wanted())
             with outputs_of(self.loaded.model, self._last_matrices()) as gave:
-                together = record(self.loaded, self.anatomy, places, batch)
+                together = record(self.loaded, self.anatomy, places, batch, with_logits=True)
             proof = Proof(self.loaded, self.anatomy, together, self.notes)
-            checks = [exact("logits with capture equal logits without", self._plain(batch), together.logits)]
-            checks += proofs.reported(proof, batch)
+            checks = list(proofs.reported(proof, batch))
             checks += self._interventions(proof, batch)
             checks += [proofs.last_matrices(proof, gave, side) for side in self._with_neurons()]
             checks += [c for side in self.anatomy.stacks for c in proofs.sums(proof, side)]
-            checks += self._other_rows(proof, places)
-            checks += self._alone(proof)
-            checks += self._later_tokens(proof)
+            if thorough:
+                checks += self._other_rows(proof, places)
+                checks += self._alone(proof)
+                checks += self._later_tokens(proof)
             checks += proofs.head(proof, batch)
             checks += self._attention(proof)
         return checks, self.notes, attention_proofs.sums_to_one(proof)
-
-    def _plain(self, batch: TokenBatch) -> Tensor | None:
-        return logits_of(self.loaded, batch)
 
     def _wanted(self) -> dict[Side, list[str]]:
         """Return the stages to record: those the run keeps, and those their checks need."""
@@ -285,16 +303,19 @@ class _Certifier:
         """Run the batch with other texts in every second row, then in the others, and other ids in the padding.
 
         The shapes stay as they were, so that what does not depend on them is the same to the last bit, whatever the
-        model's type.
+        model's type. A decoder's other texts begin as before, so that they show too whether it sees later tokens.
         """
+        decoder = list(self.anatomy.stacks) == ["dec"]
+        other = _other_end if decoder else _turned
         n = len(self.rows)
-        passes = [[i for i in range(n) if i % 2 == kept] for kept in (0, 1)]
-        found = []
-        for kept in (rows for rows in passes if rows):
-            others = [row if i in kept else _turned(row) for i, row in enumerate(self.rows)]
-            batch = _refilled(make_batch(range(n), others, self.pad), [int(row.ids[-1]) for row in self.rows])
-            found.append((kept, record(self.loaded, self.anatomy, places, batch)))
-        yield from proofs.rows(proof, found)
+        passes = []
+        for kept in ([i for i in range(n) if i % 2 == parity] for parity in (0, 1)):
+            texts = [row if i in kept else other(row) for i, row in enumerate(self.rows)]
+            batch = _refilled(make_batch(range(n), texts, self.pad), [int(row.ids[-1]) for row in self.rows])
+            passes.append((kept, record(self.loaded, self.anatomy, places, batch)))
+        yield from proofs.rows(proof, passes)
+        if decoder:
+            yield proofs.causal(proof, [([i for i in range(n) if i not in kept], taken) for kept, taken in passes])
 
     def _alone(self, proof: Proof) -> Iterator[Check]:
         """In float32, run each row by itself: its stream is the same as in the batch, up to the order of sums."""
@@ -305,13 +326,13 @@ class _Certifier:
         yield from proofs.alone(proof, alone)
 
     def _later_tokens(self, proof: Proof) -> Iterator[Check]:
-        """Run a decoder's texts with other tokens in their second halves: the first halves stay as they were."""
-        if "dec" not in self.anatomy.stacks:
+        """Run an encoder-decoder's texts with other second halves of their targets."""
+        if len(self.anatomy.stacks) < 2:
             return
         places = sites_of_stack("dec", self.anatomy.stacks["dec"], _STREAM[:2])
-        others = [replace(r, target=_other_end(r.target)) if r.target else _other_end(r) for r in self.rows]
+        others = [row if row.target is None else replace(row, target=_other_end(row.target)) for row in self.rows]
         changed = record(self.loaded, self.anatomy, places, make_batch(range(len(others)), others, self.pad))
-        yield proofs.causal(proof, changed)
+        yield proofs.causal(proof, [(range(len(others)), changed)])
 
     # -- attention ------------------------------------------------------------------------------------------
 

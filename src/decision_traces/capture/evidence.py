@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from decision_traces.capture.buffers import BlockBuffers
-from decision_traces.capture.forward import all_logits, batch_inputs
+from decision_traces.capture.forward import all_logits, batch_inputs, project_only
 from decision_traces.capture.recorder import Recorder
 from decision_traces.models.anatomy import Anatomy, Stack
 from decision_traces.models.intercept import AttentionCall
 from decision_traces.models.load import LoadedModel
-from decision_traces.schema import EMBED, POST_MLP, Dims, Side, site
+from decision_traces.schema import EMBED, LOGITS, POST_MLP, Dims, Side, site, stage_of
 from decision_traces.tokens import TokenBatch
 
 
@@ -77,6 +77,8 @@ def record(
     places: Sequence[tuple[str, int]],
     batch: TokenBatch,
     replace_attention: Callable[[AttentionCall], Tensor | None] | None = None,
+    *,
+    with_logits: bool = False,
 ) -> Pass:
     """Record a forward pass.
 
@@ -86,6 +88,7 @@ def record(
         places: The sites and layers to record.
         batch: The rows.
         replace_attention: What takes the place of an attention output.
+        with_logits: Whether to compute the logits of all positions, which can cost as much as the layers.
     """
     lengths = batch.lengths_by_side(anatomy.stacks)
     n, longest = batch.input_ids.shape
@@ -106,7 +109,9 @@ def record(
         return None if replace_attention is None else replace_attention(call)
 
     with Recorder(loaded.model, anatomy, buffers, watch).recording(range(n)):
-        logits = logits_of(loaded, batch)
+        logits = logits_of(loaded, batch) if with_logits or LOGITS in map(stage_of, buffers.names) else None
+        if logits is None:
+            run_layers(loaded, batch)
     if replace_attention is None:
         buffers.check_finite()
     return Pass(
@@ -134,6 +139,15 @@ def logits_of(loaded: LoadedModel, batch: TokenBatch) -> Tensor | None:
         loaded.model(**batch_inputs(batch, loaded.device, loaded.task))
         return None
     return all_logits(loaded.model, batch, loaded.device, loaded.task)
+
+
+def run_layers(loaded: LoadedModel, batch: TokenBatch) -> None:
+    """Run the model for its layers' sake: of the vocabulary projection, one position a row, where there is one."""
+    if loaded.task in {"encode", "multiple_choice"} or loaded.model.get_output_embeddings() is None:  # type: ignore[operator]
+        logits_of(loaded, batch)
+        return
+    with project_only(loaded.model, torch.zeros(len(batch.rows), dtype=torch.long, device=loaded.device)):
+        logits_of(loaded, batch)
 
 
 def zeroed(call: AttentionCall) -> Tensor:

@@ -15,7 +15,7 @@ from decision_traces.tokens import TokenBatch
 
 
 @contextmanager
-def _project_only(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator[None]:
+def project_only(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator[None]:
     """Let the unembedding see one position a row: for GPT-2 the full projection is a quarter of the computation.
 
     The positions are picked in front of the output embedding, so that whatever the model does with its logits
@@ -78,7 +78,7 @@ def logits_at(
     at = positions.to(device)
     if whole:
         return all_logits(model, batch, device, task)[torch.arange(len(at), device=device), at]
-    with _project_only(model, at):
+    with project_only(model, at):
         logits = all_logits(model, batch, device, task)
     if logits.shape[1] != 1:
         raise CaptureError("the model does not compute its logits through its output embedding")

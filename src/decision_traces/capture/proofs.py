@@ -37,7 +37,7 @@ _ADDED_TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloa
 
 
 def reported(proof: Proof, batch: TokenBatch) -> Iterator[Check]:
-    """Layers' inputs and last hidden states equal those that transformers itself reports, bit for bit."""
+    """Logits, layers' inputs and last hidden states equal those that the model gives without us, bit for bit."""
     asked = batch_inputs(batch, proof.loaded.device, proof.loaded.task)
     model: Any = proof.loaded.model
     attended = {"output_attentions": True} if proof.loaded.attention == "eager" else {}
@@ -46,6 +46,7 @@ def reported(proof: Proof, batch: TokenBatch) -> Iterator[Check]:
     base = outputs[-1] if outputs else None
     if base is None and proof.loaded.task == "causal":  # heads that pass their base model by (OPT, BART's decoders)
         base = model.base_model(**asked)
+    yield exact("logits with capture equal logits without", getattr(out, "logits", None), proof.together.logits)
     both = len(proof.anatomy.stacks) == 2
     for side, stack in proof.anatomy.stacks.items():
         mask = proof.together.mask(side)
@@ -261,11 +262,17 @@ def alone(proof: Proof, singles: Sequence[Pass]) -> Iterator[Check]:
         yield replace(check, padding=True)
 
 
-def causal(proof: Proof, changed: Pass) -> Check:
-    """No position of a decoder depends on later tokens: other second halves leave the first ones as they were."""
+def causal(proof: Proof, passes: Sequence[tuple[Sequence[int], Pass]]) -> Check:
+    """No position of a decoder depends on later tokens: other second halves leave the first ones as they were.
+
+    Args:
+        proof: What is claimed.
+        passes: Which rows had another second half, and what was recorded.
+    """
     worst, name = 0.0, site("dec", POST_MLP)
-    for i, n in enumerate(proof.together.lengths["dec"]):
-        half = (n + 1) // 2
-        pairs = zip(proof.together.sites[name][:, i, :half], changed.sites[name][:, i, :half], strict=True)
-        worst = max([worst, *(relative_difference(a, b) for a, b in pairs)])
+    for changed, taken in passes:
+        for i in changed:
+            half = (proof.together.lengths["dec"][i] + 1) // 2
+            pairs = zip(proof.together.sites[name][:, i, :half], taken.sites[name][:, i, :half], strict=True)
+            worst = max([worst, *(relative_difference(a, b) for a, b in pairs)])
     return within("causal: no position depends on later tokens", worst, proof.tolerance)

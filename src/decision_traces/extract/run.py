@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 
 from decision_traces import demo
-from decision_traces.capture.certificate import certify, describe_failures, prove, require
+from decision_traces.capture.certificate import certify_as_padded, describe_failures, prove, require
 from decision_traces.errors import (
     CaptureError,
     DiskSpaceError,
@@ -179,7 +179,7 @@ def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     for name, reason in missing.items():
         progress.say(f"{name} is left out: {reason}")
     sites = tuple(dict.fromkeys(name for name, _ in layout.places()))
-    certificate = certify(loaded, anatomy, sites, encodings, pad)
+    anatomy, certificate = certify_as_padded(loaded, anatomy, sites, encodings, pad)
     if certificate.failed and job.options.uncertified:
         progress.say(f"WARNING: the certificate failed, and the run says so: {describe_failures(certificate)}")
     else:
@@ -198,7 +198,7 @@ def _proved_anatomy(loaded: LoadedModel, pad: int) -> Anatomy:
         UnsupportedArchitecture: The layers could not be found, or their stream is not what the model computes.
     """
     found = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
-    anatomy, certificate = prove(loaded, found, random_encodings(loaded.vocab_size, loaded.task), pad)
+    anatomy, certificate = prove(loaded, found, random_encodings(loaded.vocab_size, loaded.task), pad, thorough=False)
     core = [check for check in certificate.failed if not check.condemns]
     if core:
         figures = "; ".join(f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in core)

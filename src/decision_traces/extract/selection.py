@@ -6,7 +6,7 @@ from typing import Final
 
 from decision_traces.capture.evidence import stack_dims
 from decision_traces.errors import UnsupportedArchitecture, UsageError
-from decision_traces.models.anatomy import Anatomy
+from decision_traces.models.anatomy import Anatomy, Stack
 from decision_traces.schema import (
     CROSS_STAGES,
     LOGITS,
@@ -182,6 +182,8 @@ def _dims(
     stack = anatomy.stacks[side]
     main = side == anatomy.main.side
     which = "" if len(anatomy.stacks) == 1 else "decoder " if main else "encoder "
+    if selection.heads != "all":
+        _refuse_heads(stack)
     whole = stack_dims(stack, n_examples, lengths[side], lengths["enc"] if len(anatomy.stacks) > 1 and main else 0)
     return replace(
         whole,
@@ -194,6 +196,13 @@ def _dims(
         heads=parse_numbers(selection.heads, whole.n_heads, "--heads", f"{which}heads"),
         positions=selection.kept_positions(lengths[side]) if main else "all",
     )
+
+
+def _refuse_heads(stack: Stack) -> None:
+    """Refuse a choice of heads where layers differ in them: head 5 would not be the same, or not be there."""
+    plans = (*stack.attention(cross=False), *stack.attention(cross=True))
+    if len({(plan.n_heads, plan.n_kv_heads) for plan in plans}) > 1:
+        raise UsageError("--heads: the layers of this model differ in their heads; keep all (leave --heads out).")
 
 
 def _some(numbers: Sequence[int], size: int) -> tuple[int, ...] | None:
