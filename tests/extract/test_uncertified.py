@@ -19,7 +19,7 @@ FAILED = "layer inputs are those transformers reports"
 @pytest.fixture
 def sabotage(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Once the model is proved, let the second layer's output be stored a hundredth too large."""
-    put, certify = Recorder._put, extraction.certify
+    put, certify = Recorder._put, extraction.certify_as_padded
 
     def wrong(self: Recorder, name: str, layer: int, value) -> None:
         put(self, name, layer, value * 1.01 if (name, layer) == ("dec.post_mlp", 1) else value)
@@ -28,7 +28,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         monkeypatch.setattr(Recorder, "_put", wrong)
         return certify(*args)
 
-    monkeypatch.setattr(extraction, "certify", then_wrong)
+    monkeypatch.setattr(extraction, "certify_as_padded", then_wrong)
     return lambda: monkeypatch.setattr(Recorder, "_put", put)
 
 

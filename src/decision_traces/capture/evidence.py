@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from decision_traces.capture.buffers import BlockBuffers
-from decision_traces.capture.forward import all_logits, batch_inputs, project_only
+from decision_traces.capture.forward import all_logits, batch_inputs, project_only, projects
 from decision_traces.capture.recorder import Recorder
 from decision_traces.models.anatomy import Anatomy, Stack
 from decision_traces.models.intercept import AttentionCall
@@ -109,8 +109,10 @@ def record(
         return None if replace_attention is None else replace_attention(call)
 
     with Recorder(loaded.model, anatomy, buffers, watch).recording(range(n)):
-        logits = logits_of(loaded, batch) if with_logits or LOGITS in map(stage_of, buffers.names) else None
-        if logits is None:
+        if with_logits or LOGITS in map(stage_of, buffers.names):
+            logits = logits_of(loaded, batch)
+        else:
+            logits = None
             run_layers(loaded, batch)
     if replace_attention is None:
         buffers.check_finite()
@@ -143,7 +145,7 @@ def logits_of(loaded: LoadedModel, batch: TokenBatch) -> Tensor | None:
 
 def run_layers(loaded: LoadedModel, batch: TokenBatch) -> None:
     """Run the model for its layers' sake: of the vocabulary projection, one position a row, where there is one."""
-    if loaded.task in {"encode", "multiple_choice"} or loaded.model.get_output_embeddings() is None:  # type: ignore[operator]
+    if loaded.task in {"encode", "multiple_choice"} or not projects(loaded.model):
         logits_of(loaded, batch)
         return
     with project_only(loaded.model, torch.zeros(len(batch.rows), dtype=torch.long, device=loaded.device)):

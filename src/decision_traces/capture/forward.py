@@ -14,6 +14,12 @@ from decision_traces.schema import Task
 from decision_traces.tokens import TokenBatch
 
 
+def projects(model: nn.Module) -> bool:
+    """Return whether a module of its own makes the logits (FSMT's is the embedding, which texts go through too)."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return head is not None and not isinstance(head, nn.Embedding)
+
+
 @contextmanager
 def project_only(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator[None]:
     """Let the unembedding see one position a row: for GPT-2 the full projection is a quarter of the computation.
@@ -76,7 +82,7 @@ def logits_at(
         whole: Compute the logits of all positions all the same, because they are recorded.
     """
     at = positions.to(device)
-    if whole:
+    if whole or not projects(model):
         return all_logits(model, batch, device, task)[torch.arange(len(at), device=device), at]
     with project_only(model, at):
         logits = all_logits(model, batch, device, task)
