@@ -182,8 +182,9 @@ def _stream_adds_up(sites: dict[str, torch.Tensor], stack: Any, expected: dict[s
     assert torch.equal(expected["post_mlp"], (before + expected["attn_out"]) + expected["mlp_out"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("attention", "dtype"), [("eager", torch.float32), ("sdpa", torch.bfloat16), ("sdpa", torch.float16)]
+)
 @pytest.mark.parametrize("name", ["smollm2", "stories260k", "demo", "minilm", "rxnmapper"])
 def test_all_is_proved_and_nothing_is_missing(
     name: str, attention: str, dtype: torch.dtype, request: pytest.FixtureRequest
