@@ -46,6 +46,10 @@ CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN = "cross_q", "cross_k", "cross_v", "cross_
 CROSS_HEAD_OUT, CROSS_ATTN_OUT = "cross_head_out", "cross_attn_out"
 MLP_OUT, MLP_ACT = "mlp_out", "mlp_act"
 
+SELF_PARTS: Final = (Q, K, V, ATTN, HEAD_OUT)
+"""What one call of self-attention sees and gives; `CROSS_PARTS` of cross-attention, in the same order."""
+CROSS_PARTS: Final = (CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT)
+
 SELF_STAGES: Final = frozenset({Q, K, V, ATTN, HEAD_OUT, ATTN_OUT, POST_ATTN})
 """Stages that only layers with self-attention have."""
 CROSS_STAGES: Final = frozenset({CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT, CROSS_ATTN_OUT, POST_CROSS})

@@ -1,7 +1,7 @@
 """The matrix: every class built tiny, probed, and its captures certified on input that the probe has not seen."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -53,6 +53,7 @@ class Verdict:
         reason: Why it is refused, not applicable or not buildable.
         missing: Side and stage to the reason why it cannot be had.
         derived: Whether post_attn is derived (parallel blocks).
+        hybrid: Of a side with layers without attention, how many have it; the others have their stream alone.
         padded: Whether rows of different lengths may share a batch.
         attention: Implementations that were certified.
         notes: What could not be compared, and why.
@@ -64,6 +65,7 @@ class Verdict:
     reason: str = ""
     missing: Mapping[str, str] = field(default_factory=dict)
     derived: bool = False
+    hybrid: tuple[str, ...] = ()
     padded: bool = True
     attention: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -108,7 +110,7 @@ def _both(eager: Verdict, sdpa: Verdict) -> Verdict:
     missing = {**{k: f"under sdpa: {v}" for k, v in sdpa.missing.items()}, **eager.missing}
     return replace(
         eager,
-        status=_status(missing, derived=eager.derived),
+        status=_status(missing, eager),
         missing=missing,
         padded=eager.padded and sdpa.padded,
         attention=("eager", "sdpa"),
@@ -116,8 +118,8 @@ def _both(eager: Verdict, sdpa: Verdict) -> Verdict:
     )
 
 
-def _status(missing: Mapping[str, str], *, derived: bool) -> Status:
-    return "partly" if missing or derived else "supported"
+def _status(missing: Mapping[str, str], verdict: Verdict) -> Status:
+    return "partly" if missing or verdict.derived or verdict.hybrid else "supported"
 
 
 def task_of(which: ModelClass, model: Any) -> Task:
@@ -142,21 +144,28 @@ def _trace(which: ModelClass, model: Any, attention: str) -> Verdict:
     core = [f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in certificate.failed if not c.condemns]
     if core:
         return Verdict(which, "refused", "; ".join(core))
-    missing = {f"{side}.{stage}": reason for side, stage, reason in anatomy.missing()}
-    derived = _derived(anatomy)
-    return Verdict(
+    verdict = Verdict(
         which,
-        _status(missing, derived=derived),
-        missing=missing,
-        derived=derived,
+        "supported",
+        missing={f"{side}.{stage}": reason for side, stage, reason in anatomy.missing()},
+        derived=_derived(anatomy),
+        hybrid=tuple(_hybrid(anatomy)),
         padded=anatomy.pads,
         attention=(attention,),
         notes=certificate.notes,
     )
+    return replace(verdict, status=_status(verdict.missing, verdict))
 
 
 def _derived(anatomy: Anatomy) -> bool:
     return any(s.post_attn_kind == "derived" and "post_attn" not in s.missing for s in anatomy.stacks.values())
+
+
+def _hybrid(anatomy: Anatomy) -> Iterator[str]:
+    for side, stack in anatomy.stacks.items():
+        n = len(stack.attention(cross=False))
+        if 0 < n < stack.n_layers:
+            yield f"{side}: {n} of {stack.n_layers} layers have attention"
 
 
 def _pad(model: Any) -> int:

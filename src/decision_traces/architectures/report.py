@@ -38,7 +38,8 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
         "- **supported**: every stage: layer inputs and outputs, last hidden state, post_attn, attention, q, k, v, "
         "head_out, attn_out, mlp_out, mlp_act (and those of cross-attention).",
         "- **partly**: the residual stream and the last hidden state are whole; the stages named are missing, or "
-        "post_attn is derived (parallel blocks). Asking for a missing one is refused with the reason.",
+        "post_attn is derived (parallel blocks), or some layers have no attention (hybrids: they have their stream, "
+        "the others all stages but those named). Asking for a missing one is refused with the reason.",
         "- **refused**: nothing can be traced, for the reason given. **not applicable**: no attention.",
         "",
         "| | classes | " + " | ".join(STATUSES) + " |",
@@ -67,6 +68,7 @@ def _remarks(verdict: Verdict) -> str:
     if not verdict.traced:
         return "see below"
     words = ["post_attn derived"] if verdict.derived else []
+    words += [f"{said}; the others their stream alone" for said in verdict.hybrid]
     by_reason: dict[str, list[str]] = {}
     for name, reason in verdict.missing.items():
         by_reason.setdefault(reason, []).append(name)

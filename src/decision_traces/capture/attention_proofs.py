@@ -10,24 +10,9 @@ from torch import Tensor
 
 from decision_traces.capture.check import Check, Proof, relative_difference, side_words, within
 from decision_traces.models.anatomy import AttentionPlan
-from decision_traces.schema import (
-    ATTN,
-    CROSS_ATTN,
-    CROSS_HEAD_OUT,
-    CROSS_K,
-    CROSS_Q,
-    CROSS_V,
-    HEAD_OUT,
-    K,
-    Q,
-    Side,
-    V,
-    site,
-)
+from decision_traces.schema import ATTN, CROSS_ATTN, CROSS_PARTS, HEAD_OUT, SELF_PARTS, K, Q, Side, V, site
 
 _FAINT: Final = 1e-4  # probabilities below are too imprecise to take the logarithm of
-_SELF: Final = (Q, K, V, ATTN, HEAD_OUT)
-_CROSS: Final = (CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +30,7 @@ class _Attended:
 
 
 def _attended(proof: Proof, side: Side, *, cross: bool, row: int) -> Iterator[_Attended]:
-    taken, stages = proof.together, _CROSS if cross else _SELF
+    taken, stages = proof.together, CROSS_PARTS if cross else SELF_PARTS
     n, keys = taken.lengths[side][row], taken.lengths["enc" if cross else side][row]
     for index, plan in enumerate(proof.anatomy.stacks[side].attention(cross=cross)):
         q, k, v, attn, out = (taken.sites.get(site(side, stage)) for stage in stages)
@@ -68,8 +53,8 @@ def attention(proof: Proof, sites: Sequence[str]) -> Iterator[Check]:
     """Rows sum to at most 1, a decoder's are causal, attn @ v gives the output, and q·k gives the probabilities."""
     for side in proof.anatomy.stacks:
         for cross in (False, True):
-            stages = _CROSS if cross else _SELF
-            names = dict(zip(_SELF, (site(side, s) for s in stages), strict=True))
+            stages = CROSS_PARTS if cross else SELF_PARTS
+            names = dict(zip(SELF_PARTS, (site(side, s) for s in stages), strict=True))
             if names[ATTN] not in proof.together.sites:
                 continue
             yield from _probabilities(proof, side, cross=cross, names=names)
@@ -149,7 +134,7 @@ def fused_attention(proof: Proof) -> Iterator[Check]:
     """Where a model calls torch's own attention, softmax(scale * q·k + bias) · v gives the output, by hand."""
     for side in proof.anatomy.stacks:
         for cross in (False, True):
-            names = [site(side, stage) for stage in (_CROSS if cross else _SELF)]
+            names = [site(side, stage) for stage in (CROSS_PARTS if cross else SELF_PARTS)]
             out = proof.together.sites.get(names[4])
             if out is None:
                 continue

@@ -24,8 +24,7 @@ from decision_traces.schema import (
     CROSS_ATTN,
     CROSS_ATTN_OUT,
     CROSS_HEAD_OUT,
-    CROSS_K,
-    CROSS_Q,
+    CROSS_PARTS,
     CROSS_V,
     EMBED,
     FINAL,
@@ -35,8 +34,7 @@ from decision_traces.schema import (
     POST_ATTN,
     POST_CROSS,
     POST_MLP,
-    K,
-    Q,
+    SELF_PARTS,
     Side,
     V,
     side_of,
@@ -51,7 +49,7 @@ TOKENS: Final = 32
 
 _STREAM: Final = (EMBED, POST_MLP, FINAL)
 _HALVES: Final = (POST_ATTN, ATTN_OUT, POST_CROSS, CROSS_ATTN_OUT, MLP_OUT)
-_ATTENTION: Final = (Q, K, V, ATTN, HEAD_OUT, CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT)
+_ATTENTION: Final = (*SELF_PARTS, *CROSS_PARTS)
 _PROBABILITIES: Final = frozenset({ATTN, CROSS_ATTN})
 
 

@@ -19,36 +19,26 @@ from decision_traces.models.anatomy import Anatomy, AttentionPlan, LayerPlan, St
 from decision_traces.models.intercept import AttentionCall, Watcher, watch_attention
 from decision_traces.models.softmax import watch_softmax
 from decision_traces.schema import (
-    ATTN,
     ATTN_OUT,
-    CROSS_ATTN,
     CROSS_ATTN_OUT,
-    CROSS_HEAD_OUT,
-    CROSS_K,
-    CROSS_Q,
-    CROSS_V,
+    CROSS_PARTS,
     EMBED,
     FINAL,
-    HEAD_OUT,
     LOGITS,
     MLP_ACT,
     MLP_OUT,
     POST_ATTN,
     POST_CROSS,
     POST_MLP,
-    K,
-    Q,
+    SELF_PARTS,
     Side,
-    V,
     site,
     stage_of,
 )
 
 Handler = Callable[[Tensor], None]
 
-_SELF: Final = (Q, K, V, ATTN, HEAD_OUT)
-_CROSS: Final = (CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT)
-_WATCHED: Final = frozenset({*_SELF, *_CROSS})
+_WATCHED: Final = frozenset({*SELF_PARTS, *CROSS_PARTS})
 
 
 class Recorder:
@@ -176,7 +166,7 @@ class Recorder:
             call.probabilities,
             call.output.transpose(1, 2),
         )
-        for stage, value in zip(_CROSS if plan.cross else _SELF, values, strict=True):
+        for stage, value in zip(CROSS_PARTS if plan.cross else SELF_PARTS, values, strict=True):
             name = site(plan.side, stage)
             if (name, plan.layer) not in self.buffers.sites:
                 continue

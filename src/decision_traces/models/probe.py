@@ -13,7 +13,7 @@ plan is believed only after `capture.certificate` has checked its numbers on ano
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,28 +32,17 @@ from decision_traces.models.layers import Layer, LayerFinder
 from decision_traces.models.stream import Refused, Step, Stream
 from decision_traces.models.task import probe_inputs
 from decision_traces.schema import (
-    ATTN,
     ATTN_OUT,
-    CROSS_ATTN,
     CROSS_ATTN_OUT,
-    CROSS_HEAD_OUT,
-    CROSS_K,
-    CROSS_Q,
-    CROSS_V,
-    HEAD_OUT,
+    CROSS_PARTS,
     MLP_ACT,
     MLP_OUT,
     POST_ATTN,
     POST_CROSS,
-    K,
-    Q,
+    SELF_PARTS,
     Side,
     Task,
-    V,
 )
-
-_SELF: Final = (Q, K, V, ATTN, HEAD_OUT)
-_CROSS: Final = (CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT)
 
 
 def find_anatomy(model: nn.Module, vocab_size: int, task: Task = "causal") -> Anatomy:
@@ -137,7 +126,7 @@ class _StackFinder:
         final, norm = self._final(d_model)
         plans = [self._plan(i, layer) for i, layer in enumerate(self.layers)]
         if not any(p.attention for p in plans):
-            for stage in (*_SELF, POST_ATTN, ATTN_OUT, MLP_OUT, MLP_ACT):
+            for stage in (*SELF_PARTS, POST_ATTN, ATTN_OUT, MLP_OUT, MLP_ACT):
                 self.missing.setdefault(stage, "no layer has attention that could be seen")
         kinds = sorted({p.post_attn_kind for p in plans if p.attention and POST_ATTN not in self.missing})
         if len(kinds) > 1:
@@ -176,7 +165,7 @@ class _StackFinder:
         """Return the plan of a layer with more than one attention of a kind: its stream alone."""
         kind = "self-attention" if len(nodes[False]) > 1 else "cross-attention"
         reason = f"layer {layer.name!r} has {max(map(len, nodes.values()))} calls of {kind}, not one"
-        stages = (*_SELF, *(_CROSS if self.others else ()), POST_ATTN, ATTN_OUT, MLP_OUT, MLP_ACT)
+        stages = (*SELF_PARTS, *(CROSS_PARTS if self.others else ()), POST_ATTN, ATTN_OUT, MLP_OUT, MLP_ACT)
         self.missing |= dict.fromkeys(stages, reason)
         return LayerPlan(pre_attn=layer.pre, post_mlp=layer.post)
 
@@ -191,7 +180,7 @@ class _StackFinder:
 
     def _attention(self, index: int, node: AttentionNode, *, cross: bool) -> AttentionPlan:
         query, key, value = node.query_shape, node.key_shape, node.value_shape
-        stages = _CROSS if cross else _SELF
+        stages = CROSS_PARTS if cross else SELF_PARTS
         fits = len(query) == len(key) == len(value) == 4 and query[0] == key[0] == value[0] == 2
         if not fits or query[2] < self.n_positions or (not cross and key[2] < self.n_positions):
             for stage in stages:
