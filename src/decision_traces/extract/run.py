@@ -1,6 +1,7 @@
 """One extraction from flags to folder: data, model, certificate, plan, loop, meta. The same for every workflow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -173,13 +174,15 @@ def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     clock.lap("tokenise_s")
     progress.say("Probing the model and certifying the captures")
     pad = pad_id(loaded.tokenizer, loaded.embedded)
-    anatomy = _proved_anatomy(loaded, pad)
+    with _tried_on(loaded):
+        anatomy = _proved_anatomy(loaded, pad)
     clock.lap("probe_s")
     layout, missing = _layout(job, anatomy, encodings, len(examples), loaded)
     for name, reason in missing.items():
         progress.say(f"{name} is left out: {reason}")
     sites = tuple(dict.fromkeys(name for name, _ in layout.places()))
-    anatomy, certificate = certify_as_padded(loaded, anatomy, sites, encodings, pad)
+    with _tried_on(loaded):
+        anatomy, certificate = certify_as_padded(loaded, anatomy, sites, encodings, pad)
     if certificate.failed and job.options.uncertified:
         progress.say(f"WARNING: the certificate failed, and the run says so: {describe_failures(certificate)}")
     else:
@@ -189,6 +192,18 @@ def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     if one > job.options.block_mb << 20:
         progress.say(f"One example takes {one / 1e6:,.0f} MB of captures, more than --block_mb {job.options.block_mb}")
     return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout, missing)
+
+
+@contextmanager
+def _tried_on(loaded: LoadedModel) -> Iterator[None]:
+    """Turn a model's refusal of the rows it is tried on (Longformer's head counts separators) into a sentence."""
+    try:
+        yield
+    except AssertionError as error:
+        raise UnsupportedArchitecture(
+            f"{type(loaded.model).__name__} does not take the short rows that it is tried on ({first_line(error)}). "
+            "Nothing was extracted."
+        ) from error
 
 
 def _proved_anatomy(loaded: LoadedModel, pad: int) -> Anatomy:
