@@ -54,7 +54,7 @@ MAINSTREAM: dict[tuple[Kind, str], tuple[tuple[str, ...], set[str], bool]] = {
 
 HYBRID = {
     "jamba": ("dec: 1 of 4 layers have attention",),
-    "bamba": ("dec: 1 of 4 layers have attention",),
+    "bamba": ("dec: 2 of 4 layers have attention",),
     "qwen3_next": ("dec: 2 of 4 layers have attention",),
 }
 
