@@ -242,12 +242,21 @@ class Dims:
             kept = range(self.n_layers) if self.layers is None else self.layers
             numbers[DEPTH] = tuple(sorted({d for layer in kept for d in (layer, layer + 1)}))
         if HEAD in spec.axes:
-            numbers[HEAD] = tuple(range(self.n_heads)) if self.heads is None else self.heads
+            numbers[HEAD] = self.kept_heads
         if KV_HEAD in spec.axes:
-            group = max(1, self.n_heads // max(1, self.n_kv_heads))
-            heads = range(self.n_heads) if self.heads is None else self.heads
-            numbers[KV_HEAD] = tuple(sorted({h // group for h in heads}))
+            numbers[KV_HEAD] = self.kept_kv_heads
         return numbers
+
+    @property
+    def kept_heads(self) -> tuple[int, ...]:
+        """Numbers of the query heads kept."""
+        return tuple(range(self.n_heads)) if self.heads is None else self.heads
+
+    @property
+    def kept_kv_heads(self) -> tuple[int, ...]:
+        """Numbers of the key-value heads that a kept query head reads from."""
+        group = max(1, self.n_heads // max(1, self.n_kv_heads))
+        return tuple(sorted({head // group for head in self.kept_heads}))
 
     def layers_of(self, stage: str) -> tuple[int, ...]:
         """Return the numbers of the kept layers that have a stage."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from decision_traces.capture.buffers import BlockBuffers, kept_kv_heads, site_shape
+from decision_traces.capture.buffers import BlockBuffers, site_shape
 from decision_traces.errors import CaptureError, NonFiniteError
 from decision_traces.schema import Dims
 
@@ -93,7 +93,7 @@ def test_everything_is_kept_up_to_the_end_of_each_text(stage: str) -> None:
 def test_of_some_heads_those_and_the_keys_and_values_they_read_are_kept(
     stage: str, heads: tuple[int, ...], kv_heads: tuple[int, ...]
 ) -> None:
-    assert kept_kv_heads(_dims(heads=heads)) == kv_heads
+    assert _dims(heads=heads).kept_kv_heads == kv_heads
     buffers = _block([stage], heads=heads)
     buffers.start(LENGTHS)
     buffers.put(f"dec.{stage}", 0, [0, 1], _value(stage))

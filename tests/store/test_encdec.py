@@ -42,7 +42,7 @@ def test_cross_attention(built, row, n, m):
 def test_sizes_and_tokens_of_both_sides(built):
     s = built(BOTH).store
     assert (s.arch, s.sides, s.T, s.L) == ("encdec", ("dec", "enc"), 6, 3)
-    assert (s.size_of("enc").n_positions, s.size_of("enc").n_layers, s.size_of("dec").n_source) == (7, 2, 7)
+    assert (s.dims("enc").n_positions, s.dims("enc").n_layers, s.dims("dec").n_source) == (7, 2, 7)
     assert [s.n_tokens(r) for r in range(5)] == [5, 2, 1, 6, 3]
     assert [s.n_tokens(r, side="enc") for r in range(5)] == list(SOURCES)
     assert s.encodings(0, trim=True)["attention_mask"].tolist() == [1, 1, 1, 1, 1]

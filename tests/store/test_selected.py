@@ -63,13 +63,13 @@ def test_depths_in_front_of_and_behind_a_kept_layer_are_kept(built, depth):
 def test_sizes_are_those_of_the_model(built):
     s = built(SOME).store
     assert (s.n, s.T, s.L, s.H, s.n_kv_heads, s.d_head, s.d_model, s.sides) == (5, 6, 6, 4, 2, 3, 8, ("dec",))
-    dims = s.size_of("dec")
+    dims = s.dims("dec")
     assert (dims.layers, dims.heads, dims.positions, dims.d_value, dims.d_mlp) == ((0, 3, 5), (1, 3), (0, 3), 5, 10)
     assert s.arrays()["dec_self_attn"] == (5, 3, 2, 2, 6)
     assert s.arrays()["dec_head_out"] == (5, 3, 2, 2, 5)
     assert s.arrays()["dec_logits"] == (5, 2, 50)
     with pytest.raises(UsageError, match="no side 'enc', only 'dec'"):
-        s.size_of("enc")
+        s.dims("enc")
 
 
 ERRORS = [

@@ -17,7 +17,7 @@ from decision_traces.architectures.tiny import (
     is_encoder_decoder,
     tiny_inputs,
 )
-from decision_traces.capture.certificate import prove
+from decision_traces.capture.certificate import describe_failures, prove
 from decision_traces.errors import TraceError, first_line
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
@@ -141,9 +141,8 @@ def _trace(which: ModelClass, model: Any, attention: str) -> Verdict:
         anatomy, certificate = prove(loaded, found, _encodings(as_kind, model, task), _pad(model))
     except TraceError as error:
         return Verdict(which, "refused", first_line(error))
-    core = [f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in certificate.failed if not c.condemns]
-    if core:
-        return Verdict(which, "refused", "; ".join(core))
+    if certificate.failed_core:
+        return Verdict(which, "refused", describe_failures(certificate.failed_core))
     verdict = Verdict(
         which,
         "supported",

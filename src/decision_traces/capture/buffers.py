@@ -61,8 +61,7 @@ def site_shape(name: str, dims: Dims) -> tuple[int, ...]:
         dims: The sizes of its side.
     """
     stage, slots, value = stage_of(name), dims.slots(POSITION), dims.d_head if dims.d_value is None else dims.d_value
-    heads = dims.n_heads if dims.heads is None else len(dims.heads)
-    kv_heads = len(kept_kv_heads(dims))
+    heads, kv_heads = len(dims.kept_heads), len(dims.kept_kv_heads)
     shapes = {
         Q: (heads, slots, dims.d_head),
         CROSS_Q: (heads, slots, dims.d_head),
@@ -78,13 +77,6 @@ def site_shape(name: str, dims: Dims) -> tuple[int, ...]:
         LOGITS: (slots, dims.vocab_size),
     }
     return shapes.get(stage, (slots, dims.d_model))
-
-
-def kept_kv_heads(dims: Dims) -> tuple[int, ...]:
-    """Return the key-value heads that the kept query heads read from."""
-    group = max(1, dims.n_heads // max(1, dims.n_kv_heads))
-    heads = range(dims.n_heads) if dims.heads is None else dims.heads
-    return tuple(sorted({h // group for h in heads}))
 
 
 @dataclass(slots=True)
@@ -196,7 +188,7 @@ class BlockBuffers:
                     f"{name} has {value.shape[0]} heads in one layer and {n_heads} in another; some heads alone can be "
                     "kept only where all layers have the same"
                 )
-            value = value[list(dims.heads if stage in _QUERY_HEADS else kept_kv_heads(dims))]
+            value = value[list(dims.kept_heads if stage in _QUERY_HEADS else dims.kept_kv_heads)]
         axis = 1 if stage in _BY_HEAD else 0
         if stage in {CROSS_K, CROSS_V}:
             return value[:, : self._lengths["enc"][row]]

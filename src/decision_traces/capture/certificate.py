@@ -4,7 +4,7 @@ Each figure compares what was captured with something computed another way. The 
 random ids the anatomy was found on; they run padded together, once more among other texts, and each alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -82,9 +82,9 @@ class Certificate:
         return tuple(check for check in self.checks if not check.passed)
 
     @property
-    def rows_sum_to_one(self) -> bool:
-        """Whether all attention rows do."""
-        return all(self.sums_to_one.values())
+    def failed_core(self) -> tuple[Check, ...]:
+        """Those of them that condemn no single stage: nothing can be traced then."""
+        return tuple(check for check in self.failed if not check.condemns)
 
     def to_meta(self) -> dict[str, Any]:
         """Return the form that stands in `meta.json`."""
@@ -132,7 +132,7 @@ def certify_as_padded(
         The anatomy, with `pads` false in that case, and the certificate that holds for it.
     """
     certificate = certify(loaded, anatomy, sites, encodings, pad)
-    core = [check for check in certificate.failed if not check.condemns]
+    core = certificate.failed_core
     if core and all(check.padding for check in core):
         anatomy = replace(anatomy, pads=False)
         certificate = certify(loaded, anatomy, sites, encodings, pad)
@@ -164,7 +164,7 @@ def prove(
         certificate = certify(loaded, anatomy, sites, encodings, pad, thorough=False)
     for check in certificate.failed:
         for name in check.condemns:
-            reason = f"a check failed: {check.name} (worst {check.worst:.2g}, allowed {check.allowed:.2g})"
+            reason = f"a check failed: {describe_failures([check])}"
             if stage_of(name) not in anatomy.stacks[side_of(name)].missing:
                 anatomy = anatomy.without(side_of(name), stage_of(name), reason)
     return anatomy, certificate
@@ -185,15 +185,15 @@ def require(certificate: Certificate, model_name: str) -> None:
     """
     if certificate.failed:
         raise CaptureError(
-            f"{model_name} failed its certificate: {describe_failures(certificate)}. Nothing was written, because the "
-            "traces would not be what the model computed. Leave out the captures that fail, or keep the run as it "
-            "is with --uncertified, which it then says wherever it is opened."
+            f"{model_name} failed its certificate: {describe_failures(certificate.failed)}. Nothing was written, "
+            "because the traces would not be what the model computed. Leave out the captures that fail, or keep the "
+            "run as it is with --uncertified, which it then says wherever it is opened."
         )
 
 
-def describe_failures(certificate: Certificate) -> str:
-    """Return the failed checks with their figures, in one line."""
-    return "; ".join(f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in certificate.failed)
+def describe_failures(checks: Iterable[Check]) -> str:
+    """Return failed checks with their figures, in one line."""
+    return "; ".join(f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in checks)
 
 
 def _sample(encodings: Sequence[Encoding]) -> list[int]:

@@ -153,8 +153,8 @@ def _normed(proof: Proof, norm: str, plan: LayerPlan, total: Tensor) -> Tensor:
     taps = (plan.attn_out, plan.post_attn, plan.post_mlp)
     turn = {"bpd": (0, 0), "pbd": (0, 1), "bdp": (1, 2)}[next(tap.axes for tap in taps if tap is not None)]
     module = proof.loaded.model.get_submodule(norm)
-    out = module(total.to(proof.loaded.device, proof.dtype).transpose(*turn))
-    return (out[0] if isinstance(out, tuple) else out).transpose(*turn).float().cpu()  # type: ignore[no-any-return]
+    out = first_of(module(total.to(proof.loaded.device, proof.dtype).transpose(*turn)))
+    return out.transpose(*turn).float().cpu()
 
 
 def _at(proof: Proof, side: Side, stage: str, layer: int, taken: Pass | None = None) -> Tensor | None:

@@ -184,7 +184,7 @@ def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     with _tried_on(loaded):
         anatomy, certificate = certify_as_padded(loaded, anatomy, sites, encodings, pad)
     if certificate.failed and job.options.uncertified:
-        progress.say(f"WARNING: the certificate failed, and the run says so: {describe_failures(certificate)}")
+        progress.say(f"WARNING: the certificate failed, and the run says so: {describe_failures(certificate.failed)}")
     else:
         require(certificate, type(loaded.model).__name__)
     clock.lap("certificate_s")
@@ -214,9 +214,8 @@ def _proved_anatomy(loaded: LoadedModel, pad: int) -> Anatomy:
     """
     found = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
     anatomy, certificate = prove(loaded, found, random_encodings(loaded.vocab_size, loaded.task), pad, thorough=False)
-    core = [check for check in certificate.failed if not check.condemns]
-    if core:
-        figures = "; ".join(f"{c.name} (worst {c.worst:.2g}, allowed {c.allowed:.2g})" for c in core)
+    if certificate.failed_core:
+        figures = describe_failures(certificate.failed_core)
         raise UnsupportedArchitecture(
             f"{type(loaded.model).__name__} was probed, and what was found does not hold on other input: {figures}. "
             "Nothing was extracted, because the traces would not be what the model computed."

@@ -99,14 +99,22 @@ def _source(config: TextConfig) -> DataSource:
     )
 
 
-def _masked_job(config: TextConfig) -> Job:
+def _job(config: TextConfig, **own: Any) -> Job:
+    """Return a job with what all of them have from the flags, and its own."""
     return Job(
-        objective="masked",
-        kind="masked",
         model=config.model_source(),
         data=_source(config),
         options=config.options(),
         settings=as_settings(config),
+        **own,
+    )
+
+
+def _masked_job(config: TextConfig) -> Job:
+    return _job(
+        config,
+        objective="masked",
+        kind="masked",
         decisive=("mask_prob", "seed", "next_topk"),
         workflow=partial(MaskedWorkflow, topk=config.next_topk),
         task="masked",
@@ -117,13 +125,10 @@ def _masked_job(config: TextConfig) -> Job:
 
 
 def _encode_job(config: TextConfig) -> Job:
-    return Job(
+    return _job(
+        config,
         objective="encode",
         kind="encode",
-        model=config.model_source(),
-        data=_source(config),
-        options=config.options(),
-        settings=as_settings(config),
         decisive=(),
         workflow=EncodeWorkflow,
         task="encode",
@@ -135,13 +140,10 @@ def _encode_job(config: TextConfig) -> Job:
 def _target_job(config: TextConfig) -> Job:
     targets = Targets(config.targets_file, config.target_column)
     longest = None if config.dec_max_len == "auto" else config.dec_max_len
-    return Job(
+    return _job(
+        config,
         objective="target",
         kind="seq2seq",
-        model=config.model_source(),
-        data=_source(config),
-        options=config.options(),
-        settings=as_settings(config),
         decisive=("next_topk", "all_positions"),
         workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
         task="seq2seq",

@@ -198,7 +198,8 @@ class _StackFinder:
         if any(p.attention and p.attn_out is None for p in plans):
             self.missing.setdefault(ATTN_OUT, no_module.format("attention"))
         if any(p.cross and p.cross_out is None for p in plans):
-            self.missing.setdefault(CROSS_ATTN_OUT, no_module.format("cross-attention"))
+            for stage in (CROSS_ATTN_OUT, POST_CROSS):  # nothing else would prove the state behind it
+                self.missing.setdefault(stage, no_module.format("cross-attention"))
         if all(p.mlp_out is None for p in plans):
             self.missing.setdefault(MLP_OUT, no_module.format("the MLP"))
 

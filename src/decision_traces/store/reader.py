@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from decision_traces.errors import RunError
-from decision_traces.schema import CHOICE, EXAMPLE, HEAD, KEY, SOURCE, Dims
+from decision_traces.schema import CHOICE, EXAMPLE, HEAD, KEY, SOURCE
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.gather import Position, gather
 from decision_traces.store.opened import OpenRun
@@ -53,10 +53,6 @@ class TraceStore(OpenRun):
         >>> st.resid(st.tokens.iloc[0]["example_id"], stage="post_mlp", layer=-1).shape  # doctest: +SKIP
         (256, 768)
     """
-
-    def size_of(self, side: str) -> Dims:
-        """Return the sizes of one side of the model; `T`, `L`, `H` and the like are those of the main side."""
-        return self.dims(side)
 
     # Decoder, and plain encoder ----------------------------------------------------------------------------
 
