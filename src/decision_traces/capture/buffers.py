@@ -256,7 +256,9 @@ class BatchBuffers:
     def peaks(self) -> dict[Site, float]:
         """Return the largest absolute value of every tensor over its tokens; NaN where one is not a number."""
         return {
-            place: max((peak(self.row(place, row)) for row in range(self.n_rows)), default=0.0) for place in self.sites
+            place: float(np.max([peak(self.row(place, row)) for row in range(self.n_rows)]))  # keeps a NaN
+            for place, kept in self.sites.items()
+            if kept.view.numel()
         }
 
     def check_finite(self, largest: float | None = None) -> None:

@@ -144,9 +144,10 @@ class _Pipeline:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the writing; after an error, for what is being written now alone."""
+        """Wait for the writing: of all that is computed, or after an error of what is being written now alone."""
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
         try:
-            while kind is None and self._jobs:
+            while self._jobs and (kind is None or stopped):
                 self._wait()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
