@@ -28,7 +28,7 @@ from decision_traces.schema import (
 from decision_traces.store.layout import RunLayout
 from decision_traces.store.writer import RunWriter
 
-_PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "zarrs", "numpy", "pyarrow")
+_PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "numcodecs", "numpy", "pyarrow")
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ that, and what it costs, is measured in `docs/performance.md`.
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from typing import Final
 
 import google_crc32c
@@ -155,3 +156,37 @@ def _zeros(count: int) -> Iterator[bytes]:
 def _block(kind: int, size: int, *, last: bool = False) -> bytes:
     """Return the header of a block: three bytes, little-endian: last block or not, kind, size."""
     return (int(last) | kind << 1 | size << 3).to_bytes(3, "little")
+
+
+def stored_bytes(file: FileIO, frame: int, start: int, length: int) -> bytes | None:
+    """Return a stretch of a frame's content from a file, without reading the rest of it.
+
+    Args:
+        file: Where the frame is.
+        frame: Where in the file it begins.
+        start: First byte of the content.
+        length: How many.
+
+    Returns:
+        The bytes; None if the frame is not one of stored blocks.
+    """
+    at = frame + len(_MAGIC) + len(_DESCRIPTOR) + 8
+    content, found = 0, b""
+    while len(found) < length:
+        file.seek(at)
+        header = int.from_bytes(file.read(3), "little")
+        kind, size = header >> 1 & 3, header >> 3
+        if kind not in {_RAW, _RLE} or (header & 1 and content + size < start + length):
+            return None
+        if content + size > start:
+            skip = max(0, start + len(found) - content)
+            take = min(size - skip, length - len(found))
+            if kind == _RAW:
+                file.seek(at + 3 + skip)
+                found += file.read(take)
+            else:
+                file.seek(at + 3)
+                found += file.read(1) * take
+        content += size
+        at += 3 + (size if kind == _RAW else 1)
+    return found

@@ -32,7 +32,7 @@ from decision_traces.schema import (
     Dims,
     Side,
 )
-from decision_traces.store.arrays import RUST_PIPELINE, StoredArray, is_stored, open_array
+from decision_traces.store.arrays import StoredArray, is_stored, open_array
 from decision_traces.store.examples import Examples
 from decision_traces.store.folder import FileRecord, read_manifest, read_meta
 from decision_traces.store.runs import portable_path
@@ -57,12 +57,11 @@ def uncertified(meta: Mapping[str, Any]) -> str:
 class OpenRun:
     """What a run folder holds. `TraceStore` adds the accessors."""
 
-    def __init__(self, run_dir: str | PathLike[str], *, codec_pipeline: str = RUST_PIPELINE) -> None:
+    def __init__(self, run_dir: str | PathLike[str]) -> None:
         """Open a run folder.
 
         Args:
             run_dir: The folder, `traces/<RUN_ID>`.
-            codec_pipeline: Zarr codec pipeline that decodes whole files, by dotted name.
 
         Raises:
             RunError: There is no complete run.
@@ -72,7 +71,6 @@ class OpenRun:
         self.meta: dict[str, Any] = read_meta(self.run_dir)
         if self.meta.get("uncertified"):
             warnings.warn(uncertified(self.meta), UncertifiedWarning, stacklevel=2)
-        self._pipeline = codec_pipeline
         self._open: dict[str, StoredArray] = {}
         self._dims: dict[Side, Dims] = {}
         columns = RUN_COLUMNS.get(str(self.meta.get("objective")), ())
@@ -89,7 +87,7 @@ class OpenRun:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the place of the run and nothing that is open."""
-        return {"run_dir": self.run_dir, "codec_pipeline": self._pipeline}
+        return {"run_dir": self.run_dir}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Open the run again."""
@@ -348,7 +346,6 @@ class OpenRun:
             lambda axis: self._slots(spec, axis),
             dims=told,
             expected=expected,
-            pipeline=self._pipeline,
         )
         shapes = [tuple(promised[name]["shape"])] if "shape" in promised.get(name, {}) else []
         for shape in [*shapes, *([] if told is None else [told.shape(spec)])]:

@@ -20,7 +20,6 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import RunError, RunExistsError
 from decision_traces.schema import META_FILE, ArraySpec
-from decision_traces.store.arrays import RUST_PIPELINE
 from decision_traces.store.disk import disk_errors, refuse_existing
 from decision_traces.store.folder import (
     FileRecord,
@@ -161,27 +160,24 @@ class RunWriter:
         rewrite_ledger(ledger, [begun, *blocks])
         self.done = {record["block"]: record for record in blocks if self._intact(record)}
         self.bytes_written = sum(record["bytes"] for record in self.done.values())
-        with zarr.config.set({"codec_pipeline.path": RUST_PIPELINE}):
-            for spec in self.layout.specs:
-                array = zarr.open_array(self.folder / spec.path, mode="r+")
-                self._arrays[spec.name] = array.with_config({"write_empty_chunks": False})
+        for spec in self.layout.specs:
+            self._arrays[spec.name] = zarr.open_array(self.folder / spec.path, mode="r+")
         self.links = self._can_link()
 
     def _create_arrays(self) -> None:
         for group in dict.fromkeys(spec.group for spec in self.layout.specs):
             zarr.create_group(self.folder / group)
-        with zarr.config.set({"codec_pipeline.path": RUST_PIPELINE}):
-            for spec in self.layout.specs:
-                self._arrays[spec.name] = zarr.create_array(
-                    self.folder / spec.path,
-                    shape=self.layout.dims_of(spec).shape(spec),
-                    dtype=self.layout.dtype,
-                    chunks=self.layout.chunk(spec),
-                    shards=self.layout.shard(spec),
-                    compressors=[ZstdCodec(level=LEVEL), Crc32cCodec()],
-                    fill_value=0,
-                    dimension_names=spec.axes,
-                )
+        for spec in self.layout.specs:
+            self._arrays[spec.name] = zarr.create_array(
+                self.folder / spec.path,
+                shape=self.layout.dims_of(spec).shape(spec),
+                dtype=self.layout.dtype,
+                chunks=self.layout.chunk(spec),
+                shards=self.layout.shard(spec),
+                compressors=[ZstdCodec(level=LEVEL), Crc32cCodec()],
+                fill_value=0,
+                dimension_names=spec.axes,
+            )
         for path, numbers in self.layout.coordinates().items():
             zarr.create_array(
                 self.folder / path,
