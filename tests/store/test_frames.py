@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import Zstd
 
-from decision_traces.store.frames import CRC_BYTES, FrameMaker
+from decision_traces.store.frames import CRC_BYTES, FrameMaker, stored_bytes
 
 
 def decoded(frame, chunk, dtype):
@@ -88,6 +88,26 @@ def test_one_maker_makes_one_frame_after_another():
 )
 def test_padding_takes_no_room(maker, piece, size):
     assert len(maker.frame(piece)) == size
+
+
+@given(data=st.data(), n=st.integers(1, 6), width=st.sampled_from([3, 40_000]))
+def test_a_stretch_is_read_without_the_rest(data, n, width, tmp_path_factory):
+    """Also one that goes over the end of a block, and into the zeros."""
+    piece, chunk = numbers(n, width), (8, width)
+    path = tmp_path_factory.mktemp("frame") / "file"
+    path.write_bytes(b"before" + FrameMaker(chunk).frame(piece).tobytes())
+    whole = padded(piece, chunk).tobytes()
+    start = data.draw(st.integers(0, len(whole) - 1))
+    length = data.draw(st.integers(1, min(2 * width, len(whole) - start)))
+    with path.open("rb", buffering=0) as file:
+        assert stored_bytes(file, 6, start, length) == whole[start : start + length]
+
+
+def test_a_stretch_of_any_other_frame_is_not_guessed(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(Zstd(level=1).encode(numbers(4, 4)))
+    with path.open("rb", buffering=0) as file:
+        assert stored_bytes(file, 0, 0, 8) is None
 
 
 def test_the_checksum_is_that_of_the_frame():

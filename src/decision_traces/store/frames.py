@@ -168,8 +168,11 @@ def stored_bytes(file: FileIO, frame: int, start: int, length: int) -> bytes | N
         length: How many.
 
     Returns:
-        The bytes; None if the frame is not one of stored blocks.
+        The bytes; None if the frame is not one of those that `FrameMaker` makes.
     """
+    file.seek(frame)
+    if file.read(len(_MAGIC) + len(_DESCRIPTOR)) != _MAGIC + _DESCRIPTOR:
+        return None
     at = frame + len(_MAGIC) + len(_DESCRIPTOR) + 8
     content, found = 0, b""
     while len(found) < length:
