@@ -54,6 +54,8 @@ class ExtractConfig:
     """Also keep the model's head (final norm and unembedding), so that analysis needs no model."""
     out_dir: Path | None = None
     """The run's folder; default traces/<RUN_ID>."""
+    plan: bool = False
+    """Say what the run would take (bytes, files, memory, time), and stop before it."""
     overwrite: bool = False
     """Replace a run that is already there, once the new one is complete."""
     resume: bool = False

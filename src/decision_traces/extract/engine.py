@@ -24,9 +24,8 @@ from decision_traces.tokens import Encoding, TokenBatch, batches, make_batch
 
 _TOKENS: Final = {"cpu": 1024}
 _MOST_TOKENS: Final = 8192
-_IN_FLIGHT: Final = 2
-"""Buffers: one is filled while the other is written."""
-
+IN_FLIGHT: Final = 2
+"""Batches whose captures are in memory: one is computed while the other is written."""
 NextPosition = Callable[[Encoding], int]
 """Encoding → the position where its prediction is made."""
 
@@ -134,7 +133,7 @@ class _Pipeline:
     def __init__(self, engine: Engine, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
         self._engine, self._workflow, self._writer, self._progress = engine, workflow, writer, progress
         sites, layout = engine.layout.places(), engine.layout
-        self._free = [BatchBuffers(sites, layout.sides, layout.dtype) for _ in range(_IN_FLIGHT)]
+        self._free = [BatchBuffers(sites, layout.sides, layout.dtype) for _ in range(IN_FLIGHT)]
         self._jobs: deque[tuple[Future[None], BatchBuffers | None]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._largest = torch.finfo(TORCH_DTYPES[layout.dtype]).max

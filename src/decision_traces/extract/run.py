@@ -1,6 +1,8 @@
 """One extraction from flags to folder: data, model, certificate, plan, loop, meta. The same for every workflow."""
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from decision_traces.capture.evidence import run_layers
 from decision_traces.errors import (
     CaptureError,
     DiskSpaceError,
@@ -17,8 +20,8 @@ from decision_traces.errors import (
     UsageError,
     first_line,
 )
-from decision_traces.extract.cost import disk_estimate
-from decision_traces.extract.engine import Engine, Workflow
+from decision_traces.extract.cost import RunCost, cost_of, disk_estimate
+from decision_traces.extract.engine import Engine, Workflow, token_budget
 from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
 from decision_traces.extract.memory import out_of_memory
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
@@ -30,6 +33,7 @@ from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE
 from decision_traces.store.disk import free_bytes, refuse_existing
 from decision_traces.store.place import default_root, run_id
 from decision_traces.store.writer import RunWriter, refuse_unfinished
+from decision_traces.tokens import batches
 
 
 def run_job(job: Job, progress: Progress) -> Path:
@@ -53,6 +57,29 @@ def run_job(job: Job, progress: Progress) -> Path:
             _store_head(prepared, writer)
         clock.lap("plan_s")
         return _guarded(job, prepared, workflow, plan, writer, progress, clock, now)
+
+
+def plan_job(job: Job, progress: Progress) -> RunCost:
+    """Return what an extraction would take; one batch is computed, nothing is written.
+
+    Raises:
+        TraceError: One of its children: what would stop the extraction before its first block stops this.
+    """
+    _check_options(job.options)
+    prepared = prepare(job, progress, Clock())
+    budget = token_budget(prepared.loaded.device)
+    cost = cost_of(prepared, budget, n_tables=job.n_tables)
+    whole = batches(prepared.encodings, job.options.batch_size * prepared.layout.dims.n_choices, budget, prepared.pad)
+    tried = list(whole)
+    if not tried:
+        return cost
+    middle = tried[len(tried) // 2]
+    with torch.inference_mode():
+        run_layers(prepared.loaded, middle)
+        start = time.perf_counter()
+        run_layers(prepared.loaded, middle)
+    rate = middle.input_ids.numel() / (time.perf_counter() - start)
+    return replace(cost, seconds=sum(batch.input_ids.numel() for batch in tried) / rate)
 
 
 def _guarded(

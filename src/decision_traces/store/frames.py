@@ -21,7 +21,7 @@ _MAGIC: Final = bytes.fromhex("28b52ffd")
 # Frame header descriptor: the size of the content is given in eight bytes; no dictionary, no checksum of its own.
 # Then the window: 128 KiB, the least that allows the largest blocks.
 _DESCRIPTOR: Final = bytes([0xC0, 0x38])
-_MOST: Final = 128 << 10  # bytes of a block's content
+BLOCK_BYTES: Final = 128 << 10  # most content of a block
 _RAW, _RLE, _LAST = 0, 1, 1
 _PLANS: Final = 8
 CRC_BYTES: Final = 4
@@ -136,8 +136,8 @@ def _segment(stretches: Iterator[tuple[int, int, int]]) -> tuple[bytes, tuple[_C
     copies: list[_Copy] = []
     at = 0
     for line, stored, zeros in stretches:
-        for start in range(0, stored, _MOST):
-            length = min(_MOST, stored - start)
+        for start in range(0, stored, BLOCK_BYTES):
+            length = min(BLOCK_BYTES, stored - start)
             parts += [_block(_RAW, length), bytes(length)]
             copies.append(_Copy(at + 3, line, start, length))
             at += 3 + length
@@ -149,8 +149,8 @@ def _segment(stretches: Iterator[tuple[int, int, int]]) -> tuple[bytes, tuple[_C
 
 def _zeros(count: int) -> Iterator[bytes]:
     """Yield the blocks that stand for so many zeros."""
-    for start in range(0, count, _MOST):
-        yield _block(_RLE, min(_MOST, count - start)) + b"\0"
+    for start in range(0, count, BLOCK_BYTES):
+        yield _block(_RLE, min(BLOCK_BYTES, count - start)) + b"\0"
 
 
 def _block(kind: int, size: int, *, last: bool = False) -> bytes:
