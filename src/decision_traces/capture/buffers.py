@@ -98,15 +98,20 @@ class _Kept:
 class BatchBuffers:
     """Copies of what one forward pass gave; the room is kept for the next pass, so that its pages are touched once."""
 
-    def __init__(self, sites: Iterable[Site], sides: Mapping[Side, Dims], dtype: StorageDtype) -> None:
+    def __init__(
+        self, sites: Iterable[Site], sides: Mapping[Side, Dims], dtype: StorageDtype, *, pinned: bool = False
+    ) -> None:
         """Prepare; room is taken when it is needed.
 
         Args:
             sites: The distinct tensors to keep; nothing else is copied.
             sides: The sizes of each side, and what of its heads and positions is kept.
             dtype: Storage type.
+            pinned: Whether the model is on a CUDA device: then copies go to page-locked memory, and the pass does not
+                wait for them; `wait` does.
         """
-        self.sides, self.dtype = sides, TORCH_DTYPES[dtype]
+        self.sides, self.dtype, self._pinned = sides, TORCH_DTYPES[dtype], pinned
+        self._copied = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
         empty = torch.empty(0, dtype=self.dtype)
         self.sites: dict[Site, _Kept] = {place: _Kept(empty, empty) for place in dict.fromkeys(sites)}
         self.names = frozenset(name for name, _ in self.sites)
@@ -152,15 +157,31 @@ class BatchBuffers:
         chosen = side_of(name) in self._slots and stage_of(name) not in _OF_SOURCE
         size = prod(shape)
         if len(kept.store) < size:
-            kept.store = torch.empty(size, dtype=self.dtype)
+            kept.store = torch.empty(size, dtype=self.dtype, pin_memory=self._pinned)
         kept.view = kept.store[:size].view(shape)
         if chosen:
             self._put_slots(name, kept.view, value)
         elif kept.view.shape == value.shape:
-            kept.view.copy_(value)
+            self._copy(kept.view, value)
         else:  # a layer with fewer or narrower heads
             kept.view.zero_()
-            kept.view[tuple(slice(n) for n in value.shape)].copy_(value)
+            self._copy(kept.view[tuple(slice(n) for n in value.shape)], value)
+
+    def _copy(self, target: Tensor, value: Tensor) -> None:
+        """Cast, move and store. On a device, in its own order: what is overwritten later has been copied before."""
+        if self._pinned:
+            value = value.to(self.dtype).contiguous()
+        target.copy_(value, non_blocking=self._pinned)
+
+    def written(self) -> None:
+        """Say that the pass is over; `wait` waits until its copies are there."""
+        if self._copied is not None:
+            self._copied.record()
+
+    def wait(self) -> None:
+        """Wait until everything that was copied in the pass is in memory; may be called in another thread."""
+        if self._copied is not None:
+            self._copied.synchronize()
 
     def _chosen_heads(self, name: str, value: Tensor) -> Tensor:
         stage, dims = stage_of(name), self.sides[side_of(name)]
@@ -204,7 +225,7 @@ class BatchBuffers:
                 index = torch.tensor(positions, dtype=torch.long, device=value.device)
                 piece = value[row].index_select(value.dim() - 3, index)
                 place = target[row].narrow(value.dim() - 3, 0, len(positions))
-                place[tuple(slice(n) for n in piece.shape)].copy_(piece)
+                self._copy(place[tuple(slice(n) for n in piece.shape)], piece)
 
     def _positions(self, side: Side) -> list[list[int]]:
         """Return the positions kept of each row that are tokens."""

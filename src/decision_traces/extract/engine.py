@@ -133,7 +133,8 @@ class _Pipeline:
     def __init__(self, engine: Engine, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
         self._engine, self._workflow, self._writer, self._progress = engine, workflow, writer, progress
         sites, layout = engine.layout.places(), engine.layout
-        self._free = [BatchBuffers(sites, layout.sides, layout.dtype) for _ in range(IN_FLIGHT)]
+        pinned = engine.loaded.device.type == "cuda"
+        self._free = [BatchBuffers(sites, layout.sides, layout.dtype, pinned=pinned) for _ in range(IN_FLIGHT)]
         self._jobs: deque[tuple[Future[None], BatchBuffers | None]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._largest = torch.finfo(TORCH_DTYPES[layout.dtype]).max
@@ -205,6 +206,7 @@ class _Pipeline:
         buffers.start(self._engine.lengths(rows), self._engine.slots(rows))
         with Recorder(self._engine.loaded.model, self._engine.anatomy, buffers).recording():
             self._workflow.forward(self._engine.loaded, batch, first_row)
+        buffers.written()
 
     def _halves(self, batch: TokenBatch, encodings: Sequence[Encoding]) -> list[TokenBatch]:
         half = len(batch.rows) // 2
@@ -242,6 +244,7 @@ class _Pipeline:
 
     def _store(self, block: _Block, batch: TokenBatch, rows: Sequence[Encoding], buffers: BatchBuffers) -> None:
         """Write what was captured of a batch, in the other thread."""
+        buffers.wait()
         peaks = buffers.peaks()
         if not all(value <= self._largest for value in peaks.values()):
             raise _NotStorable(batch, rows)
