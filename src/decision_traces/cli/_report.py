@@ -82,6 +82,8 @@ def report(folder: Path, console: Console) -> None:
         f"{meta['bytes'] / 1e6:,.1f} MB; {timings['extract_s']:.1f} s ({timings['tokens_per_s']:,.0f} tokens/s); "
         f"certificate {_certified(meta)}"
     )
+    if not meta["hard_links"]:
+        console.print("This file system has no hard links: layers that arrays share are stored once for each array.")
     for name, reason in meta["missing"].items():
         console.print(f"Without {name}: {reason}", markup=False, soft_wrap=True)
     for line in _outcome_lines(meta):
