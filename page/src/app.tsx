@@ -12,7 +12,7 @@ import { bundled, columnsOf, Examples, idOf } from "./panels/examples";
 import { Choose, SheetDialog, Waiting } from "./panels/frame";
 import { Header, Help } from "./panels/header";
 import { LensDifference, LensGrid, LensPanel } from "./panels/lens";
-import { RaceChart, RacePanel } from "./panels/race";
+import { RaceChart, RacePanel, tallest } from "./panels/race";
 import { Story } from "./panels/story";
 import { TokenPanel, TokenStrip } from "./panels/tokens";
 import { lead, sideOf, type Side } from "./side";
@@ -84,20 +84,16 @@ function One({ side, bundle }: { side: Side; bundle: boolean }) {
         <TokenStrip side={side} onPick={pick} />
         <Story side={side} />
       </TokenPanel>
-      <div class="columns">
-        <div class="column">
-          {middle ? (
-            <RacePanel sides={[side]}><RaceChart side={side} height={250} /></RacePanel>
-          ) : (
-            <LensPanel sides={[side]}><LensGrid side={side} which="this example" onPick={pick} /></LensPanel>
-          )}
-          <ContributionPanel sides={[side]}><ContributionBars side={side} /></ContributionPanel>
-        </div>
-        <div class="column">
-          <DecisionPanel sides={[side]}><DecisionBars side={side} /></DecisionPanel>
-          {!middle && <RacePanel sides={[side]}><RaceChart side={side} /></RacePanel>}
-          <AttentionPanel sides={[side]}><AttentionView side={side} bundle={bundle} onPick={pick} /></AttentionPanel>
-        </div>
+      <div class={middle ? "panels of-choices" : "panels"}>
+        {middle ? (
+          <RacePanel sides={[side]}><RaceChart side={side} height={250} /></RacePanel>
+        ) : (
+          <LensPanel sides={[side]}><LensGrid side={side} which="this example" onPick={pick} /></LensPanel>
+        )}
+        <DecisionPanel sides={[side]}><DecisionBars side={side} /></DecisionPanel>
+        <ContributionPanel sides={[side]}><ContributionBars side={side} /></ContributionPanel>
+        {!middle && <RacePanel sides={[side]}><RaceChart side={side} /></RacePanel>}
+        <AttentionPanel sides={[side]}><AttentionView side={side} bundle={bundle} onPick={pick} /></AttentionPanel>
       </div>
     </>
   );
@@ -145,7 +141,7 @@ function Two({ first, second, bundle }: { first: Side; second: Side; bundle: boo
           </>
         ))}
       </TokenPanel>
-      <RacePanel sides={sides}>{both((side) => <RaceChart side={side} />)}</RacePanel>
+      <RacePanel sides={sides}>{both((side) => <RaceChart side={side} most={Math.max(tallest(first), tallest(second))} />)}</RacePanel>
       <ContributionPanel sides={sides}>
         {diff ? <ContributionPairs first={first} second={second} /> : both((side) => <ContributionBars side={side} most={most} height={200} />)}
       </ContributionPanel>

@@ -1,18 +1,10 @@
 // An Observable Plot in a box that follows its width.
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect } from "preact/hooks";
 import { theme } from "./colour";
+import { useWidth } from "./width";
 
 export function Chart(p: { label: string; make: (width: number) => Element; version: unknown; height: number }) {
-  const box = useRef<HTMLDivElement>(null);
-  const [width, setWidth] = useState(0);
-  useLayoutEffect(() => {
-    const element = box.current;
-    if (!element) return;
-    const observer = new ResizeObserver(() => setWidth(element.clientWidth));
-    observer.observe(element);
-    setWidth(element.clientWidth);
-    return () => observer.disconnect();
-  }, []);
+  const [box, width] = useWidth<HTMLDivElement>();
   useEffect(() => {
     const element = box.current;
     if (!element || width === 0) return;

@@ -5,11 +5,11 @@ export type Theme = "light" | "dark";
 
 const RAMPS: Record<Theme, { magnitude: string[]; signed: string[] }> = {
   light: {
-    magnitude: ["#f3f5f7", "#cfe1ee", "#8dbbdb", "#3f8cc0", "#0f5c94", "#08305a"],
+    magnitude: ["#f1f4f6", "#d3e3ef", "#a2c8e2", "#66a5d0", "#2f7fb8", "#0e568f"],
     signed: ["#8f3a00", "#d55e00", "#f0b98a", "#f3f5f7", "#92c4e4", "#0072b2", "#00426b"],
   },
   dark: {
-    magnitude: ["#20262c", "#1d3d57", "#1f6496", "#3f9bd4", "#8fcdf3", "#e4f4ff"],
+    magnitude: ["#20262c", "#1f3548", "#1f4d72", "#2470a8", "#3f95d6", "#79c0f7"],
     signed: ["#ffb27a", "#e8741c", "#7a431c", "#20262c", "#1f5478", "#3f9fdc", "#a3d8fa"],
   },
 };
@@ -85,5 +85,5 @@ export function inkOn(table: Uint8Array, at: number): string {
     return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   });
   const luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
-  return luminance > 0.19 ? "#0d1216" : "#ffffff";
+  return luminance > 0.18 ? "#0d1216" : "#ffffff";
 }

@@ -9,9 +9,10 @@ export function prob(value: number | null | undefined): string {
   return value === 0 ? "0" : value.toExponential(0).replace("e-", "e−");
 }
 
-/** A signed number of logits. */
+/** A signed number of logits; small ones keep one figure that matters. */
 export function signed(value: number | null | undefined, digits = 2): string {
   if (value == null || !Number.isFinite(value)) return "–";
+  if (value !== 0 && digits > 1 && Math.abs(value) < 0.005) return (value < 0 ? "−" : "+") + Math.abs(value).toPrecision(1).replace("e-", "e−");
   const text = Math.abs(value).toFixed(digits);
   return Number(text) === 0 ? (0).toFixed(digits) : value < 0 ? `−${text}` : `+${text}`;
 }

@@ -1,6 +1,7 @@
 // A grid of coloured cells on a canvas: lens and attention. Only what is in view is drawn.
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { css, inkOn, theme } from "./colour";
+import { useWidth } from "./width";
 
 export interface Cell {
   row: number;
@@ -36,9 +37,8 @@ interface Props {
 const PAD_WIDTH = 26;
 
 export function Grid(p: Props) {
-  const box = useRef<HTMLDivElement>(null);
+  const [box, width] = useWidth<HTMLDivElement>();
   const canvas = useRef<HTMLCanvasElement>(null);
-  const [width, setWidth] = useState(0);
   const [scroll, setScroll] = useState(0);
   const [hover, setHover] = useState<Cell | null>(null);
   const [cursor, setCursor] = useState<Cell | null>(null);
@@ -50,19 +50,10 @@ export function Grid(p: Props) {
   const height = p.rows * p.cellHeight + head;
   const view = Math.max(0, Math.min(width, left + full));
 
+  const column = p.selected?.col ?? p.markCol ?? undefined;
   useLayoutEffect(() => {
     const element = box.current;
-    if (!element) return;
-    const observer = new ResizeObserver(() => setWidth(element.clientWidth));
-    observer.observe(element);
-    setWidth(element.clientWidth);
-    return () => observer.disconnect();
-  }, []);
-
-  const column = p.selected?.col;
-  useLayoutEffect(() => {
-    const element = box.current;
-    if (!element || column === undefined || width === 0) return;
+    if (!element || column === undefined || column < 0 || width === 0) return;
     const x = column * p.cellWidth;
     const room = width - left;
     if (x < element.scrollLeft || x + p.cellWidth > element.scrollLeft + room) {
@@ -200,13 +191,17 @@ function cells(context: CanvasRenderingContext2D, p: Props, a: Area, first: numb
   }
 }
 
-const widths = new Map<string, number>();
-
+/** Cut a text to the room there is; fonts differ, so it is measured. */
 function cut(context: CanvasRenderingContext2D, text: string, room: number): string {
-  const one = widths.get(context.font) ?? context.measureText("m").width;
-  widths.set(context.font, one);
-  const most = Math.floor(room / one);
-  return text.length <= most ? text : most <= 1 ? text.slice(0, 1) : text.slice(0, most - 1) + "…";
+  if (room <= 0) return "";
+  let width = context.measureText(text).width;
+  if (width <= room) return text;
+  let n = Math.max(1, Math.floor((text.length * room) / width) - 1);
+  for (; n > 1; n--) {
+    width = context.measureText(text.slice(0, n) + "…").width;
+    if (width <= room) break;
+  }
+  return n <= 1 ? text.slice(0, 1) : text.slice(0, n) + "…";
 }
 
 function hatch(context: CanvasRenderingContext2D, x: number, y: number, width: number, height: number, colour: string): void {

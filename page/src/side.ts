@@ -5,7 +5,7 @@ import type { Contributions, Meta, Race, Tokens } from "./types";
 import type { Place } from "./state";
 
 export interface Side {
-  place: Place;
+  place: Place & { choice: number };
   meta: Meta;
   row: number;
   tokens: Tokens;
@@ -50,7 +50,8 @@ export function sideOf(place: Place, bundle: boolean, vs: number | null): Loaded
   const found = rowOf(meta.value, place.ex, bundle);
   if (!found.value) return { error: found.error };
   const row = found.value.row;
-  const choice = meta.value.by_choice ? Math.min(place.choice, (meta.value.n_choices ?? 1) - 1) : 0;
+  const choice = meta.value.by_choice ? chosen(meta.value, place, row) : 0;
+  if (choice === null) return {};
   const tokens = api.tokens(place.run, row, choice);
   if (!tokens.value) return { error: tokens.error };
   const lens = meta.value.lens ? api.lens(place.run, row) : {};
@@ -75,6 +76,13 @@ export function sideOf(place: Place, bundle: boolean, vs: number | null): Loaded
     rival: null,
   };
   return { value: { ...side, ...question(side, vs) } };
+}
+
+/** Return the choice looked at: the one asked for, else the one that the model gave; null while that is not known. */
+function chosen(meta: Meta, place: Place, row: number): number | null {
+  if (place.choice !== null) return Math.min(place.choice, (meta.n_choices ?? 1) - 1);
+  const choices = api.tokens(place.run, row, 0).value?.choices;
+  return choices ? Math.max(0, choices.findIndex((c) => c.given)) : null;
 }
 
 /** Return whether a side stands where its example's decision was made. */

@@ -8,7 +8,8 @@ export interface Place {
   run: string;
   ex: string;
   pos: number | null;
-  choice: number;
+  /** Of runs with an inner path for each choice; null for the one that was given. */
+  choice: number | null;
 }
 
 export interface State extends Place {
@@ -30,7 +31,7 @@ export const START: State = {
   run: "r0",
   ex: "",
   pos: null,
-  choice: 0,
+  choice: null,
   layer: null,
   head: null,
   vs: null,
@@ -68,7 +69,7 @@ export function parse(search: string): State {
   state.run = q.get("run") ?? "r0";
   state.ex = q.get("ex") ?? "";
   state.pos = whole(q.get("pos"));
-  state.choice = whole(q.get("choice")) ?? 0;
+  state.choice = whole(q.get("choice"));
   state.layer = whole(q.get("layer"));
   state.head = whole(q.get("head"));
   state.vs = whole(q.get("vs"));
@@ -85,7 +86,7 @@ export function parse(search: string): State {
   }
   const pin = q.get("pin")?.split("~");
   if (pin && pin.length >= 2 && pin[1]) {
-    state.pin = { run: pin[0], ex: pin[1], pos: whole(pin[2]), choice: whole(pin[3]) ?? 0 };
+    state.pin = { run: pin[0], ex: pin[1], pos: whole(pin[2]), choice: whole(pin[3]) };
   }
   return state;
 }
@@ -99,7 +100,7 @@ export function format(state: State): string {
   }
   for (const [name, [low, high]] of Object.entries(state.ranges)) q.set(`f.${name}`, `${low ?? ""}..${high ?? ""}`);
   for (const [name, kind] of Object.entries(state.kinds)) q.set(`k.${name}`, kind);
-  if (state.pin) q.set("pin", [state.pin.run, state.pin.ex, state.pin.pos ?? "", state.pin.choice || ""].join("~").replace(/~+$/, ""));
+  if (state.pin) q.set("pin", [state.pin.run, state.pin.ex, state.pin.pos ?? "", state.pin.choice ?? ""].join("~").replace(/~+$/, ""));
   const text = q.toString();
   return text ? `?${text}` : "";
 }
@@ -121,7 +122,7 @@ export function go(patch: Partial<State>): void {
 
 /** Go to another example: what belonged to the old one alone is forgotten. */
 export function open(ex: string, run?: string): void {
-  go({ ex, run: run ?? state.value.run, pos: null, vs: null, choice: 0 });
+  go({ ex, run: run ?? state.value.run, pos: null, vs: null, choice: null });
 }
 
 if (typeof window !== "undefined") {

@@ -8,6 +8,7 @@ import { lead, type Side } from "../side";
 import { go } from "../state";
 import { Empty, Panel, Waiting } from "./frame";
 import { rowOf, shown } from "./tokens";
+import { useWidth } from "../width";
 
 export function AttentionPanel({ sides, children }: { sides: Side[]; children: preact.ComponentChildren }) {
   const side = sides[sides.length - 1];
@@ -18,8 +19,8 @@ export function AttentionPanel({ sides, children }: { sides: Side[]; children: p
   return (
     <Panel
       name="attention"
-      title={layer === null ? "Attention" : `Attention, layer ${layer}, head ${head}`}
-      note="row: who looks; column: at what; darker is more"
+      title="Attention"
+      note={layer === null ? "" : `head ${head}: each row looks at the columns`}
       controls={
         axes && layer !== null && (
           <span class="choose" role="group" aria-label="layer">
@@ -90,10 +91,10 @@ export function AttentionView({ side, bundle, onPick }: { side: Side; bundle: bo
   const { layer, head } = shown(side);
   if (!layout || layer === null || head === null) return <Empty missing={{ why: "This example has no attention.", command: "" }} what="attention" />;
   return (
-    <>
+    <div class="attention">
       <Thumbs side={side} layer={layer} head={head} />
       <Matrix side={side} bundle={bundle} layer={layer} head={head} onPick={onPick} />
-    </>
+    </div>
   );
 }
 
@@ -148,27 +149,30 @@ function exactRow(side: Side, bundle: boolean, layer: number, head: number, row:
 }
 
 function Matrix({ side, bundle, layer, head, onPick }: { side: Side; bundle: boolean; layer: number; head: number; onPick: (pos: number) => void }) {
+  const [box, width] = useWidth<HTMLDivElement>();
   const drawn = headOf(side);
   const layout = side.tokens.attention!;
   const row = rowOf(side);
   const answer = api.headDrawn(side.place.run, side.row, side.place.choice, layer, head);
-  if (!drawn) return <Waiting error={answer.error} lines={14} />;
+  if (!drawn) return <div class="matrix" ref={box}><Waiting error={answer.error} lines={14} /></div>;
   const exact = exactRow(side, bundle, layer, head, row);
   const shownRow = exact ?? (row >= 0 && drawn.pool === 1 ? drawn.values.subarray(row * drawn.cols, (row + 1) * drawn.cols) : null);
   const scale = SCALES.prob(1);
-  const size = Math.max(2, Math.min(24, Math.floor(Math.min(380 / Math.max(drawn.rows, 1), 460 / drawn.cols)) || 2));
+  const labelled = 84;
+  const room = Math.min((width - labelled) / drawn.cols, 560 / Math.max(1, drawn.rows));
+  const size = room >= 9 ? Math.min(22, Math.floor(room)) : Math.max(1, Math.min(9, Math.min(width / drawn.cols, 560 / Math.max(1, drawn.rows))));
   const query = (r: number) => (layout.queries ? layout.queries[r * drawn.pool] : r * drawn.pool);
   const token = (pos: number) => word(side.tokens.tokens[pos]);
   const value = (cell: Cell) => (exact && drawn.pool === 1 && cell.row === row ? exact[cell.col] : drawn.values[cell.row * drawn.cols + cell.col]);
   const top = shownRow ? Array.from(shownRow, (v, k) => ({ v, k })).sort((a, b) => b.v - a.v).slice(0, 4).filter((x) => x.v > 0.005) : [];
   return (
-    <div class="matrix">
+    <div class="matrix" ref={box}>
       {top.length > 0 && (
         <p class="looks">
           <code>{token(side.pos)}</code> looks at{" "}
-          {top.map(({ v, k }, i) => (
+          {top.map(({ v, k }) => (
             <button key={k} class="plain" onClick={() => onPick(k)} title={`position ${k}`}>
-              {i > 0 && " "}<code>{token(k)}</code> {prob(v)}
+              <code>{token(k)}</code> {prob(v)}
             </button>
           ))}
         </p>
@@ -180,7 +184,7 @@ function Matrix({ side, bundle, layer, head, onPick }: { side: Side; bundle: boo
         cols={drawn.cols}
         cellWidth={size}
         cellHeight={drawn.rows === 1 ? 24 : size}
-        rowLabelWidth={size >= 9 || drawn.rows === 1 ? 76 : 0}
+        rowLabelWidth={size >= 9 || drawn.rows === 1 ? labelled : 0}
         colLabelHeight={size >= 9 ? 66 : 0}
         colLabelsBelow
         slanted

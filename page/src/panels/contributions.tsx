@@ -5,6 +5,7 @@ import { brief, signed } from "../format";
 import { lead, type Lead, type Side } from "../side";
 import { go, state } from "../state";
 import { Command, Empty, Panel, Waiting } from "./frame";
+import { shown } from "./tokens";
 
 export function ContributionPanel({ sides, children }: { sides: Side[]; children: preact.ComponentChildren }) {
   const side = sides[sides.length - 1];
@@ -62,7 +63,7 @@ export function ContributionBars({ side, most, height = 210 }: { side: Side; mos
     return <p class="empty" role="note">These two were not compared: choose another token to compare with.</p>;
   }
   const all = bars(found);
-  const scale = most ?? Math.max(...all.map((b) => Math.max(Math.abs(b.logits), Math.abs(b.running))), 0.1);
+  const scale = most ?? Math.max(...all.map((b) => Math.max(Math.abs(b.logits), Math.abs(b.running))), 1e-6);
   const label = `Contributions in logits: ${all.map((b) => `${b.part} ${signed(b.logits)}`).join(", ")}. Sum ${signed(found.total)}.`;
   const layer = state.value.layer;
   return (
@@ -100,7 +101,7 @@ function draw(all: Bar[], most: number, width: number, height: number, layer: nu
       Plot.barY(all, { x: "i", y: "logits", fill: colour, fillOpacity: (b: Bar) => (b.part.startsWith("mlp") ? 0.55 : 1), title: (b: Bar) => `${b.part}: ${signed(b.logits)} logits, running sum ${signed(b.running)}` }),
       Plot.ruleY([0], { stroke: "var(--line-strong)" }),
       Plot.line(all, { x: "i", y: "running", stroke: "var(--ink)", strokeWidth: 1.3, curve: "step" }),
-      ...(room > 30 ? [true, false].map((up) => Plot.text(all.filter((b) => b.logits >= 0 === up), { x: "i", y: "logits", text: (b: Bar) => signed(b.logits, 1), dy: up ? -7 : 8, fill: "var(--muted)", fontSize: 10 })) : []),
+      ...(room > 30 ? [true, false].map((up) => Plot.text(all.filter((b) => b.logits >= 0 === up), { x: "i", y: "logits", text: (b: Bar) => signed(b.logits, most < 1 ? 2 : 1), dy: up ? -7 : 8, fill: "var(--muted)", fontSize: 10 })) : []),
     ].filter(Boolean),
   });
   interactive(plot, all);
@@ -120,11 +121,16 @@ function interactive(plot: Element, all: Bar[]): void {
   });
 }
 
+/** The layer whose attention pushes most. */
+function strongest(found: Lead): number {
+  const attn = found.values.filter((_, i) => found.parts[i].startsWith("attn ")).map(Math.abs);
+  return Math.max(0, attn.indexOf(Math.max(...attn)));
+}
+
 /** The heads of the chosen layer by what they push; the layer that pushes most where none is chosen. */
 function Heads({ side, found }: { side: Side; found: Lead }) {
   const layers = found.parts.flatMap((p) => (p.startsWith("attn ") ? [Number(p.slice(5))] : []));
-  const strongest = [...layers].sort((a, b) => Math.abs(found.values[2 * b + 1]) - Math.abs(found.values[2 * a + 1]))[0];
-  const layer = state.value.layer ?? strongest;
+  const layer = state.value.layer ?? shown(side).layer ?? strongest(found);
   const select = (
     <label>
       layer{" "}
@@ -149,7 +155,7 @@ function Heads({ side, found }: { side: Side; found: Lead }) {
     <div class="heads">
       {select}
       {heads.map(({ h, v }) => (
-        <button key={h} class="head-chip" aria-pressed={state.value.head === h} title={`head ${h} of layer ${layer}: ${signed(v)} logits`} onClick={() => go({ layer, head: h })}>
+        <button key={h} class="head-chip" aria-pressed={shown(side).head === h && shown(side).layer === layer} title={`head ${h} of layer ${layer}: ${signed(v)} logits`} onClick={() => go({ layer, head: h })}>
           head {h} <i style={{ width: `${Math.max(2, (26 * Math.abs(v)) / most)}px`, background: `var(--${v >= 0 ? "target" : "rival"})` }} /> {signed(v)}
         </button>
       ))}
@@ -167,7 +173,7 @@ export function ContributionPairs({ first, second }: { first: Side; second: Side
   const all = a.parts.map((part, i) => ({ i, part, layer: part.includes(" ") ? Number(part.split(" ")[1]) : null, logits: b.values[i] - a.values[i], running: 0 }));
   let running = 0;
   for (const bar of all) bar.running = running += bar.logits;
-  const scale = Math.max(...all.map((x) => Math.max(Math.abs(x.logits), Math.abs(x.running))), 0.1);
+  const scale = Math.max(...all.map((x) => Math.max(Math.abs(x.logits), Math.abs(x.running))), 1e-6);
   const label = `Differences of contributions: ${all.map((x) => `${x.part} ${signed(x.logits)}`).join(", ")}.`;
   const layer = state.value.layer;
   return (

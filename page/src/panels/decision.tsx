@@ -1,6 +1,6 @@
 // What the model says at one position: its most probable tokens, or the choices of a question.
 import { number, prob, word } from "../format";
-import { atDecision, candidates, type Side } from "../side";
+import { atDecision, candidates, textOf, type Side } from "../side";
 import { go } from "../state";
 import { Panel, Waiting } from "./frame";
 
@@ -49,6 +49,7 @@ export function DecisionBars({ side }: { side: Side }) {
   const all = lines(side);
   const lens = side.lens.value;
   const { decision } = side.tokens;
+  const ofChoices = side.tokens.choices !== null && atDecision(side);
   if (all.length === 0) {
     if (side.meta.lens && !lens) return <Waiting error={side.lens.error} lines={7} />;
     return (
@@ -90,8 +91,9 @@ export function DecisionBars({ side }: { side: Side }) {
       </ul>
       {(entropy != null || rank != null) && (
         <p class="figures">
+          {ofChoices && lens && <>over the whole vocabulary: top <code>{word(textOf(lens, lens.topIds[at * lens.top]))}</code> {prob(lens.topProbs[at * lens.top])}, </>}
           {entropy != null && <>entropy {number(entropy)} nats</>}
-          {rank != null && <> · actual token has rank {number(rank, 0)}</>}
+          {rank != null && <>, {ofChoices ? "right choice" : "actual token"} has rank {number(rank, 0)}</>}
         </p>
       )}
     </>

@@ -239,7 +239,7 @@ function Item({ meta, row, top, chosen, columns }: { meta: Meta; row: number; to
       <span class={`mark ${correct === 1 ? "right" : correct === 0 ? "wrong" : ""}`} aria-label={correct === 1 ? "right" : correct === 0 ? "wrong" : "unknown"}>
         {correct === 1 ? "✓" : correct === 0 ? "✗" : "·"}
       </span>
-      <span class="item-text"><bdi>{part?.text[i] ?? ""}</bdi></span>
+      <span class={meta.objective === "csqa_choice" || meta.by_choice ? "item-text" : "item-text from-end"}><bdi>{part?.text[i] ?? ""}</bdi></span>
       <span class="item-figures">
         {said != null && <code class={correct === 0 ? "is-rival" : "is-target"}>{word(said)}</code>}
         {correct === 0 && target != null && <> for <code class="is-target">{word(target)}</code></>}

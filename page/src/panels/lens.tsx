@@ -1,6 +1,6 @@
 // The logit lens: what the model would say at every position if it ended after each layer.
 import { signal } from "@preact/signals";
-import { colours, SCALES, signedScale, theme } from "../colour";
+import { colours, css, SCALES, signedScale, theme } from "../colour";
 import { brief, depth, number, prob, word } from "../format";
 import { Grid, type Cell } from "../grid";
 import { textOf, type Side } from "../side";
@@ -15,10 +15,10 @@ const STATISTICS = [
 ] as const;
 
 export const EXPLAINED: Record<Statistic, string> = {
-  prob: "colour: probability of the token that comes next",
-  rank: "colour: rank of the token that comes next",
-  entropy: "colour: entropy of the distribution, nats",
-  kl: "colour: KL divergence of the final distribution from this one, nats",
+  prob: "probability of the token that comes next",
+  rank: "rank of the token that comes next",
+  entropy: "entropy (nats)",
+  kl: "KL divergence of the end from here (nats)",
 };
 
 export const fitted = signal(false);
@@ -32,7 +32,7 @@ export function LensPanel({ sides, children }: { sides: Side[]; children: preact
     <Panel
       name="lens"
       title="Lens"
-      note={side.meta.lens ? `if the model ended after each layer; ${EXPLAINED[stat]}` : ""}
+      note={side.meta.lens ? "if it ended after each layer" : ""}
       controls={
         side.meta.lens && (
           <>
@@ -49,6 +49,7 @@ export function LensPanel({ sides, children }: { sides: Side[]; children: preact
       path={side.meta.path}
     >
       {children}
+      {side.meta.lens && <Legend side={side} />}
       {partial && (
         <p class="hint">
           Only where the decision was made. For every position: <Command text={partial} />
@@ -56,6 +57,23 @@ export function LensPanel({ sides, children }: { sides: Side[]; children: preact
       )}
       <Tooltip />
     </Panel>
+  );
+}
+
+/** What the colours mean, from one end of the scale to the other. */
+function Legend({ side }: { side: Side }) {
+  const { stat, cmp, pin } = state.value;
+  const diff = pin !== null && cmp === "diff";
+  const table = colours(diff ? "signed" : "magnitude", theme.value);
+  const stops = Array.from({ length: 9 }, (_, i) => css(table, (255 * i) / 8)).join(",");
+  const scale = side.meta.lens!.scale;
+  const ends = diff
+    ? { prob: ["−1", "+1"], rank: ["÷1000", "×1000"], entropy: [`−${number(scale.entropy / 2, 1)}`, `+${number(scale.entropy / 2, 1)}`], kl: [`−${number(scale.kl / 2, 1)}`, `+${number(scale.kl / 2, 1)}`] }[stat]
+    : { prob: ["0", "1"], rank: [number(side.meta.lens!.vocab_size), "1"], entropy: ["0", number(scale.entropy, 1)], kl: ["0", number(scale.kl, 1)] }[stat];
+  return (
+    <p class="legend">
+      {ends[0]} <i style={{ background: `linear-gradient(90deg, ${stops})` }} /> {ends[1]} {EXPLAINED[stat]}{diff ? ", this minus pinned" : "; in the cell: the most probable token"}
+    </p>
   );
 }
 
@@ -87,7 +105,7 @@ export function LensGrid({ side, which, onPick }: { side: Side; which: string; o
       cols={slots}
       cellWidth={width}
       cellHeight={lens.depths > 26 ? 15 : 21}
-      rowLabelWidth={66}
+      rowLabelWidth={74}
       colLabelHeight={20}
       at={at}
       table={colours("magnitude", theme.value)}
@@ -179,7 +197,7 @@ export function LensDifference({ first, second }: { first: Side; second: Side })
       cols={slots.length}
       cellWidth={fitted.value ? Math.max(2, Math.min(58, 900 / slots.length)) : 58}
       cellHeight={21}
-      rowLabelWidth={66}
+      rowLabelWidth={74}
       colLabelHeight={20}
       at={(row, col) => scale(difference(row, col))}
       table={colours("signed", theme.value)}

@@ -40,8 +40,8 @@ export function RacePanel({ sides, children }: { sides: Side[]; children: preact
   return (
     <Panel
       name="race"
-      title={ofChoices(side) ? "Choice race" : "Race through the layers"}
-      note={ofChoices(side) ? "probability among the choices" : "probability of the last candidates after each layer"}
+      title={ofChoices(side) ? "Choice race" : "Race"}
+      note={ofChoices(side) ? "probability among the choices" : "probability after each layer"}
       data={() => runners(side).map(({ id, name, probs }) => ({ id, name, probs: probs.map((p) => Number(p.toPrecision(4))) }))}
       link={ofChoices(side) ? `api/${side.place.run}/e/${side.row}/race.json` : `api/${side.place.run}/e/${side.row}/lens.json`}
       python={ofChoices(side) ? side.race.value?.python : side.lens.value?.python.replace("['prob']", "['candidate_probs']")}
@@ -52,7 +52,12 @@ export function RacePanel({ sides, children }: { sides: Side[]; children: preact
   );
 }
 
-export function RaceChart({ side, height = 190 }: { side: Side; height?: number }) {
+/** The largest probability in a side's race, to draw two on one scale. */
+export function tallest(side: Side): number {
+  return Math.max(0.05, ...runners(side).flatMap((r) => r.probs));
+}
+
+export function RaceChart({ side, height = 230, most }: { side: Side; height?: number; most?: number }) {
   const missing = ofChoices(side) ? side.meta.missing.race : side.meta.missing.lens;
   if (missing) return <Empty missing={missing} what="race" />;
   const all = runners(side);
@@ -63,17 +68,16 @@ export function RaceChart({ side, height = 190 }: { side: Side; height?: number 
   const end = all[0].probs.length - 1;
   const leader = [...all].sort((a, b) => b.probs[end] - a.probs[end])[0];
   const label = `Probabilities by layer. ${all.map((r) => `${r.name}: ${r.probs.map(prob).join(", ")}`).join(". ")}. ${leader.name} leads in the end.`;
-  return <Chart label={label} height={height} version={JSON.stringify([all, state.value.layer, height])} make={(width) => draw(all, width, height)} />;
+  return <Chart label={label} height={height} version={JSON.stringify([all, state.value.layer, height, most])} make={(width) => draw(all, width, height, most ?? tallest(side))} />;
 }
 
-function draw(all: Runner[], width: number, height: number): Element {
+function draw(all: Runner[], width: number, height: number, most: number): Element {
   const end = all[0].probs.length - 1;
   const points = all.flatMap((r) => r.probs.map((p, d) => ({ d, p, ...r })));
-  const names = spread(all.map((r) => ({ ...r, y: r.probs[end] })), 14 / (height - 46));
+  const names = spread(all.map((r) => ({ ...r, y: r.probs[end] })), 14 / (height - 46), most);
   const colour = (r: { kind: string }) => `var(--${r.kind === "target" ? "target" : r.kind === "rival" ? "rival" : "other"})`;
   const layer = state.value.layer;
   const ticks = Array.from({ length: end + 1 }, (_, d) => d).filter((d) => end <= 14 || d % Math.ceil(end / 12) === 0);
-  const most = Math.max(0.05, ...points.map((q) => q.p));
   return Plot.plot({
     width,
     height,
@@ -104,19 +108,15 @@ function draw(all: Runner[], width: number, height: number): Element {
   });
 }
 
-/** Move labels apart that would lie on each other; `gap` is a share of the height. */
-export function spread<T extends { y: number; probs: number[] }>(labels: T[], gap: number): T[] {
-  const most = Math.max(0.05, ...labels.flatMap((l) => l.probs)) * 1.04;
-  const step = gap * Math.min(1, most);
+/** Move labels apart that would lie on each other; `gap` is a share of the height, `most` what stands at its top. */
+export function spread<T extends { y: number }>(labels: T[], gap: number, most: number): T[] {
+  const step = gap * Math.min(1, most * 1.04);
   const sorted = [...labels].sort((a, b) => b.y - a.y);
   for (let i = 1; i < sorted.length; i++) sorted[i] = { ...sorted[i], y: Math.min(sorted[i].y, sorted[i - 1].y - step) };
-  const below = -(sorted[sorted.length - 1]?.y ?? 0);
-  if (below > 0) {
-    let floor = 0;
-    for (let i = sorted.length - 1; i >= 0 && sorted[i].y < floor; i--) {
-      sorted[i] = { ...sorted[i], y: floor };
-      floor += step;
-    }
+  let floor = 0;
+  for (let i = sorted.length - 1; i >= 0 && sorted[i].y < floor; i--) {
+    sorted[i] = { ...sorted[i], y: floor };
+    floor += step;
   }
   return sorted;
 }

@@ -58,10 +58,14 @@ export function Story({ side }: { side: Side }) {
       )}
       {told.pushes.length > 0 && (
         <>
-          For it: {told.pushes.map((p, i) => <span key={p.part}>{i > 0 && ", "}<b>{p.part}</b> {signed(Math.abs(p.logits))}</span>)}
-          {told.pulls.length > 0 && <>; against: {told.pulls.map((p, i) => <span key={p.part}>{i > 0 && ", "}<b>{p.part}</b> {signed(-Math.abs(p.logits))}</span>)}</>} logits.
+          Pushed towards {name(first)} by <Parts parts={told.pushes} />
+          {told.pulls.length > 0 && <>; towards {name(second)} by <Parts parts={told.pulls} /></>} (logits).
         </>
       )}
     </p>
   );
+}
+
+function Parts({ parts }: { parts: { part: string; logits: number }[] }) {
+  return <>{parts.map((p, i) => <span key={p.part}>{i > 0 && " and "}<b>{p.part}</b> {signed(Math.abs(p.logits)).slice(1)}</span>)}</>;
 }

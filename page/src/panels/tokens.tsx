@@ -1,8 +1,9 @@
 // The text, token by token: where to look, and how well each token was foreseen.
+import { useLayoutEffect, useRef } from "preact/hooks";
 import * as api from "../api";
 import { colours, css, inkOn, SCALES, theme } from "../colour";
 import { number, prob, word } from "../format";
-import type { Side } from "../side";
+import { lead, type Side } from "../side";
 import { go, state, type Colouring } from "../state";
 import { Choose, Panel } from "./frame";
 
@@ -53,15 +54,18 @@ export function rowOf(side: Side): number {
   return layout.queries === null ? side.pos : layout.queries.indexOf(side.pos);
 }
 
-/** The layer and head that attention shows. */
+/** The layer and head that attention shows: those chosen, else the head that pushes most, else the last layer's first. */
 export function shown(side: Side): { layer: number | null; head: number | null } {
   const axes = side.meta.attention;
   if (!axes) return { layer: null, head: null };
   const { layer, head } = state.value;
-  return {
-    layer: layer !== null && axes.layers.includes(layer) ? layer : axes.layers[axes.layers.length - 1],
-    head: head !== null && axes.heads.includes(head) ? head : axes.heads[0],
-  };
+  const heads = lead(side)?.heads ?? null;
+  const strength = (l: number, h: number) => Math.abs(heads?.[l]?.[h] ?? 0);
+  const strongest = (layers: number[]) =>
+    layers.flatMap((l) => axes.heads.map((h) => ({ l, h }))).reduce((a, b) => (strength(b.l, b.h) > strength(a.l, a.h) ? b : a));
+  const last = axes.layers[axes.layers.length - 1];
+  const at = layer !== null && axes.layers.includes(layer) ? layer : heads ? strongest(axes.layers).l : last;
+  return { layer: at, head: head !== null && axes.heads.includes(head) ? head : strongest([at]).h };
 }
 
 export function TokenStrip({ side, onPick }: { side: Side; onPick: (pos: number) => void }) {
@@ -73,8 +77,13 @@ export function TokenStrip({ side, onPick }: { side: Side; onPick: (pos: number)
   const most = colouring === "rank" ? (side.meta.lens?.vocab_size ?? 50000) : colouring === "entropy" ? (lensScale?.entropy ?? 8) : 1;
   const scale = (SCALES[colouring === "attention" || colouring === "off" ? "prob" : colouring] ?? SCALES.prob)(most);
   const decided = side.tokens.decision?.pos;
+  const box = useRef<HTMLDivElement>(null);
+  useLayoutEffect(() => {
+    const chosen = box.current?.children[side.pos] as HTMLElement | undefined;
+    if (chosen && box.current) box.current.scrollTop = chosen.offsetTop - box.current.offsetTop - box.current.clientHeight / 2;
+  }, [side.pos, side.tokens.example_id]);
   return (
-    <div class="tokens" role="listbox" aria-label="tokens" aria-orientation="horizontal">
+    <div ref={box} class="tokens" role="listbox" aria-label="tokens" aria-orientation="horizontal">
       {side.tokens.tokens.map((token, pos) => {
         const value = colouring === "off" ? null : colouring === "attention" ? shares[pos] : values[pos];
         const at = value == null ? null : scale(value);
@@ -127,7 +136,7 @@ export function TokenPanel({ side, children }: { side: Side; children: preact.Co
       name="tokens"
       title={side.meta.by_choice ? "Question and choice" : "Tokens"}
       note={side.meta.by_choice && colour !== "attention" ? "" : explained[colour]}
-      controls={<Choose label="colour tokens by" value={colour} options={COLOURINGS} onChange={(c) => go({ colour: c })} />}
+      controls={<Choose label="colour tokens by" value={colour} options={side.meta.by_choice ? COLOURINGS.slice(3) : COLOURINGS} onChange={(c) => go({ colour: c })} />}
       data={() => side.tokens}
       link={`api/${side.place.run}/e/${side.row}/c${side.place.choice}/tokens.json`}
       python={side.tokens.python}

@@ -1,1 +1,1 @@
-"""The page that `decision-traces view` opens: a read-only server over run folders, a static bundle, a notebook frame."""
+"""The page that `decision-traces view` opens: a read-only server over runs, a static bundle, a notebook frame."""

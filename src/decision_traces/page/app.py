@@ -186,8 +186,8 @@ def _add_guard(app: FastAPI, hosts: frozenset[str]) -> None:
 
 def _host(header: str) -> str:
     """Return the name in a Host header, without port and brackets."""
-    name = header.rsplit(":", 1)[0] if header.count(":") == 1 or header.startswith("[") and "]:" in header else header
-    return name.strip("[]").lower()
+    with_port = header.count(":") == 1 or (header.startswith("[") and "]:" in header)
+    return (header.rsplit(":", 1)[0] if with_port else header).strip("[]").lower()
 
 
 def is_loopback(host: str) -> bool:

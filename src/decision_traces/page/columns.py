@@ -16,6 +16,8 @@ from decision_traces.store.table import list_levels, read_table, rectangle
 
 _MOST_KINDS: Final = 24
 _DEPTH_FILE: Final = "depth.parquet"
+_NO_KINDS: Final = frozenset({"answerKey", "question"})  # answers and questions, not kinds of example
+_EXAMPLES_PER_KIND: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def list_figures(run_dir: Path, objective: str) -> list[Figure]:
     """Return the figures of a run's examples, `correct` first where it is known."""
     own = {column.name for column in RUN_COLUMNS.get(objective, ())}
     schema = pq.read_schema(run_dir / TOKENS_FILE)
-    others = tuple(f.name for f in schema if f.name not in own and pa.types.is_string(f.type))
+    others = tuple(f.name for f in schema if f.name not in own | _NO_KINDS and pa.types.is_string(f.type))
     wanted = tuple(name for name, *_ in _NEXT)
     choices = ("is_correct", "choice_probs", "choice_logits", "pred_idx")
     table = read_some(run_dir, (*wanted, *choices, "n_tokens", *others))
@@ -114,10 +116,10 @@ def _of_choices(table: pa.Table) -> list[Figure]:
 def _category(table: pa.Table, name: str) -> Figure | None:
     """Return a text column of the data set that has few different values, such as a kind."""
     column = table.column(name)
-    if len(column) < 2 * _MOST_KINDS and len(column) > len(set(column.to_pylist())) * 2:
-        pass
     encoded = pc.dictionary_encode(column).combine_chunks()
     names = encoded.dictionary.to_pylist()
+    if len(column) - column.null_count < _EXAMPLES_PER_KIND * len(names):
+        return None
     if not 2 <= len(names) <= _MOST_KINDS or any(n is None or len(n) > 40 for n in names):
         return None
     order = sorted(range(len(names)), key=lambda i: names[i])

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from decision_traces.errors import SelectionError
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import attention_layout
 from decision_traces.page.text import plain, shown_tokens
@@ -49,6 +48,7 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
     if run.by_choice:
         columns = {k: None if v is None else v[choice] for k, v in columns.items()}
     layout = attention_layout(run, row, choice)
+    of_choice = f", choice_idx={choice}" if run.by_choice else ""
     return {
         "example_id": run.store.example_id(row),
         "row": row,
@@ -61,7 +61,7 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
         "decision": decision(run, values, start),
         "choices": choices(run, values),
         "attention": None if layout is None else layout.as_json(),
-        "python": f"st.encodings({run.store.example_id(row)!r}{f', choice_idx={choice}' if run.by_choice else ''}, trim=True)",
+        "python": f"st.encodings({run.store.example_id(row)!r}{of_choice}, trim=True)",
     }
 
 
@@ -151,14 +151,3 @@ def outcomes_json(run: PageRun, row: int) -> dict[str, Any] | None:
         "rank": table.column("true_rank").to_pylist(),
         "pred": [plain(str(t)) for t in table.column("pred_token").to_pylist()],
     }
-
-
-def need(found: Any, why: str) -> Any:
-    """Return what was found.
-
-    Raises:
-        SelectionError: Nothing was.
-    """
-    if found is None:
-        raise SelectionError(why)
-    return found

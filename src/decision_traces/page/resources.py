@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import pyarrow.compute as pc
 
 from decision_traces._version import __version__
-from decision_traces.errors import SelectionError, UsageError
+from decision_traces.errors import UsageError
 from decision_traces.page import example, results, slices
 from decision_traces.page.columns import read_some
 from decision_traces.page.runs import ROWS_PER_PART, VALUES_PER_PART, PageRun
@@ -226,54 +227,43 @@ def head_json(run: PageRun, at: int, choice: int, layer: int, head: int, block: 
     )
 
 
-def bundle_paths(run: PageRun, n: int) -> Iterator[tuple[str, Callable[[], Resource]]]:
+Found = Iterator[tuple[str, Callable[[], Resource]]]
+
+
+def bundle_paths(run: PageRun, n: int) -> Found:
     """Yield every path of a run that a static page asks for, and what stands there, of the first n examples."""
-    yield "meta.json", lambda: meta(run, n)
+    yield "meta.json", partial(meta, run, n)
     for part in range(-(-n // ROWS_PER_PART)):
-        yield f"rows/{part}.json", lambda part=part: rows(run, part, n)
+        yield f"rows/{part}.json", partial(rows, run, part, n)
     for figure in run.figures:
         for part in range(-(-n // VALUES_PER_PART)):
-            yield f"columns/{figure.name}/{part}.bin", lambda f=figure, part=part: column(run, f.name, part, n)
+            yield f"columns/{figure.name}/{part}.bin", partial(column, run, figure.name, part, n)
     for at in range(n):
-        yield from _example_paths(run, at)
+        for path, make in (*_of_example(run, at), *_of_choices(run, at)):
+            yield f"e/{at}/{path}", make
 
 
-def _example_paths(run: PageRun, at: int) -> Iterator[tuple[str, Callable[[], Resource]]]:
-    base = f"e/{at}"
-    yield f"{base}/outcomes.json", lambda: outcomes(run, at)
+def _of_example(run: PageRun, at: int) -> Found:
+    yield "outcomes.json", partial(outcomes, run, at)
     if run.grid("lens.zarr") is not None:
         found = results.lens_of(run, at)
-        yield f"{base}/lens.json", lambda: lens(run, at)
-        yield f"{base}/lens/statistics.f16", lambda: lens_statistics(run, at)
-        yield f"{base}/lens/candidates.f16", lambda: lens_candidates(run, at)
+        yield "lens.json", partial(lens, run, at)
+        yield "lens/statistics.f16", partial(lens_statistics, run, at)
+        yield "lens/candidates.f16", partial(lens_candidates, run, at)
         for block in range(-(-found.top_ids.shape[0] // found.depths_per_block)):
-            yield f"{base}/lens/top/{block}.bin", lambda block=block: lens_top(run, at, block)
-    group = run.grid("contributions.zarr")
-    if group is not None:
-        start = 0 if run.by_choice else int(run.store.spans.start[at])
-        held = np.asarray(group["positions"][at])  # type: ignore[index]
-        for position in (held[held >= 0] - start).tolist():
-            yield f"{base}/contributions/{position}.json", lambda p=position: contributions(run, at, p)
-    if "race" not in run.missing() and (run.by_choice or run.objective == "csqa_choice"):
-        yield f"{base}/race.json", lambda: race(run, at)
-    axes = run.attention_axes()
+            yield f"lens/top/{block}.bin", partial(lens_top, run, at, block)
+    if run.grid("contributions.zarr") is not None:
+        for position in results.contribution_positions(run, at):
+            yield f"contributions/{position}.json", partial(contributions, run, at, position)
+    if run.races and "race" not in run.missing():
+        yield "race.json", partial(race, run, at)
+
+
+def _of_choices(run: PageRun, at: int) -> Found:
+    axes = run.attention_axes() or {"layers": [], "heads": []}
     for choice in range((run.store.n_choices or 1) if run.by_choice else 1):
-        yield f"{base}/c{choice}/tokens.json", lambda c=choice: tokens(run, at, c)
-        for layer in [] if axes is None else axes["layers"]:
-            yield f"{base}/c{choice}/attn/{layer}/thumbs.u8", lambda c=choice, la=layer: thumbs(run, at, c, la)
+        yield f"c{choice}/tokens.json", partial(tokens, run, at, choice)
+        for layer in axes["layers"]:
+            yield f"c{choice}/attn/{layer}/thumbs.u8", partial(thumbs, run, at, choice, layer)
             for head in axes["heads"]:
-                yield (
-                    f"{base}/c{choice}/attn/{layer}/{head}.u8",
-                    lambda c=choice, la=layer, h=head: head_drawn(run, at, c, la, h),
-                )
-
-
-def need_rows(n: int, limit: int | None) -> int:
-    """Return how many examples to take.
-
-    Raises:
-        SelectionError: None at all.
-    """
-    if limit is not None and limit < 1:
-        raise SelectionError(f"--limit {limit}: needs at least 1.")
-    return n if limit is None else min(n, limit)
+                yield f"c{choice}/attn/{layer}/{head}.u8", partial(head_drawn, run, at, choice, layer, head)

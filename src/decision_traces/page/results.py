@@ -55,7 +55,7 @@ class Lens:
     def depths_per_block(self) -> int:
         """How many depths of the most probable tokens one response holds."""
         _, slots, top = self.top_ids.shape
-        return max(1, LARGEST // max(1, slots * top * 6) - 1)
+        return max(1, LARGEST // max(1, int(slots) * int(top) * 6) - 1)
 
 
 def lens_of(run: PageRun, row: int) -> Lens:
@@ -147,6 +147,16 @@ def contributions_json(run: PageRun, row: int, position: int) -> dict[str, Any]:
         "heads": _rounded(np.asarray(group["heads"][row, slot])[keep]) if "heads" in group else None,  # type: ignore[index]
         "python": _python(run, "contributions.zarr", row, "parts", f", {slot}"),
     }
+
+
+def contribution_positions(run: PageRun, row: int) -> list[int]:
+    """Return the positions of an example that have contributions, counted from its first token."""
+    group = run.grid("contributions.zarr")
+    if group is None:
+        return []
+    held = np.asarray(group["positions"][row])  # type: ignore[index]
+    start = 0 if group.attrs.get("of") == "choice" else int(run.store.spans.start[row])
+    return [int(p) - start for p in held[held >= 0]]
 
 
 def _candidate(run: PageRun, row: int, token: int, *, of_choices: bool) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class PageRun:
 
     @cached_property
     def objective(self) -> str:
-        """next_token, csqa_choice, multiple_choice, …"""
+        """What the run is about: next_token, csqa_choice, multiple_choice and so on."""
         return str(self.store.meta.get("objective") or "")
 
     @cached_property
@@ -105,6 +105,11 @@ class PageRun:
     def attention(self) -> "StoredArray | None":
         """The array of attention, or None."""
         return self.store.array(self.attention_name) if self.store.has(self.attention_name) else None
+
+    @property
+    def races(self) -> bool:
+        """Whether there are choices that can be followed through the layers."""
+        return self.by_choice or self.objective == "csqa_choice"
 
     @property
     def decides(self) -> bool:
@@ -157,13 +162,12 @@ class PageRun:
             found["lens"] = self._lens()
         if self.grid("contributions.zarr") is None:
             found["contributions"] = self._contributions()
-        if self.store.n_choices is not None or self.objective == "csqa_choice":
-            if not (self.run_dir / ANALYSIS_DIR / RACE_FILE).is_file():
-                array = "enc_mc_hidden" if self.by_choice else "dec_hidden"
-                why = self.not_captured(array)
-                command = "" if why else self.command("lens")
-                found["race"] = {"why": why or "The choices have not been followed through the layers yet.",
-                                 "command": command}  # fmt: skip
+        if self.races and not (self.run_dir / ANALYSIS_DIR / RACE_FILE).is_file():
+            why = self.not_captured("enc_mc_hidden" if self.by_choice else "dec_hidden")
+            found["race"] = {
+                "why": why or "The choices have not been followed through the layers yet.",
+                "command": "" if why else self.command("lens"),
+            }
         return found
 
     def _lens(self) -> dict[str, str]:
@@ -193,6 +197,8 @@ class PageRun:
         grid = self.grid(name)
         if grid is None or grid.attrs.get("all_positions") or grid.attrs.get("of") == "choice":
             return ""
+        if self.store.dims(self.store.sides[0]).positions != "all":
+            return ""  # the run keeps no others
         return self.command("lens" if name == "lens.zarr" else "attribution", "--all_positions")
 
     # Sizes -------------------------------------------------------------------------------------------------

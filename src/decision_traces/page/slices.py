@@ -114,7 +114,8 @@ def drawn(values: Float[np.ndarray, "*lead rows keys"], pool: int) -> UInt8[np.n
     """Return probabilities as bytes, 255 · √p: small ones stay visible. Of a pooled cell the largest counts."""
     if pool > 1:
         values = _pooled(values, pool)
-    return np.rint(np.sqrt(np.clip(values.astype(np.float32), 0, 1)) * 255).astype(np.uint8)
+    bytes_: np.ndarray = np.rint(np.sqrt(np.clip(values.astype(np.float32), 0, 1)) * 255).astype(np.uint8)
+    return bytes_
 
 
 def _pooled(values: np.ndarray, pool: int) -> np.ndarray:
