@@ -72,7 +72,10 @@ function Legend({ side }: { side: Side }) {
     : { prob: ["0", "1"], rank: [number(side.meta.lens!.vocab_size), "1"], entropy: ["0", number(scale.entropy, 1)], kl: ["0", number(scale.kl, 1)] }[stat];
   return (
     <p class="legend">
-      {ends[0]} <i style={{ background: `linear-gradient(90deg, ${stops})` }} /> {ends[1]} {EXPLAINED[stat]}{diff ? ", this minus pinned" : "; in the cell: the most probable token"}
+      <span>{ends[0]}</span>
+      <i style={{ background: `linear-gradient(90deg, ${stops})` }} />
+      <span>{ends[1]}</span>
+      <span>{EXPLAINED[stat]}{diff ? ", this minus pinned" : "; in the cell: the most probable"}</span>
     </p>
   );
 }

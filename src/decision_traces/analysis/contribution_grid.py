@@ -105,8 +105,8 @@ def write_contribution_grid(
                 met[np.unique(columns["candidates"][columns["candidates"] >= 0])] = True
                 scale = max(scale, float(np.quantile(np.abs(columns["parts"]), _SCALE_QUANTILE)))
                 worst = max(worst, error)
-                empty = {"candidates": -1.0}
-                values |= {name: block.spread(v, n_slots, empty.get(name, 0.0)) for name, v in columns.items()}
+                empty = {"candidates": -1}
+                values |= {name: block.spread(v, n_slots, empty.get(name, 0)) for name, v in columns.items()}
             writer.write(block.rows, values)
             if progress is not None:
                 progress(block.rows.stop, store.n)

@@ -81,7 +81,7 @@ class Block:
         values: np.ndarray = point.array.read(**picks)[self.at[0], self.stored]
         return values
 
-    def spread(self, values: np.ndarray, n_slots: int, empty: float = 0) -> np.ndarray:
+    def spread(self, values: np.ndarray, n_slots: int, empty: int = 0) -> np.ndarray:
         """Return (m, ...) as (row, slot, ...), `empty` where no place is."""
         shape = (self.rows.stop - self.rows.start, n_slots, *values.shape[1:])
         whole = np.full(shape, empty, values.dtype)

@@ -21,6 +21,7 @@ from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import write_result
 from decision_traces.errors import ModelError, UnsupportedArchitecture
+from decision_traces.models.load import quiet_transformers
 from decision_traces.schema import ANALYSIS_DIR
 from decision_traces.store.reader import TraceStore
 from decision_traces.views.attributions import save_attribution
@@ -91,7 +92,8 @@ def _decoder(store: TraceStore, args: AttributionCommand, console: Console) -> t
         grid, ids = write_contribution_grid(
             store, unembedding, heads, all_positions=args.all_positions, progress=progress
         )
-    return result, [grid, write_words(store, ids, find_tokenizer(store, args.model_path))]
+    with quiet_transformers():
+        return result, [grid, write_words(store, ids, find_tokenizer(store, args.model_path))]
 
 
 def _load(

@@ -21,6 +21,7 @@ from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, lo
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import write_result
+from decision_traces.models.load import quiet_transformers
 from decision_traces.schema import ANALYSIS_DIR
 from decision_traces.store.reader import TraceStore
 from decision_traces.views.races import save_race
@@ -119,7 +120,8 @@ def _for_the_page(store: TraceStore, unembedding: Unembedding, args: LensCommand
             all_positions=args.all_positions,
             progress=progress,
         )
-    return [grid, write_words(store, ids, find_tokenizer(store, args.model_path))]
+    with quiet_transformers():
+        return [grid, write_words(store, ids, find_tokenizer(store, args.model_path))]
 
 
 def _show_race(race: ChoiceRace, store: TraceStore, console: Console, written: list[Path]) -> DecisionDepth:
