@@ -85,5 +85,5 @@ export function inkOn(table: Uint8Array, at: number): string {
     return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   });
   const luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
-  return luminance > 0.18 ? "#0d1216" : "#ffffff";
+  return luminance > 0.179 ? "#000000" : "#ffffff";
 }

@@ -123,8 +123,20 @@ def test_text_is_searched(client: TestClient, demo_run: Path) -> None:
     assert client.get("/api/r0/search", params={"q": "%_.*"}).content == b"\0\0"
 
 
-@pytest.mark.parametrize("run", [DECODER, CHOICES, SELECTED, HYBRID, ENCDEC, TinyRun(capture=("hidden",), side="enc", objective="encode"),
-                                 TinyRun(layout="v2"), TinyRun(positions="next"), TinyRun(objective="masked", side="enc")])  # fmt: skip
+RUNS = {
+    "decoder": DECODER,
+    "choices": CHOICES,
+    "selected": SELECTED,
+    "hybrid": HYBRID,
+    "encoder-decoder": ENCDEC,
+    "encoder": TinyRun(capture=("hidden",), side="enc", objective="encode"),
+    "older tools": TinyRun(layout="v2"),
+    "one position": TinyRun(positions="next"),
+    "masked": TinyRun(objective="masked", side="enc"),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
 def test_any_run_opens_and_says_what_is_missing(tmp_path: Path, run: TinyRun) -> None:
     build_run(tmp_path / "run", run)
     page = PageRun("r0", tmp_path / "run")
@@ -177,33 +189,72 @@ def test_its_own_names_are_not(client: TestClient, host: str) -> None:
     assert client.get("/api/runs.json", headers={"Host": host}).status_code == 200
 
 
-OUTSIDE = ["..", "../..", "..%2f..%2f..%2fetc%2fpasswd", "%2e%2e%2f%2e%2e%2fmeta", "/etc/passwd", "....//", "r0/../../meta", "\\..\\x", "%00", "meta.json%00"]  # fmt: skip
+OUTSIDE = (
+    "..",
+    "../..",
+    "..%2f..%2f..%2fetc%2fpasswd",
+    "%2e%2e%2f%2e%2e%2fmeta",
+    "/etc/passwd",
+    "....//",
+    "r0/../../meta",
+    "\\..\\x",
+    "%00",
+    "meta.json%00",
+)
+PLACES = (
+    "/{}",
+    "/assets/{}",
+    "/api/{}/meta.json",
+    "/api/r0/{}",
+    "/api/r0/columns/{}/0.bin",
+    "/api/r0/rows/{}.json",
+    "/api/r0/e/{}/lens.json",
+    "/api/r0/e/0/c{}/tokens.json",
+    "/api/r0/e/0/c0/attn/{}/0.u8",
+    "/api/r0/e/0/c0/attn/0/{}.u8",
+    "/api/r0/e/0/lens/top/{}.bin",
+    "/api/r0/e/0/contributions/{}.json",
+    "/api/r0/row?example={}",
+)
 
 
 @pytest.mark.parametrize("bad", OUTSIDE)
 def test_no_path_leads_outside(client: TestClient, bad: str) -> None:
-    places = (
-        f"/{bad}", f"/assets/{bad}", f"/api/{bad}/meta.json", f"/api/r0/{bad}", f"/api/r0/columns/{bad}/0.bin", f"/api/r0/rows/{bad}.json",
-        f"/api/r0/e/{bad}/lens.json", f"/api/r0/e/0/c{bad}/tokens.json", f"/api/r0/e/0/c0/attn/{bad}/0.u8", f"/api/r0/e/0/c0/attn/0/{bad}.u8",
-        f"/api/r0/e/0/lens/top/{bad}.bin", f"/api/r0/e/0/contributions/{bad}.json", f"/api/r0/row?example={bad}",
-    )  # fmt: skip
-    for place in places:
-        answer = client.get(place)
+    for place in PLACES:
+        answer = client.get(place.format(bad))
         assert answer.status_code in {400, 404, 405}, (place, answer.status_code)
         assert "root:" not in answer.text and "format_version" not in answer.text
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["e/x/lens.json", "e/1e3/lens.json", "e/0/c0/attn/one/0.u8", "rows/1.5.json", "columns/nothing/0.bin", "e/0/lens/top/99.bin", "search", f"search?q={'x' * 201}",
-     "e/0/c0/attn/0/0/7.f16"],
-)  # fmt: skip
+MALFORMED = (
+    "e/x/lens.json",
+    "e/1e3/lens.json",
+    "e/0/c0/attn/one/0.u8",
+    "rows/1.5.json",
+    "columns/nothing/0.bin",
+    "e/0/lens/top/99.bin",
+    "search",
+    f"search?q={'x' * 201}",
+    "e/0/c0/attn/0/0/7.f16",
+)
+ABSENT = (
+    "e/12/lens.json",
+    "e/0/c1/tokens.json",
+    "e/0/c0/attn/5/0.u8",
+    "e/0/c0/attn/0/4.u8",
+    "e/0/contributions/500.json",
+    "row?example=none",
+    "rows/9.json",
+)
+
+
+@pytest.mark.parametrize("path", MALFORMED)
 def test_malformed_questions_get_a_sentence(client: TestClient, path: str) -> None:
     answer = client.get(f"/api/r0/{path}")
     assert answer.status_code == 400 and answer.json()["error"].endswith(".")
 
 
-@pytest.mark.parametrize("path", ["e/12/lens.json", "e/0/c1/tokens.json", "e/0/c0/attn/5/0.u8", "e/0/c0/attn/0/4.u8", "e/0/contributions/500.json", "row?example=none", "rows/9.json"])  # fmt: skip
+@pytest.mark.parametrize("path", ABSENT)
 def test_what_is_not_there_is_said(client: TestClient, path: str) -> None:
     answer = client.get(f"/api/r0/{path}")
     assert answer.status_code == 404 and len(answer.json()["error"]) > 15

@@ -19,7 +19,10 @@ if chromium() is None:
         "no Chromium (apt-get install chromium, or name one in DECISION_TRACES_CHROMIUM)", allow_module_level=True
     )
 
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
 expect = sync_api.expect
 
 
