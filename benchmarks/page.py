@@ -112,7 +112,7 @@ class Clicks:
         tokens = json.loads(bodies[0])
         position = (tokens["decision"] or {}).get("pos") or 0
         if self.meta["lens"]:
-            took += self.get(f"e/{row}/lens/statistics.f16", f"e/{row}/lens/candidates.f16")[0]
+            took += self.get(f"e/{row}/lens/statistics.f16")[0]
             more, bodies = self.get(f"e/{row}/lens.json")
             head = json.loads(bodies[0])
             blocks = -(-head["depths"] // head["depths_per_block"])

@@ -88,24 +88,24 @@ export interface Lens extends LensHead {
   topProbs: Float32Array;
   candidateProbs: Float32Array;
   slotOf: Map<number, number>;
+  of: Float32Array;
 }
 
 export function lens(run: string, row: number): Loaded<Lens> {
   const base = `${run}/e/${row}`;
   const head = load<LensHead>(`${base}/lens.json`, json);
   const numbers = load(`${base}/lens/statistics.f16`, half);
-  const candidates = load(`${base}/lens/candidates.f16`, half);
   if (!head.value) return { error: head.error };
   const blocks = Array.from({ length: Math.ceil(head.value.depths / head.value.depths_per_block) }, (_, i) =>
     load(`${base}/lens/top/${i}.bin`, (r) => r.arrayBuffer()),
   );
-  const failed = [numbers, candidates, ...blocks].find((part) => part.error);
+  const failed = [numbers, ...blocks].find((part) => part.error);
   if (failed) return { error: failed.error };
-  if (!numbers.value || !candidates.value || blocks.some((block) => !block.value)) return {};
+  if (!numbers.value || blocks.some((block) => !block.value)) return {};
   const key = `${base}/lens`;
   let made = together.get(key);
-  if (!made || made.candidateProbs !== candidates.value) {
-    made = assemble(head.value, numbers.value, candidates.value, blocks.map((block) => block.value as ArrayBuffer));
+  if (!made || made.of !== numbers.value) {
+    made = assemble(head.value, numbers.value, blocks.map((block) => block.value as ArrayBuffer));
     together.set(key, made);
     if (together.size > 24) together.delete(together.keys().next().value as string);
   }
@@ -114,19 +114,23 @@ export function lens(run: string, row: number): Loaded<Lens> {
 
 const together = new Map<string, Lens>();
 
-export function assemble(head: LensHead, numbers: Float32Array, candidateProbs: Float32Array, blocks: ArrayBuffer[]): Lens {
+export function assemble(head: LensHead, numbers: Float32Array, blocks: ArrayBuffer[]): Lens {
   const slots = head.pos.length;
   const each = head.depths * slots;
+  const width = head.candidates[0]?.length ?? 0;
   const values: Record<string, Float32Array> = {};
   head.statistics.forEach((name, i) => (values[name] = numbers.subarray(i * each, (i + 1) * each)));
   const topIds = new Int32Array(each * head.top);
   const topProbs = new Float32Array(each * head.top);
-  let at = 0;
+  const candidateProbs = new Float32Array(each * width);
+  let done = 0;
   for (const block of blocks) {
-    const count = block.byteLength / 6;
-    topIds.set(new Int32Array(block, 0, count), at);
-    topProbs.set(halves(block, count * 4, count), at);
-    at += count;
+    const states = block.byteLength / (6 * head.top + 2 * width) || 0;
+    const count = states * head.top;
+    topIds.set(new Int32Array(block, 0, count), done * head.top);
+    topProbs.set(halves(block, count * 4, count), done * head.top);
+    candidateProbs.set(halves(block, count * 6, states * width), done * width);
+    done += states;
   }
-  return { ...head, values, topIds, topProbs, candidateProbs, slotOf: new Map(head.pos.map((p, i) => [p, i])) };
+  return { ...head, values, topIds, topProbs, candidateProbs, slotOf: new Map(head.pos.map((p, i) => [p, i])), of: numbers };
 }

@@ -15,7 +15,7 @@ import { LensDifference, LensGrid, LensPanel } from "./panels/lens";
 import { RaceChart, RacePanel, tallest } from "./panels/race";
 import { Story } from "./panels/story";
 import { TokenPanel, TokenStrip } from "./panels/tokens";
-import { lead, sideOf, type Side } from "./side";
+import { glance, lead, sideOf, type Side } from "./side";
 import { go, here, state } from "./state";
 import type { Meta, Runs } from "./types";
 
@@ -77,6 +77,7 @@ const pick = (pos: number) => go({ pos, vs: null });
 
 function One({ side, bundle }: { side: Side; bundle: boolean }) {
   const middle = side.meta.by_choice;
+  const seen = glance(side);
   return (
     <>
       <TokenPanel side={side}>
@@ -90,9 +91,9 @@ function One({ side, bundle }: { side: Side; bundle: boolean }) {
         ) : (
           <LensPanel sides={[side]}><LensGrid side={side} which="this example" onPick={pick} /></LensPanel>
         )}
-        <DecisionPanel sides={[side]}><DecisionBars side={side} /></DecisionPanel>
+        <DecisionPanel sides={[seen]}><DecisionBars side={seen} /></DecisionPanel>
         <ContributionPanel sides={[side]}><ContributionBars side={side} /></ContributionPanel>
-        {!middle && <RacePanel sides={[side]}><RaceChart side={side} /></RacePanel>}
+        {!middle && <RacePanel sides={[seen]}><RaceChart side={seen} /></RacePanel>}
         <AttentionPanel sides={[side]}><AttentionView side={side} bundle={bundle} onPick={pick} /></AttentionPanel>
       </div>
     </>

@@ -1,4 +1,5 @@
 // One example as the panels see it: what was loaded of it, at which position, which tokens are in question.
+import { signal } from "@preact/signals";
 import * as api from "./api";
 import type { Lens, Loaded } from "./api";
 import type { Contributions, Meta, Race, Tokens } from "./types";
@@ -23,6 +24,17 @@ export interface Side {
 export interface Token {
   id: number;
   text: string;
+}
+
+/** The position under the pointer: what can be said of it at once is shown while the pointer is there. */
+export const peek = signal<{ run: string; row: number; pos: number } | null>(null);
+
+/** Return the side as seen from the position under the pointer; what would have to be asked for is left out. */
+export function glance(side: Side): Side {
+  const at = peek.value;
+  if (!at || at.run !== side.place.run || at.row !== side.row || at.pos === side.pos || !side.lens.value) return side;
+  const there = { ...side, pos: at.pos, slot: side.lens.value.slotOf.get(at.pos) ?? -1, contributions: {} };
+  return there.slot < 0 ? side : { ...there, ...question(there, null) };
 }
 
 export interface Candidate extends Token {

@@ -15,15 +15,16 @@ it("decodes float16", () => {
 
 it("puts the blocks of a lens together", () => {
   const block = (ids: number[], probs: number[]) => {
-    const buffer = new ArrayBuffer(ids.length * 6);
+    const buffer = new ArrayBuffer(ids.length * 8);
     new Int32Array(buffer, 0, ids.length).set(ids);
-    new Uint16Array(buffer, ids.length * 4, ids.length).set(probs);
+    new Uint16Array(buffer, ids.length * 4, ids.length * 2).set([...probs, ...probs.toReversed()]);
     return buffer;
   };
   const head = { pos: [0, 4], known: [1, 0], depths: 2, top: 1, statistics: ["prob", "rank"], depths_per_block: 1, candidates: [[1], [2]], words: {}, python: "" };
-  const lens = assemble(head, Float32Array.of(0, 1, 2, 3, 4, 5, 6, 7), new Float32Array(4), [block([7, 8], [0x3c00, 0x3800]), block([9, 10], [0, 0x3c00])]);
+  const lens = assemble(head, Float32Array.of(0, 1, 2, 3, 4, 5, 6, 7), [block([7, 8], [0x3c00, 0x3800]), block([9, 10], [0, 0x3c00])]);
   expect([...lens.topIds]).toEqual([7, 8, 9, 10]);
   expect([...lens.topProbs]).toEqual([1, 0.5, 0, 1]);
+  expect([...lens.candidateProbs]).toEqual([0.5, 1, 1, 0]);
   expect([...lens.values.rank]).toEqual([4, 5, 6, 7]);
   expect(lens.slotOf.get(4)).toBe(1);
 });

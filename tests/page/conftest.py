@@ -1,9 +1,11 @@
 """Runs that the page is tried on, a server on a free port, and a real browser where there is one."""
 
+import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from starlette.testclient import TestClient
@@ -19,63 +21,81 @@ SCRIPT = (
 
 
 @pytest.fixture(scope="session")
-def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve examples of the embedded model with everything captured and analysed at every position."""
-    from decision_traces.cli import demo
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Return a function that makes a folder once for all worker processes of this test run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "page-runs"
+    shared.mkdir(exist_ok=True)
 
-    out = tmp_path_factory.mktemp("page") / "demo run"
-    with pytest.raises(SystemExit):
-        demo.main(["--limit", "12", "--quiet", "--out_dir", str(out)])
-    return out
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done, lock = shared / name, shared / f"{name}.done", shared / f"{name}.lock"
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+def _run(main: Callable[[list[str]], NoReturn], *argv: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(argv))
+    assert not stopped.value.code
 
 
 @pytest.fixture(scope="session")
-def question_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_run(once) -> Path:
+    """Twelve examples of the embedded model with everything captured and analysed at every position."""
+    from decision_traces.cli import demo
+
+    return once("demo run", lambda out: _run(demo.main, "--limit", "12", "--quiet", "--out_dir", str(out)))
+
+
+@pytest.fixture(scope="session")
+def question_run(once) -> Path:
     """Questions answered by the embedded model, with the race of their choices."""
     from decision_traces.cli import attribution, lens
     from decision_traces.extract.answer import AnswerConfig, extract_answers
 
-    out = tmp_path_factory.mktemp("page") / "questions"
-    extract_answers(AnswerConfig(model="demo", dataset="tinyworld", limit=6, capture=CAPTURES, out_dir=out))
-    for main in (lens.main, attribution.main):
-        with pytest.raises(SystemExit):
-            main([str(out), "--all_positions", "--quiet"])
-    return out
+    def make(out: Path) -> None:
+        extract_answers(AnswerConfig(model="demo", dataset="tinyworld", limit=6, capture=CAPTURES, out_dir=out))
+        for main in (lens.main, attribution.main):
+            _run(main, str(out), "--all_positions", "--quiet")
+
+    return once("questions", make)
 
 
 @pytest.fixture(scope="session")
-def choice_run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder_folder) -> Path:
+def choice_run(once, tiny_encoder_folder) -> Path:
     """Questions to a tiny encoder, every choice with its own inner path."""
     from decision_traces.cli import attribution, lens
     from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 
-    out = tmp_path_factory.mktemp("page") / "choices"
-    extract_multiple_choice(
-        MultipleChoiceConfig(
-            model_path=tiny_encoder_folder("roberta"),
-            dataset="tinyworld",
-            limit=4,
-            capture=("attn", "hidden", "resid"),
-            out_dir=out,
+    def make(out: Path) -> None:
+        model = tiny_encoder_folder("roberta")
+        words = ("attn", "hidden", "resid")
+        extract_multiple_choice(
+            MultipleChoiceConfig(model_path=model, dataset="tinyworld", limit=4, capture=words, out_dir=out)
         )
-    )
-    for main in (lens.main, attribution.main):
-        with pytest.raises(SystemExit):
-            main([str(out), "--quiet"])
-    return out
+        for main in (lens.main, attribution.main):
+            _run(main, str(out), "--quiet")
+
+    return once("choices", make)
 
 
 @pytest.fixture(scope="session")
-def bare_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bare_run(once) -> Path:
     """Texts of one's own, one of them a script, with hidden states alone and no analysis."""
     from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 
-    folder = tmp_path_factory.mktemp("page")
-    texts = folder / "texts.txt"
-    texts.write_text(f"{SCRIPT}\nthe dog ran to the house and the dog ran\n")
-    return extract_next_token(
-        NextTokenConfig(model="demo", text_file=texts, capture=("hidden",), out_dir=folder / "bare")
-    )
+    def make(out: Path) -> None:
+        texts = out.with_suffix(".txt")
+        texts.write_text(f"{SCRIPT}\nthe dog ran to the house and the dog ran\n")
+        extract_next_token(NextTokenConfig(model="demo", text_file=texts, capture=("hidden",), out_dir=out))
+
+    return once("bare", make)
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,8 @@ def test_the_lens_ends_in_the_models_own_prediction(client: TestClient, demo_run
         assert prob == pytest.approx(tokens["next_true_prob"][row], abs=2e-3)
         assert rank == tokens["next_true_rank"][row] and kl == 0
         assert entropy == pytest.approx(tokens["next_entropy"][row], abs=5e-3)
+        twin = client.get(f"/api/r0/e/{row}/lens/entropy.json").json()
+        assert np.allclose(twin["entropy"], values[2], atol=5e-3)
         assert head["candidates"][slot][0] == tokens["next_true_id"][row]
         assert head["words"][str(tokens["next_pred_id"][row])] == tokens["next_pred_token"][row]
 
@@ -213,6 +215,7 @@ PLACES = (
     "/api/r0/e/0/c0/attn/{}/0.u8",
     "/api/r0/e/0/c0/attn/0/{}.u8",
     "/api/r0/e/0/lens/top/{}.bin",
+    "/api/r0/e/0/lens/{}.json",
     "/api/r0/e/0/contributions/{}.json",
     "/api/r0/row?example={}",
 )
@@ -222,7 +225,9 @@ PLACES = (
 def test_no_path_leads_outside(client: TestClient, bad: str) -> None:
     for place in PLACES:
         answer = client.get(place.format(bad))
-        assert answer.status_code in {400, 404, 405}, (place, answer.status_code)
+        # The client itself resolves `..`: what is left of some is the address of the page, or of what a run is.
+        allowed = {200, 400, 404, 405} if answer.url.path in {"/", "/api/r0/meta.json"} else {400, 404, 405}
+        assert answer.status_code in allowed, (place, answer.status_code)
         assert "root:" not in answer.text and "format_version" not in answer.text
 
 
@@ -233,6 +238,7 @@ MALFORMED = (
     "rows/1.5.json",
     "columns/nothing/0.bin",
     "e/0/lens/top/99.bin",
+    "e/0/lens/nothing.json",
     "search",
     f"search?q={'x' * 201}",
     "e/0/c0/attn/0/0/7.f16",

@@ -205,9 +205,7 @@ def test_data_and_python_of_a_panel(page, address: str, demo_run: Path) -> None:
     page.get_by_role("button", name="close").click()
     panel(page, "Lens").get_by_role("button", name="data").click()
     expect(page.get_by_role("dialog")).to_contain_text('"statistic": "prob"')
-    expect(page.get_by_role("link", name="at its own address")).to_have_attribute(
-        "href", "api/r0/e/5/lens/statistics.json"
-    )
+    expect(page.get_by_role("link", name="at its own address")).to_have_attribute("href", "api/r0/e/5/lens/prob.json")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
 

@@ -3,7 +3,7 @@ import { signal } from "@preact/signals";
 import { colours, css, SCALES, signedScale, theme } from "../colour";
 import { brief, depth, number, prob, word } from "../format";
 import { Grid, type Cell } from "../grid";
-import { textOf, type Side } from "../side";
+import { peek, textOf, type Side } from "../side";
 import { go, state, type Statistic } from "../state";
 import { Choose, Command, Empty, Panel, Waiting } from "./frame";
 
@@ -44,8 +44,8 @@ export function LensPanel({ sides, children }: { sides: Side[]; children: preact
         )
       }
       data={side.lens.value && (() => dataOf(side))}
-      link={`api/${side.place.run}/e/${side.row}/lens/statistics.json`}
-      python={side.lens.value?.python}
+      link={`api/${side.place.run}/e/${side.row}/lens/${stat}.json`}
+      python={side.lens.value?.python.replace("['prob']", `['${stat}']`)}
       path={side.meta.path}
     >
       {children}
@@ -124,7 +124,10 @@ export function LensGrid({ side, which, onPick }: { side: Side; which: string; o
         onPick(lens.pos[cell.col]);
         go({ layer: Math.max(0, flip(cell.row) - 1) });
       }}
-      onHover={(cell, x, y) => (hovered.value = cell ? { side, cell: { row: flip(cell.row), col: cell.col }, x, y } : null)}
+      onHover={(cell, x, y) => {
+        hovered.value = cell ? { side, cell: { row: flip(cell.row), col: cell.col }, x, y } : null;
+        peek.value = cell ? { row: side.row, run: side.place.run, pos: lens.pos[cell.col] } : null;
+      }}
     />
   );
 }

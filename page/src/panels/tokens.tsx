@@ -3,7 +3,7 @@ import { useLayoutEffect, useRef } from "preact/hooks";
 import * as api from "../api";
 import { colours, css, inkOn, SCALES, theme } from "../colour";
 import { number, prob, word } from "../format";
-import { lead, type Side } from "../side";
+import { lead, peek, type Side } from "../side";
 import { go, state, type Colouring } from "../state";
 import { Choose, Panel } from "./frame";
 
@@ -100,6 +100,8 @@ export function TokenStrip({ side, onPick }: { side: Side; onPick: (pos: number)
             style={at === null ? undefined : { background: css(table, at), color: inkOn(table, at) }}
             title={`${word(token)}: ${about}`}
             onClick={() => onPick(pos)}
+            onPointerEnter={() => (peek.value = { run: side.place.run, row: side.row, pos })}
+            onPointerLeave={() => (peek.value = null)}
           >
             {word(token)}
           </button>

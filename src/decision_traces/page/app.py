@@ -107,9 +107,7 @@ def _add_example(app: FastAPI, runs: dict[str, PageRun]) -> None:
     simple: dict[str, Callable[[PageRun, int], Resource]] = {
         "outcomes.json": resources.outcomes,
         "lens.json": resources.lens,
-        "lens/statistics.json": resources.lens_values,
         "lens/statistics.f16": resources.lens_statistics,
-        "lens/candidates.f16": resources.lens_candidates,
         "race.json": resources.race,
     }
     for name, make in simple.items():
@@ -117,6 +115,11 @@ def _add_example(app: FastAPI, runs: dict[str, PageRun]) -> None:
     app.get("/api/{key}/e/{row}/lens/top/{part}.bin")(_of_part(runs, resources.lens_top))
     app.get("/api/{key}/e/{row}/contributions/{part}.json")(_of_part(runs, resources.contributions))
     _add_choice(app, runs)
+
+    @app.get("/api/{key}/e/{row}/lens/{statistic}.json")
+    def lens_values(request: Request, key: str, row: int, statistic: str) -> Response:
+        run = _run(runs, key)
+        return _answer(request, run, lambda: resources.lens_values(run, row, statistic))
 
 
 def _add_choice(app: FastAPI, runs: dict[str, PageRun]) -> None:

@@ -15,8 +15,7 @@ _MOST_TEXT = 20_000
 
 def table_row(run: PageRun, row: int) -> dict[str, Any]:
     """Return one row of the token table, lists as they are."""
-    table = run.store._examples.table
-    return run.kept(("row", row), lambda: {name: table.column(name)[row].as_py() for name in table.column_names})
+    return run.kept(("row", row), lambda: run.store.record(row))
 
 
 def checked_row(run: PageRun, row: int) -> int:

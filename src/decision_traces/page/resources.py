@@ -163,19 +163,14 @@ def lens(run: PageRun, at: int) -> Resource:
     return as_json(results.lens_json(run, example.checked_row(run, at)))
 
 
-def lens_values(run: PageRun, at: int) -> Resource:
-    """Return the numbers of an example's lens as JSON."""
-    return as_json(results.lens_values(run, example.checked_row(run, at)))
+def lens_values(run: PageRun, at: int, statistic: str) -> Resource:
+    """Return one statistic of an example's lens as JSON."""
+    return as_json(results.lens_values(run, example.checked_row(run, at), statistic))
 
 
 def lens_statistics(run: PageRun, at: int) -> Resource:
     """Return the numbers of an example's lens as float16."""
     return as_bytes(results.lens_statistics(run, example.checked_row(run, at)))
-
-
-def lens_candidates(run: PageRun, at: int) -> Resource:
-    """Return the probabilities of an example's candidates as float16."""
-    return as_bytes(results.lens_candidates(run, example.checked_row(run, at)))
 
 
 def lens_top(run: PageRun, at: int, block: int) -> Resource:
@@ -249,7 +244,6 @@ def _of_example(run: PageRun, at: int) -> Found:
         found = results.lens_of(run, at)
         yield "lens.json", partial(lens, run, at)
         yield "lens/statistics.f16", partial(lens_statistics, run, at)
-        yield "lens/candidates.f16", partial(lens_candidates, run, at)
         for block in range(-(-found.top_ids.shape[0] // found.depths_per_block)):
             yield f"lens/top/{block}.bin", partial(lens_top, run, at, block)
     if run.grid("contributions.zarr") is not None:

@@ -53,9 +53,10 @@ class Lens:
 
     @property
     def depths_per_block(self) -> int:
-        """How many depths of the most probable tokens one response holds."""
+        """How many depths of the most probable tokens and the candidates one response holds."""
         _, slots, top = self.top_ids.shape
-        return max(1, LARGEST // max(1, int(slots) * int(top) * 6) - 1)
+        each: int = slots * (top * 6 + 2 * self.candidates.shape[1])
+        return max(1, LARGEST // max(1, each) - 1)
 
 
 def lens_of(run: PageRun, row: int) -> Lens:
@@ -81,14 +82,18 @@ def lens_json(run: PageRun, row: int) -> dict[str, Any]:
     }
 
 
-def lens_values(run: PageRun, row: int) -> dict[str, Any]:
-    """Return the numbers of an example's lens as JSON: depth by position."""
+def lens_values(run: PageRun, row: int, statistic: str) -> dict[str, Any]:
+    """Return one statistic of an example's lens as JSON: depth by position.
+
+    Raises:
+        UsageError: There is no such statistic.
+    """
+    if statistic not in STATISTICS:
+        raise UsageError(f"No statistic {statistic!r}: there are {', '.join(STATISTICS)}.")
     lens = lens_of(run, row)
-    rounded = {
-        name: [[number(v, 4) for v in depth] for depth in values]
-        for name, values in zip(STATISTICS, lens.statistics, strict=True)
-    }
-    return {"pos": lens.pos.tolist(), **rounded, "python": _python(run, "lens.zarr", row, "prob")}
+    values = lens.statistics[STATISTICS.index(statistic)]
+    rounded = [[number(v, 4) for v in depth] for depth in values]
+    return {"pos": lens.pos.tolist(), statistic: rounded, "python": _python(run, "lens.zarr", row, statistic)}
 
 
 def lens_statistics(run: PageRun, row: int) -> bytes:
@@ -97,13 +102,8 @@ def lens_statistics(run: PageRun, row: int) -> bytes:
     return clipped.astype("<f2").tobytes()
 
 
-def lens_candidates(run: PageRun, row: int) -> bytes:
-    """Return the probabilities of the candidates, (depth, slot, candidate) as float16."""
-    return lens_of(run, row).candidate_probs.astype("<f2").tobytes()
-
-
 def lens_top(run: PageRun, row: int, block: int) -> bytes:
-    """Return the most probable tokens of some depths: ids as int32, then probabilities as float16.
+    """Return some depths' most probable tokens (ids as int32, probabilities as float16) and candidates (float16).
 
     Raises:
         UsageError: There is no such block.
@@ -113,7 +113,8 @@ def lens_top(run: PageRun, row: int, block: int) -> bytes:
     if not 0 <= block < -(-depths // step):
         raise UsageError(f"block {block}: there are {-(-depths // step)}, counted from 0.")
     some = slice(block * step, (block + 1) * step)
-    return lens.top_ids[some].astype("<i4").tobytes() + lens.top_probs[some].astype("<f2").tobytes()
+    parts = ((lens.top_ids, "<i4"), (lens.top_probs, "<f2"), (lens.candidate_probs, "<f2"))
+    return b"".join(values[some].astype(kind).tobytes() for values, kind in parts)
 
 
 def contributions_json(run: PageRun, row: int, position: int) -> dict[str, Any]:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 ROWS_PER_PART: Final = 200
 VALUES_PER_PART: Final = 200_000
 RACE_FILE: Final = "choice_race.parquet"
-_CACHE: Final = 24
+_CACHE: Final = 32
+_CACHE_BYTES: Final = 48 << 20
 Made = TypeVar("Made")
 
 
@@ -75,8 +76,9 @@ class PageRun:
         made = make()
         with self._lock:
             self._cache[key] = made
-            while len(self._cache) > _CACHE:
-                self._cache.popitem(last=False)
+            held = sum(getattr(value, "nbytes", 0) for value in self._cache.values())
+            while len(self._cache) > 1 and (len(self._cache) > _CACHE or held > _CACHE_BYTES):
+                held -= getattr(self._cache.popitem(last=False)[1], "nbytes", 0)
         return made
 
     # What the run is ---------------------------------------------------------------------------------------

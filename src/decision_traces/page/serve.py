@@ -82,16 +82,18 @@ def listen(run_dirs: Sequence[Path], host: str = "127.0.0.1", port: int | None =
 
     Raises:
         RunError: One of the folders is no complete run.
-        UsageError: The address cannot be listened at.
+        UsageError: The address cannot be listened at, or there is no such port.
     """
     runs = [PageRun(f"r{i}", path) for i, path in enumerate(run_dirs)]
+    if port is not None and not 0 <= port < 1 << 16:
+        raise UsageError(f"--port {port}: ports go from 0 to 65535.")
     ports = range(DEFAULT_PORT, DEFAULT_PORT + _TRIES) if port is None else [port]
     reason: OSError | None = None
     for number in ports:
         try:
             sock = socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        except (OSError, OverflowError) as error:
-            reason = error if isinstance(error, OSError) else OSError(str(error))
+        except OSError as error:
+            reason = error
             continue
         return PageServer(runs, host, sock.getsockname()[1], sock)
     told = f"{ports[0]}" if len(ports) == 1 else f"{ports[0]} to {ports[-1]}"
