@@ -55,7 +55,7 @@ function Run({ meta, runs }: { meta: Meta; runs: Runs }) {
   const pinned = pin ? sideOf(pin, runs.bundle, null) : undefined;
   if (loaded.value) lastSide = loaded.value;
   const side = loaded.value ?? (loaded.error ? undefined : lastSide);
-  useEffect(() => follow(side), [side]);
+  useEffect(() => follow(loaded.value), [loaded.value]);
   return (
     <>
       <Header meta={meta} runs={runs} side={side} />

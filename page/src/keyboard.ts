@@ -8,19 +8,26 @@ import type { Side } from "./side";
 import { go, open, state } from "./state";
 
 let side: Side | undefined;
+/** The row gone to by key while its example is still on its way, so that keys can be pressed quickly. */
+let ahead: number | null = null;
 
+/** Say which example is shown; undefined while one is loading: keys must not act on the one before. */
 export function follow(now: Side | undefined): void {
   side = now;
+  if (now) ahead = null;
 }
 
 function example(step: number): void {
   const meta = api.meta(state.value.run).value;
-  if (!meta || !side) return;
+  const row = ahead ?? side?.row;
+  if (!meta || row === undefined) return;
   const { rows } = listed.value;
-  const at = rows.indexOf(side.row);
+  const at = rows.indexOf(row);
   const next = at < 0 ? 0 : at + step;
   const id = next >= 0 && next < rows.length ? idOf(meta, rows[next]) : undefined;
-  if (id !== undefined) open(id);
+  if (id === undefined) return;
+  ahead = rows[next];
+  open(id);
 }
 
 function token(step: number): void {

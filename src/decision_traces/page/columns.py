@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from decision_traces.columns import RUN_COLUMNS
+from decision_traces.errors import DamagedRunError, first_line
 from decision_traces.schema import ANALYSIS_DIR, TOKENS_FILE
-from decision_traces.store.table import list_levels, read_table, rectangle
+from decision_traces.store.table import list_levels, rectangle
 
 _MOST_KINDS: Final = 24
 _DEPTH_FILE: Final = "depth.parquet"
@@ -64,10 +65,17 @@ _NEXT: Final = (
 
 
 def read_some(run_dir: Path, names: tuple[str, ...]) -> pa.Table:
-    """Read those of the columns that the run's token table has, and nothing else of it."""
+    """Read those of the columns that the run's token table has, and nothing else of it.
+
+    Raises:
+        DamagedRunError: The file is missing or changed.
+    """
     path = run_dir / TOKENS_FILE
-    there = set(pq.read_schema(path).names)
-    return read_table(path, columns=[name for name in names if name in there])
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        return file.read(columns=[name for name in names if name in file.schema_arrow.names])
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedRunError(f"{path} is damaged: {first_line(error)}. Restore it, or extract again.") from error
 
 
 def list_figures(run_dir: Path, objective: str) -> list[Figure]:
@@ -96,8 +104,21 @@ def _counts(table: pa.Table) -> list[Figure]:
 
 
 def _numbers(table: pa.Table, name: str) -> Float32[np.ndarray, " n"]:
-    values: np.ndarray = pc.fill_null(pc.cast(table.column(name), pa.float64()), float("nan")).to_numpy()
-    return values.astype(np.float32)
+    return numbers_of(table.column(name)).astype(np.float32)
+
+
+def numbers_of(column: pa.ChunkedArray) -> Float64[np.ndarray, " n"]:
+    """Return a column as float64, NaN for nulls: from its bytes, because pyarrow's own way loads pandas for it."""
+    array = pc.cast(column, pa.float64()).combine_chunks()
+    if len(array) == 0:
+        return np.empty(0)
+    here = slice(array.offset, array.offset + len(array))
+    valid, values = array.buffers()
+    numbers: np.ndarray = np.frombuffer(values, np.float64)[here]
+    if valid is None:
+        return numbers
+    there = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[here].astype(bool)
+    return np.where(there, numbers, np.nan)
 
 
 def _of_choices(table: pa.Table) -> list[Figure]:
@@ -125,8 +146,9 @@ def _category(table: pa.Table, name: str) -> Figure | None:
     order = sorted(range(len(names)), key=lambda i: names[i])
     place = np.empty(len(names), np.float32)
     place[order] = np.arange(len(names), dtype=np.float32)
-    codes = np.asarray(pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False))
-    values = np.where(codes >= 0, place[codes], np.nan).astype(np.float32)
+    codes = numbers_of(pa.chunked_array([encoded.indices]))
+    known = np.isfinite(codes)
+    values = np.where(known, place[np.where(known, codes, 0).astype(np.int64)], np.nan).astype(np.float32)
     return Figure(f"of_{name}", name, "", values, tuple(sorted(names)))
 
 
@@ -135,13 +157,13 @@ def _depths(run_dir: Path, n: int) -> list[Figure]:
     path = run_dir / ANALYSIS_DIR / _DEPTH_FILE
     if not path.is_file():
         return []
-    table = read_table(path, columns=["example_id", "stable_from", "flips"])
+    table = pq.ParquetFile(path).read(columns=["example_id", "stable_from", "flips"])
     ids = read_some(run_dir, ("example_id",)).column("example_id")
-    row = pc.index_in(ids, value_set=table.column("example_id").combine_chunks())
-    at = pc.fill_null(row, -1).to_numpy()
+    found = numbers_of(pc.index_in(ids, value_set=table.column("example_id").combine_chunks()))
+    there, at = np.isfinite(found), np.where(np.isfinite(found), found, 0).astype(np.int64)
     figures = []
     for name, label in (("stable_from", "final choice on top from depth"), ("flips", "changes of the top choice")):
-        values = table.column(name).to_numpy().astype(np.float32)
-        found = np.where(at >= 0, values[at], np.nan) if len(values) else np.full(n, np.nan)
-        figures.append(Figure(name, label, "", found.astype(np.float32)))
+        values = numbers_of(table.column(name))
+        shown = np.where(there, values[at], np.nan) if len(values) else np.full(n, np.nan)
+        figures.append(Figure(name, label, "", shown.astype(np.float32)))
     return figures

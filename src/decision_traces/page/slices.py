@@ -110,7 +110,7 @@ def head_of(run: PageRun, row: int, choice: int, layer: int, head: int) -> tuple
     return one, layout
 
 
-def drawn(values: Float[np.ndarray, "*lead rows keys"], pool: int) -> UInt8[np.ndarray, "*lead rows keys"]:
+def drawn(values: Float[np.ndarray, "*lead rows keys"], pool: int) -> UInt8[np.ndarray, "*lead down across"]:
     """Return probabilities as bytes, 255 · √p: small ones stay visible. Of a pooled cell the largest counts."""
     if pool > 1:
         values = _pooled(values, pool)
