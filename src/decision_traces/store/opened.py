@@ -262,6 +262,11 @@ class OpenRun:
         """Return an example's text as it went to the tokenizer."""
         return self._examples.text(self.row(eid))
 
+    def record(self, eid: ExampleKey) -> dict[str, Any]:
+        """Return an example's row of `tokens.parquet` as Python values; the table is not made a data frame for it."""
+        table, row = self._examples.table, self.row(eid)
+        return {name: table.column(name)[row].as_py() for name in table.column_names}
+
     def n_tokens(self, eid: ExampleKey, side: str = "dec") -> int | Int[np.ndarray, " choices"]:
         """Return how many tokens an example has; one number per choice in multiple-choice runs.
 
