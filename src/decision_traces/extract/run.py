@@ -23,7 +23,7 @@ from decision_traces.errors import (
 from decision_traces.extract.cost import RunCost, cost_of, disk_estimate
 from decision_traces.extract.engine import Engine, Workflow, token_budget
 from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
-from decision_traces.extract.memory import out_of_memory
+from decision_traces.extract.memory import give_back, out_of_memory
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
 from decision_traces.extract.prepare import prepare
 from decision_traces.extract.progress import Progress
@@ -55,6 +55,7 @@ def run_job(job: Job, progress: Progress) -> Path:
             return writer.finish()
         if job.options.store_unembed:
             _store_head(prepared, writer)
+        give_back()
         clock.lap("plan_s")
         return _guarded(job, prepared, workflow, plan, writer, progress, clock, now)
 

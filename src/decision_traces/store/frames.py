@@ -23,7 +23,7 @@ _MAGIC: Final = bytes.fromhex("28b52ffd")
 _DESCRIPTOR: Final = bytes([0xC0, 0x38])
 BLOCK_BYTES: Final = 128 << 10  # most content of a block
 _RAW, _RLE, _LAST = 0, 1, 1
-_PLANS: Final = 8
+_PLANS: Final = 3
 CRC_BYTES: Final = 4
 
 
