@@ -265,6 +265,15 @@ def test_a_full_memory_says_what_uses_less(config, tmp_path: Path, monkeypatch) 
     assert not list(tmp_path.glob("*run*"))
 
 
+def test_a_memory_too_small_for_the_model_is_a_sentence(config, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_args, **_options) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr("decision_traces.extract.prepare.load_model", fail)
+    _refused(config, OutOfMemory, r"you tried to allocate 9 bytes.*Nothing was written")
+    assert not list(tmp_path.glob("*run*"))
+
+
 @pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"\x00" * 64, b""])
 def test_broken_weights_are_one_sentence(content: bytes, config, tiny_folder, tmp_path: Path) -> None:
     folder = tmp_path / "broken"

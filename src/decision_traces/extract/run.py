@@ -1,7 +1,8 @@
 """One extraction from flags to folder: data, model, certificate, plan, loop, meta. The same for every workflow."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +45,8 @@ def run_job(job: Job, progress: Progress) -> Path:
             "--positions next: these runs have no one position of their prediction. Give last, or numbers."
         )
     clock = Clock()
-    prepared = prepare(job, progress, clock)
+    with _in_a_sentence(lambda: "Nothing was written."):
+        prepared = prepare(job, progress, clock)
     now = datetime.now().astimezone()
     run = (job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))).absolute()
     plan = run_plan(job, prepared)
@@ -57,7 +59,8 @@ def run_job(job: Job, progress: Progress) -> Path:
             _store_head(prepared, writer)
         give_back()
         clock.lap("plan_s")
-        return _guarded(job, prepared, workflow, plan, writer, progress, clock, now)
+        with _in_a_sentence(lambda: _what_is_left(writer, prepared)):
+            return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
 
 
 def plan_job(job: Job, progress: Progress) -> RunCost:
@@ -67,11 +70,13 @@ def plan_job(job: Job, progress: Progress) -> RunCost:
         TraceError: One of its children: what would stop the extraction before its first block stops this.
     """
     _check_options(job.options)
-    prepared = prepare(job, progress, Clock())
+    with _in_a_sentence(lambda: "Nothing was written."):
+        prepared = prepare(job, progress, Clock())
     budget = token_budget(prepared.loaded.device)
     cost = cost_of(prepared, budget, n_tables=job.n_tables)
-    whole = batches(prepared.encodings, job.options.batch_size * prepared.layout.dims.n_choices, budget, prepared.pad)
-    tried = list(whole)
+    most = job.options.batch_size * prepared.layout.dims.n_choices
+    one_length = not prepared.anatomy.pads
+    tried = list(batches(prepared.encodings, most, budget, prepared.pad, one_length=one_length))
     if not tried:
         return cost
     middle = tried[len(tried) // 2]
@@ -83,28 +88,19 @@ def plan_job(job: Job, progress: Progress) -> RunCost:
     return replace(cost, seconds=sum(batch.input_ids.numel() for batch in tried) / rate)
 
 
-def _guarded(
-    job: Job,
-    prepared: Prepared,
-    workflow: JobWorkflow,
-    plan: Mapping[str, Any],
-    writer: RunWriter,
-    progress: Progress,
-    clock: Clock,
-    now: datetime,
-) -> Path:
-    """Extract, and say in a sentence what is left where it had to stop."""
+@contextmanager
+def _in_a_sentence(what_is_left: Callable[[], str]) -> Iterator[None]:
+    """Turn Ctrl-C and a full memory into a sentence that says what is left, and how to go on."""
     try:
-        return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
+        yield
     except KeyboardInterrupt:
-        raise Interrupted(f"Stopped. {_what_is_left(writer, prepared)}") from None
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        raise Interrupted(f"Stopped. {what_is_left()}") from None
+    except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        left = _what_is_left(writer, prepared)
         raise OutOfMemory(
             f"Not enough memory ({first_line(error)}). Use less with --max_seq_len, --batch_size or fewer "
-            f"--capture. {left}"
+            f"--capture. {what_is_left()}"
         ) from error
 
 
