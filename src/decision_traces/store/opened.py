@@ -101,7 +101,7 @@ class OpenRun:
     @property
     def columns(self) -> tuple[str, ...]:
         """Column names of `tokens.parquet`."""
-        return tuple(self._examples.table.column_names)
+        return self._examples.names
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array the run has, by name, in the schema's order."""
@@ -116,7 +116,7 @@ class OpenRun:
     @property
     def n(self) -> int:
         """Number of examples."""
-        return self._size("n_examples", (EXAMPLE,)) or self._examples.table.num_rows
+        return self._size("n_examples", (EXAMPLE,)) or self._examples.n
 
     @property
     def T(self) -> int:
@@ -264,8 +264,8 @@ class OpenRun:
 
     def record(self, eid: ExampleKey) -> dict[str, Any]:
         """Return an example's row of `tokens.parquet` as Python values; the table is not made a data frame for it."""
-        table, row = self._examples.table, self.row(eid)
-        return {name: table.column(name)[row].as_py() for name in table.column_names}
+        row = self.row(eid)
+        return {name: self._examples.column(name)[row].as_py() for name in self._examples.names}
 
     def n_tokens(self, eid: ExampleKey, side: str = "dec") -> int | Int[np.ndarray, " choices"]:
         """Return how many tokens an example has; one number per choice in multiple-choice runs.
