@@ -63,7 +63,7 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
         {
             "key": run.key,
             "run_id": str(about.get("run_id") or run.run_dir.name),
-            "path": str(run.run_dir),
+            "path": str(run.run_dir.resolve()),
             **{name: about.get(name) for name in ("model", "dataset", "split", "capture", "dtype")},
             "objective": run.objective,
             "n": store.n if n is None else min(n, store.n),
