@@ -81,7 +81,7 @@ export function ContributionBars({ side, most, height = 210 }: { side: Side; mos
 function draw(all: Bar[], most: number, width: number, height: number, layer: number | null): Element {
   const room = (width - 50) / all.length;
   const shorten = (part: string) => (part === "remainder" ? "bias" : part === "embed" ? "emb" : room > 38 ? part : part.replace("attn ", "a").replace("mlp ", "m"));
-  const sparse = room < 17;
+  const sparse = room < 25;
   const colour = (b: Bar) => (b.logits >= 0 ? "var(--target)" : "var(--rival)");
   const plot = Plot.plot({
     width,
@@ -93,7 +93,7 @@ function draw(all: Bar[], most: number, width: number, height: number, layer: nu
     style: { background: "transparent", color: "var(--muted)", fontSize: "11px", overflow: "visible" },
     x: {
       type: "band", domain: all.map((b) => b.i), padding: room > 14 ? 0.22 : 0.1, label: null, tickSize: 0,
-      tickFormat: (i: number) => (sparse && !(all[i].part.startsWith("attn") && (all[i].layer ?? 0) % Math.ceil(17 / room) === 0) ? "" : sparse ? String(all[i].layer) : shorten(all[i].part)),
+      tickFormat: (i: number) => (sparse && !(all[i].part.startsWith("attn") && (all[i].layer ?? 0) % Math.ceil(10 / room) === 0) ? "" : sparse ? String(all[i].layer) : shorten(all[i].part)),
     },
     y: { domain: [-most * 1.08, most * 1.08], label: "logits", labelArrow: "none", grid: true, ticks: 5 },
     marks: [

@@ -1,6 +1,6 @@
 // The list of examples: filter, sort, find the odd ones.
 import { computed, signal } from "@preact/signals";
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import * as api from "../api";
 import { number, word } from "../format";
 import { bins, select, sentence, type Columns } from "../list";
@@ -130,7 +130,7 @@ function without(kinds: Record<string, string>, name: string, kind: string): Rec
 function Histogram({ figure, values, correct }: { figure: Figure; values: Float32Array; correct: Float32Array | undefined }) {
   const svg = useRef<SVGSVGElement>(null);
   const [start, setStart] = useState<number | null>(null);
-  const counted = bins(values, correct, figure, BINS);
+  const counted = useMemo(() => bins(values, correct, figure, BINS), [values, correct, figure]);
   const [low, high] = state.value.ranges[figure.name] ?? [null, null];
   const span = counted.high - counted.low;
   const place = (v: number) => (100 * (v - counted.low)) / span;
@@ -202,7 +202,7 @@ function List({ meta, rows, row, columns, waiting }: { meta: Meta; rows: Uint32A
     observer.observe(element);
     return () => observer.disconnect();
   }, []);
-  const at = rows.indexOf(row);
+  const at = useMemo(() => rows.indexOf(row), [rows, row]);
   useEffect(() => {
     const element = box.current!;
     if (at < 0) return;

@@ -54,7 +54,7 @@ export function RacePanel({ sides, children }: { sides: Side[]; children: preact
 
 /** The largest probability in a side's race, to draw two on one scale. */
 export function tallest(side: Side): number {
-  return Math.max(0.05, ...runners(side).flatMap((r) => r.probs));
+  return Math.max(1e-6, ...runners(side).flatMap((r) => r.probs));
 }
 
 export function RaceChart({ side, height = 230, most }: { side: Side; height?: number; most?: number }) {

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from decision_traces._version import __version__
@@ -63,7 +64,7 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
         {
             "key": run.key,
             "run_id": str(about.get("run_id") or run.run_dir.name),
-            "path": str(run.run_dir),
+            "path": str(run.run_dir.resolve()),
             **{name: about.get(name) for name in ("model", "dataset", "split", "capture", "dtype")},
             "objective": run.objective,
             "n": store.n if n is None else min(n, store.n),
@@ -85,6 +86,12 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
     )
 
 
+def listed(run: PageRun) -> pa.Table:
+    """Return the columns that the list shows, read once."""
+    columns = ("example_id", "text", "question", "next_true_token", "next_pred_token", "answerKey", "pred_label")
+    return run.kept("list", lambda: read_some(run.run_dir, columns))
+
+
 def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
     """Return names and texts of some examples, for the list.
 
@@ -93,8 +100,7 @@ def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
     """
     count = run.store.n if n is None else n
     checked_index(part, max(1, -(-count // ROWS_PER_PART)), "part of the list")
-    columns = ("example_id", "text", "question", "next_true_token", "next_pred_token", "answerKey", "pred_label")
-    table = run.kept("list", lambda: read_some(run.run_dir, columns))
+    table = listed(run)
     some = table.slice(part * ROWS_PER_PART, min(ROWS_PER_PART, count - part * ROWS_PER_PART))
     found: dict[str, Any] = {"id": [str(i) for i in some.column("example_id").to_pylist()]}
     text = "question" if run.objective in {"multiple_choice", "csqa_choice"} else "text"
@@ -137,7 +143,7 @@ def search(run: PageRun, query: str) -> Resource:
     """
     if len(query) > _MOST_QUERY:
         raise UsageError(f"q: a text of up to {_MOST_QUERY} characters, got {len(query)}.")
-    table = run.kept("search", lambda: read_some(run.run_dir, ("text", "question")))
+    table = listed(run)
     name = "question" if run.by_choice and "question" in table.column_names else "text"
     found = pc.fill_null(pc.match_substring(table.column(name), query, ignore_case=True), False)
     return as_bytes(np.packbits(found.to_numpy(), bitorder="little").tobytes())

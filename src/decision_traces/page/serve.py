@@ -12,6 +12,7 @@ import uvicorn
 
 from decision_traces.errors import UsageError
 from decision_traces.page.app import create_app, is_loopback
+from decision_traces.page.resources import listed
 from decision_traces.page.runs import PageRun
 
 DEFAULT_PORT: Final = 8377
@@ -68,6 +69,7 @@ def _warm(runs: Sequence[PageRun]) -> None:
     """Read what the first click needs while the browser is still busy with the page."""
     for run in runs:
         _ = run.figures
+        listed(run)
         run.grid("lens.zarr")
         _ = run.store.spans
 
