@@ -1,191 +1,210 @@
-"""The yardstick: what keeping the inner path costs beside a bare forward pass, ours and others', in one run.
+"""What extraction costs beside a bare forward pass, beside plain transformers, and beside other tools.
 
     python -m benchmarks.extraction --model_path FOLDER --data_dir FOLDER [--limit 500] [--rounds 3]
-        [--contenders limit ours plain transformer_lens nnsight torchlens] [--captures resid qkv everything]
-        [--json FILE] [--markdown FILE] [--picture FILE] [--check]
 
-Every round runs every contender once for every set of captures, interleaved: a slow minute of the machine meets all of
-them. The limit, ours and plain transformers share this process; tools that change the libraries they sit on run in one
-of their own, and time themselves there. Figures are medians over the rounds; seconds go from the first forward pass to
-the last file written. `--check` first compares what every contender writes with ours, on a few examples.
+All contenders do the same examples, tokens and arrays, one after the other, round after round, so that whatever else
+the machine does falls on all of them. The other tools come with `pip install -c constraints.txt -e ".[bench]"`; each
+runs in a process of its own, because some change torch for everybody. `--check 8` first compares what they write with
+ours on 8 examples, `--memory` adds a run of each in a process of its own, and `--show FILE` only prints (and draws)
+what an earlier benchmark has written to `--json FILE`, which is filled round by round.
 """
 
-import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
-import numpy as np
-import torch
 import tyro
 from rich.console import Console
 
+from benchmarks.agreement import Agreement
 from benchmarks.contenders import CONTENDERS
-from benchmarks.contenders.protocol import Ran, UnavailableError
-from benchmarks.contenders.task import Task
-from benchmarks.figures import Row, draw, machine, markdown, rows, show
-from decision_traces.schema import Capture
+from benchmarks.contenders.protocol import UnavailableError
+from benchmarks.contenders.task import ARRAYS, Task
+from benchmarks.machine import about_machine
+from benchmarks.measure import measure
+from benchmarks.picture import save_ratios
+from benchmarks.report import agrees, markdown, show
+from benchmarks.results import Results
+from decision_traces.data.registry import DatasetName
+from decision_traces.models.load import quiet_transformers
 
-CAPTURES: Final[Mapping[str, tuple[Capture, ...]]] = {
-    "resid": ("hidden", "resid"),
-    "qkv": ("hidden", "resid", "qkv"),
-    "everything": ("attn", "qkv", "hidden", "resid"),
-}
-_CHECKED: Final = 6
-"""Examples that --check compares."""
-_TOLERANCE: Final = 1e-2
-"""Of float16 values, each against itself and the median of its array."""
+Name = Literal["limit", "ours", "plain", "transformer_lens", "nnsight", "torchlens"]
+_MEMORY: Final = "memory"
+_SETS: Final = ("hidden+resid", "hidden+resid+qkv", "attn+qkv+hidden+resid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to measure."""
+    """What to measure, and where the figures go."""
 
-    model_path: Path
-    data_dir: Path
+    model_path: Path = Path()
+    """Folder with config, weights and tokenizer of a decoder."""
+    data_dir: Path | None = None
+    """Folder with the published data."""
+    dataset: DatasetName = "wikitext2"
+    """Which data set."""
+    split: str = "validation"
+    """train, validation or test."""
     limit: int = 500
+    """How many examples."""
     max_seq_len: int = 256
+    """T: longer texts are cut."""
     batch_size: int = 64
+    """Most rows of a batch of ours."""
+    contenders: tuple[Name, ...] = ("limit", "ours", "plain", "transformer_lens", "nnsight", "torchlens")
+    """Who takes part."""
+    captures: tuple[str, ...] = _SETS
+    """Which sets of arrays, each as `--capture` words joined by +."""
     rounds: int = 3
-    contenders: tuple[str, ...] = tuple(CONTENDERS)
-    captures: tuple[str, ...] = tuple(CAPTURES)
-    check: bool = False
-    """Compare what every contender writes with ours first."""
-    json: Path | None = None
-    """Also write the figures here, after every round."""
-    markdown: Path | None = None
-    """Also write the table here."""
-    picture: Path | None = None
-    """Also draw the times over the limit here."""
+    """How many rounds; 0 with --check or --memory alone."""
+    check: int = 0
+    """First compare the arrays of every contender with ours on so many examples."""
+    memory: bool = False
+    """Also run each once in a process of its own, for its peak memory."""
     scratch: Path | None = None
-    """Where the arrays are written and removed again; default a temporary folder."""
+    """Where runs are written and removed again; default a temporary folder."""
+    json: Path | None = None
+    """Write machine, figures and every round here, after every run."""
+    markdown: Path | None = None
+    """Write the tables here."""
+    picture: Path | None = None
+    """Draw × limit here, as PNG."""
+    show: Path | None = None
+    """Measure nothing: show what an earlier benchmark wrote with --json."""
 
-    def task(self, captures: str) -> Task:
-        """Return the work for one set of captures."""
+    def task(self, capture: str) -> Task:
+        """Return the task of one set of captures."""
+        words = tuple(word for word in ARRAYS if word in capture.split("+"))
+        if set(words) != set(capture.split("+")):
+            raise SystemExit(f"--captures {capture}: words are {', '.join(ARRAYS)}, joined by +")
         return Task(
-            self.model_path, "wikitext2", "validation", self.data_dir, self.limit, self.max_seq_len,
-            CAPTURES[captures], self.batch_size,
-        )  # fmt: skip
+            self.model_path.resolve(),
+            self.dataset,
+            self.split,
+            self.data_dir,
+            self.limit,
+            self.max_seq_len,
+            words,
+            self.batch_size,
+        )
 
 
-def run_one(name: str, task: Task, folder: Path) -> dict[str, float]:
-    """Let one contender do a task and return its figures; what it wrote stays.
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One benchmark under way.
+
+    Attributes:
+        settings: What was asked for.
+        results: What is known so far.
+        scratch: Where contenders write.
+        console: Where progress goes.
+    """
+
+    settings: Settings
+    results: Results
+    scratch: Path
+    console: Console
+
+    def run(self) -> None:
+        """Do everything that was asked for."""
+        captures = self.settings.captures
+        for capture in captures if self.settings.check else ():
+            self._check(capture)
+        for number in range(self.settings.rounds):
+            for capture in captures:
+                self._round(capture, f"round {number + 1}")
+        for capture in captures if self.settings.memory else ():
+            self._round(capture, _MEMORY)
+
+    def _check(self, capture: str) -> None:
+        few = replace(self.settings, limit=min(self.settings.check, self.results.n_examples))
+        agreement = Agreement(few.task(capture), self.scratch)
+        for name in self._contenders(capture):
+            if name == "ours":
+                continue
+            self._say("check", capture, name, "")
+            try:
+                self.results.agreement.setdefault(capture, {})[name] = agreement.of(name)
+            except UnavailableError as reason:
+                self._refuse("check", capture, name, reason)
+            self._keep()
+        agreement.close()
+
+    def _round(self, capture: str, what: str) -> None:
+        task, apart = self.settings.task(capture), what == _MEMORY
+        for name in self._contenders(capture):
+            try:
+                measured = measure(name, task, self.scratch / name, apart=apart)
+            except UnavailableError as reason:
+                self._refuse(what, capture, name, reason)
+                continue
+            if apart:
+                self.results.memory.setdefault(capture, {})[name] = measured
+            else:
+                self.results.rounds.setdefault(capture, {}).setdefault(name, []).append(measured)
+            self._say(what, capture, name, f"{measured.seconds:.1f} s")
+            self._keep()
+
+    def _contenders(self, capture: str) -> list[str]:
+        """Return who takes part, the limit first, without those that have said that they cannot."""
+        reasons = self.results.unavailable.get(capture, {})
+        return [name for name in CONTENDERS if name in self.settings.contenders and name not in reasons]
+
+    def _refuse(self, what: str, capture: str, name: str, reason: UnavailableError) -> None:
+        self.results.unavailable.setdefault(capture, {})[name] = str(reason)
+        self._say(what, capture, name, str(reason))
+        self._keep()
+
+    def _say(self, what: str, capture: str, name: str, words: str) -> None:
+        self.console.print(f"{what}, {capture}: {CONTENDERS[name].about.title} {words}", markup=False)
+
+    def _keep(self) -> None:
+        if self.settings.json is not None:
+            self.results.save(self.settings.json)
+
+
+def begin(settings: Settings) -> Results:
+    """Return results without figures."""
+    tokens = settings.task(settings.captures[0]).tokens()
+    return Results(
+        model=settings.model_path.resolve().name,
+        data=f"{settings.dataset} ({settings.split})",
+        n_examples=len(tokens),
+        n_tokens=sum(len(ids) for ids in tokens),
+        max_seq_len=settings.max_seq_len,
+        machine=about_machine(p for name in settings.contenders if (p := CONTENDERS[name].about.package)),
+    )
+
+
+def measured_or_read(settings: Settings, console: Console) -> Results:
+    """Return the results of a new benchmark, or those of an earlier one where these are to be shown."""
+    if settings.show is not None:
+        return Results.load(settings.show)
+    with tempfile.TemporaryDirectory(dir=settings.scratch) as scratch, quiet_transformers():
+        results = begin(settings)
+        Session(settings, results, Path(scratch), console).run()
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print, write.
 
     Raises:
-        UnavailableError: It cannot.
+        SystemExit: Flags that cannot be read; or an array that was compared is not the same as ours (1).
     """
-    ran = _apart(name, task, folder) if CONTENDERS[name].isolated else CONTENDERS[name].run(task, folder)
-    figures = {"seconds": ran.seconds}
-    if folder.exists():
-        du = subprocess.run(["du", "-sB1", str(folder)], capture_output=True, text=True, check=True)
-        files = sum(path.is_file() for path in folder.rglob("*"))
-        figures |= {"disk_mb": int(du.stdout.split()[0]) / 1e6, "files": files}
-    return figures
-
-
-def _apart(name: str, task: Task, folder: Path) -> Ran:
-    """Run a contender in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.extraction_apart", name, str(folder)]
-    done = subprocess.run(command, input=json.dumps(task.to_json()), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UnavailableError(f"it ended with an error: {done.stderr.strip().splitlines()[-1][:200]}")
-    told = json.loads(done.stdout.splitlines()[-1])
-    if "unavailable" in told:
-        raise UnavailableError(told["unavailable"])
-    return Ran(told["seconds"])
-
-
-def check(settings: Settings, scratch: Path) -> dict[str, str]:
-    """Compare what every contender writes with ours; return what is wrong, by contender."""
-    wrong = {}
-    for captures in settings.captures:
-        task = replace(settings.task(captures), limit=_CHECKED)
-        run_one("ours", task, scratch / "ours")
-        ours = CONTENDERS["ours"].reader(task, scratch / "ours")
-        for name in settings.contenders:
-            if name == "ours" or (name == "limit" and captures != settings.captures[0]):
-                continue
-            try:
-                run_one(name, task, scratch / name)
-            except UnavailableError as reason:
-                wrong[name] = str(reason)
-                continue
-            theirs = CONTENDERS[name].reader(task, scratch / name)
-            for array in CONTENDERS[name].checked(task):
-                worst = max(_difference(ours(array, row), theirs(array, row)) for row in range(_CHECKED))
-                if not worst < _TOLERANCE:
-                    wrong[name] = f"{array} differs from ours by {worst:.2g}"
-            shutil.rmtree(scratch / name, ignore_errors=True)
-        shutil.rmtree(scratch / "ours")
-    return wrong
-
-
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
-    if a.shape != b.shape:
-        return float("inf")
-    median = float(np.median(np.abs(a[a != 0]))) if (a != 0).any() else 1.0
-    return float((np.abs(a - b) / (np.abs(a) + median)).max())
-
-
-def measure(settings: Settings, scratch: Path, say: Console) -> tuple[dict[str, Any], dict[str, str]]:
-    """Run all rounds; return every figure by contender and captures, and who cannot do what, and why."""
-    found: dict[str, list[dict[str, float]]] = defaultdict(list)
-    cannot: dict[str, str] = {}
-    for number in range(settings.rounds):
-        for captures in settings.captures:
-            for name in settings.contenders:
-                key = f"{name}/{captures}"
-                if key in cannot:
-                    continue
-                try:
-                    figures = run_one(name, settings.task(captures), scratch / "run")
-                except UnavailableError as reason:
-                    cannot[key] = str(reason)
-                    continue
-                finally:
-                    shutil.rmtree(scratch / "run", ignore_errors=True)
-                found[key].append(figures)
-                say.print(f"round {number + 1}: {key} {figures['seconds']:.1f} s")
-        _write(settings, found, cannot)
-    return found, cannot
-
-
-def _write(settings: Settings, found: Mapping[str, Any], cannot: Mapping[str, str]) -> None:
-    if settings.json:
-        told = {key: str(v) if isinstance(v, Path) else v for key, v in vars(settings).items()}
-        content = {"machine": machine(), "settings": told, "rounds": dict(found), "cannot": dict(cannot)}
-        settings.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def main() -> None:
-    """Check, measure, and show."""
-    settings = tyro.cli(Settings, use_underscores=True)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    say = Console(stderr=True)
-    with tempfile.TemporaryDirectory(dir=settings.scratch) as folder:
-        if settings.check:
-            wrong = check(settings, Path(folder))
-            for name, what in wrong.items():
-                say.print(f"{name}: {what}")
-            if not wrong:
-                say.print(f"All contenders write what ours writes ({_CHECKED} examples).")
-        found, cannot = measure(settings, Path(folder), say)
-    tokens = sum(len(ids) for ids in settings.task("resid").tokens())
-    table: list[Row] = rows(found, cannot, tokens)
-    title = f"{settings.model_path.name}, {settings.limit} examples, {tokens:,} tokens, T = {settings.max_seq_len}"
-    show(table, f"{title}, {torch.get_num_threads()} threads, {settings.rounds} rounds")
-    if settings.markdown:
-        settings.markdown.write_text(markdown(table), encoding="utf-8")
-    if settings.picture:
-        draw(table, title, settings.picture)
+    settings = tyro.cli(Settings, args=argv, use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    results = measured_or_read(settings, console)
+    show(results, console)
+    if settings.markdown is not None:
+        settings.markdown.write_text(markdown(results), encoding="utf-8")
+    if settings.picture is not None:
+        save_ratios(results, settings.picture)
+    if not agrees(results):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

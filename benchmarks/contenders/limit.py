@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.contenders.batches import Batch, Tokens, pad
-from benchmarks.contenders.protocol import Ran, Read
+from benchmarks.contenders.protocol import About, Ran, Read
 from benchmarks.contenders.task import Task
 
 MOST_SLOTS: Final = 1024
@@ -23,10 +23,7 @@ _ENOUGH_TOKENS: Final = 256
 class Limit:
     """Batches of similar length out of the whole data set, SDPA, logits at two positions a row."""
 
-    title = "bare forward pass (the limit)"
-    package = None
-    isolated = False
-    note = ""
+    about = About("bare forward pass (the limit)")
 
     def run(self, task: Task, folder: Path) -> Ran:
         """Run the model over all examples."""
@@ -46,7 +43,8 @@ class Limit:
 
     def reader(self, task: Task, folder: Path) -> Read:
         """Return the predictions by row, computed anew: nothing is written."""
-        model, found = load(task.model_path), {}
+        model = load(task.model_path)
+        found: dict[int, np.ndarray] = {}
         with torch.inference_mode():
             for batch in packed(task.tokens()):
                 probs = logits_at_end(model, batch)[:, 0].softmax(-1).amax(-1)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.contenders.batches import Batch, in_order
 from benchmarks.contenders.families import Family, family_of, load, predicted
-from benchmarks.contenders.protocol import Ran, Read, UnavailableError
+from benchmarks.contenders.protocol import About, Ran, Read, UnavailableError
 from benchmarks.contenders.task import Task
 from benchmarks.contenders.zarr_arrays import ZarrArrays, zarr_reader
 
@@ -20,10 +20,7 @@ BATCH_SIZE: Final = 8
 class NNsight:
     """The same batches as plain transformers, and the same attention implementation."""
 
-    title = "nnsight + zarr"
-    package = "nnsight"
-    isolated = True
-    note = ""
+    about = About("nnsight + zarr", package="nnsight", isolated=True)
 
     def run(self, task: Task, folder: Path) -> Ran:
         """Trace batch by batch, writing each."""

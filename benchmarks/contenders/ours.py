@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.contenders.protocol import Ran, Read
+from benchmarks.contenders.protocol import About, Ran, Read
 from benchmarks.contenders.task import STAGES, Task
 from decision_traces import TraceStore
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
@@ -19,12 +19,13 @@ _BEFORE: Final = ("read_s", "load_s", "tokenise_s", "probe_s", "certificate_s", 
 class Ours:
     """The run folder that everything else in this repository reads."""
 
-    title = "decision-traces"
-    package = "decision-traces"
-    isolated = False
-    note = (
-        "also writes the outcome table, checks every value for overflow, and proves its captures first "
-        "(the proof is in the whole call, not in the seconds)"
+    about = About(
+        "decision-traces",
+        package="decision-traces",
+        note=(
+            "also writes the outcome table, checks every value for overflow, and proves its captures first "
+            "(the proof is in the whole call, not in the seconds)"
+        ),
     )
 
     def run(self, task: Task, folder: Path) -> Ran:

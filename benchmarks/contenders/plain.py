@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmarks.contenders.batches import Batch, in_order
 from benchmarks.contenders.families import Family, family_of, load, predicted
-from benchmarks.contenders.protocol import Ran, Read
+from benchmarks.contenders.protocol import About, Ran, Read
 from benchmarks.contenders.task import Task
 from benchmarks.contenders.zarr_arrays import ZarrArrays, zarr_reader
 
@@ -24,10 +24,7 @@ Keep = Callable[[str, Tensor], None]
 class Plain:
     """Batches of 8 in the order of the data set, each stacked, cast to float16 and written to Zarr."""
 
-    title = "plain transformers + zarr"
-    package = None
-    isolated = False
-    note = ""
+    about = About("plain transformers + zarr")
 
     def run(self, task: Task, folder: Path) -> Ran:
         """Run the model batch by batch, writing each."""
@@ -135,4 +132,4 @@ def _llama_hooks(attention: Any, keep: Keep) -> list[Any]:
 
 def _heads(flat: Tensor, d_head: int) -> Tensor:
     """(batch, position, heads * d_head) → (batch, head, position, d_head)."""
-    return flat.unflatten(-1, (-1, d_head)).transpose(1, 2)
+    return flat.view(*flat.shape[:2], -1, d_head).transpose(1, 2)

@@ -34,20 +34,27 @@ class Ran:
     details: Mapping[str, float] = field(default_factory=dict)
 
 
-class Contender(Protocol):
-    """One way to do the job.
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a reader is told of a contender.
 
     Attributes:
         title: What tables and pictures call it.
         package: The distribution whose version is reported; None for what everybody has.
         isolated: Whether it must run in a process of its own because it changes the libraries that all share.
-        note: What a reader must know to read its figures; empty where there is nothing.
+        note: What one must know to read its figures; empty where there is nothing.
     """
 
     title: str
-    package: str | None
-    isolated: bool
-    note: str
+    package: str | None = None
+    isolated: bool = False
+    note: str = ""
+
+
+class Contender(Protocol):
+    """One way to do the job."""
+
+    about: About
 
     def run(self, task: Task, folder: Path) -> Ran:
         """Do the task, writing into a folder that does not exist yet.

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.contenders.batches import Tokens, pad
 from benchmarks.contenders.families import Family, family_of, load
-from benchmarks.contenders.protocol import Ran, Read, UnavailableError
+from benchmarks.contenders.protocol import About, Ran, Read, UnavailableError
 from benchmarks.contenders.task import Task
 
 BATCH_SIZE: Final = 32  # its own default
@@ -22,12 +22,14 @@ Collate = Callable[[Sequence[Sequence[int]]], dict[str, Any]]
 class TorchLens:
     """Batches of 32, its default; eager attention, because under SDPA the operations depend on the padding."""
 
-    title = "TorchLens extract_dataset"
-    package = "torchlens"
-    isolated = True
-    note = (
-        "writes safetensors, each distinct tensor once and hidden and residual states without padding; q and k after "
-        "RoPE and attention have no token axis that it can trim, so with them every batch is padded to T"
+    about = About(
+        "TorchLens extract_dataset",
+        package="torchlens",
+        isolated=True,
+        note=(
+            "writes safetensors, each distinct tensor once, hidden and residual states without padding; it cannot trim "
+            "q and k behind RoPE, nor attention, to their tokens: with them every batch is padded to T"
+        ),
     )
 
     def run(self, task: Task, folder: Path) -> Ran:
@@ -103,7 +105,7 @@ def _operations(model: Any, trial: dict[str, Any]) -> Mapping[str, Mapping[str, 
     import torchlens
 
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for operation in torchlens.trace(model, input_args=(), input_kwargs=trial, save="none").ops:
+    for operation in torchlens.trace(model, input_args=(), input_kwargs=trial).ops:
         module = str(operation.module).split(":")[0]
         found[module][operation.label.split("_")[0]].append(operation.label)
     return found

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from benchmarks.contenders.batches import Batch, in_order
 from benchmarks.contenders.families import load, predicted
-from benchmarks.contenders.protocol import Ran, Read, UnavailableError
+from benchmarks.contenders.protocol import About, Ran, Read, UnavailableError
 from benchmarks.contenders.task import Task
 from benchmarks.contenders.zarr_arrays import ZarrArrays, zarr_reader
 
@@ -22,10 +22,12 @@ _STREAM: Final = {"pre_attn": "hook_resid_pre", "post_attn": "hook_resid_mid", "
 class TransformerLens:
     """The same batches as plain transformers; eager attention always, which is what the bridge runs."""
 
-    title = "TransformerLens + zarr"
-    package = "transformer-lens"
-    isolated = True
-    note = "runs its own attention (eager) whatever is captured"
+    about = About(
+        "TransformerLens + zarr",
+        package="transformer-lens",
+        isolated=True,
+        note="runs its own attention (eager) whatever is captured",
+    )
 
     def run(self, task: Task, folder: Path) -> Ran:
         """Run the bridge batch by batch, writing each."""

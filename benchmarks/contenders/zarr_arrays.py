@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ class ZarrArrays:
         """Create the group; arrays are made when their first batch comes."""
         self._group = zarr.create_group(folder)
         self._n_examples, self._max_seq_len = n_examples, max_seq_len
-        self._arrays: dict[str, zarr.Array] = {}
+        self._arrays: dict[str, zarr.Array[Any]] = {}
 
     def write(self, name: str, values: Tensor, batch: Batch) -> None:
         """Write one kind of a batch, (batch, ...), padding zeroed."""
@@ -45,7 +46,7 @@ class ZarrArrays:
             self._arrays[PREDICTIONS] = self._group.create_array(PREDICTIONS, shape=(self._n_examples,), dtype="int32")
         self._arrays[PREDICTIONS][batch.rows[0] : batch.rows[-1] + 1] = ids.numpy()
 
-    def _create(self, name: str, shape: tuple[int, ...]) -> zarr.Array:
+    def _create(self, name: str, shape: tuple[int, ...]) -> zarr.Array[Any]:
         per_example = list(shape[1:])
         per_example[-2] = self._max_seq_len
         if name == "attn":

@@ -1,6 +1,6 @@
 """`python -m src.cli.attribution_traces RUN`."""
 
-from decision_traces.cli.attribution import main
+from decision_traces.cli.main import run_named
 
 if __name__ == "__main__":
-    main()
+    run_named("attribution")

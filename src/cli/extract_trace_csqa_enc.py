@@ -1,6 +1,6 @@
 """`python -m src.cli.extract_trace_csqa_enc`: step 2 of workflow C of the usage document."""
 
-from decision_traces.cli.csqa_enc import main
+from decision_traces.cli.main import run_named
 
 if __name__ == "__main__":
-    main()
+    run_named("csqa-enc")

@@ -1,6 +1,6 @@
 """`python -m src.cli.index_traces RUN --validate`."""
 
-from decision_traces.cli.index import main
+from decision_traces.cli.main import run_named
 
 if __name__ == "__main__":
-    main()
+    run_named("index")

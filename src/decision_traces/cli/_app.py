@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -10,12 +11,12 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 from rich.console import Console
 
+from decision_traces.cli._signals import STOPPED, stopping
 from decision_traces.errors import Interrupted, TraceError
 from decision_traces.store.runs import portable_path
 
 CommandT = TypeVar("CommandT")
 _WIDTH_WITHOUT_TERMINAL = 120
-INTERRUPTED_EXIT = 130
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -47,22 +48,26 @@ def run_command(
         prog: The command's name in its help.
 
     Raises:
-        SystemExit: 0 done; 1 a `TraceError`, printed as one sentence; 2 flags that cannot be read; 130 Ctrl-C.
+        SystemExit: 0 done; 1 a `TraceError`, printed as one sentence; 2 flags that cannot be read; 130 Ctrl-C, and
+            128 more than its number after another signal that asks a command to stop.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console of another encoding must not end the command
     console = make_console(stderr=True)
     command = tyro.cli(command_cls, args=argv, prog=prog, use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        code = handler(_with_paths(command))
-    except Interrupted as stop:
-        console.print(str(stop), markup=False, soft_wrap=True)
-        sys.exit(INTERRUPTED_EXIT)
-    except KeyboardInterrupt:
-        console.print("Stopped; nothing was left half-done.", soft_wrap=True)
-        sys.exit(INTERRUPTED_EXIT)
-    except TraceError as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        sys.exit(1)
+    with stopping() as stop:
+        try:
+            code = handler(_with_paths(command))
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            _last_words(console, str(stopped) or STOPPED)
+            sys.exit(stop.exit_code)
+        except TraceError as error:
+            console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            sys.exit(1)
     sys.exit(code or 0)
+
+
+def _last_words(console: Console, words: str) -> None:
+    with suppress(OSError):  # the terminal may be what went away
+        console.print(words, markup=False, soft_wrap=True)

@@ -1,10 +1,12 @@
 """`decision-traces <command>`: finds the command and hands its flags on. Commands load only when called."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Final, NoReturn
 
 from decision_traces._version import __version__
+from decision_traces.cli._signals import STOPPED, stopping
 
 COMMANDS: Final = {
     "demo": "the first minute: trace the embedded model, check the run, see a table and a picture",
@@ -24,6 +26,23 @@ COMMANDS: Final = {
 }
 
 
+def run_named(name: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Load a command and run it; loading takes seconds, and Ctrl-C must work in them too.
+
+    Args:
+        name: One of `COMMANDS`.
+        argv: Its flags; those of the process by default.
+    """
+    with stopping() as stop:
+        try:
+            command = import_module(f"decision_traces.cli.{name.replace('-', '_')}")
+        except KeyboardInterrupt:
+            sys.stderr.write(f"{STOPPED}\n")
+            sys.exit(stop.exit_code)
+    command.main(argv)
+    sys.exit(0)
+
+
 def main() -> NoReturn:
     """Run the command named by the first argument."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -38,5 +57,4 @@ def main() -> NoReturn:
         lines += ["", "`decision-traces <command> --help` lists a command's flags."]
         (sys.stderr if wrong else sys.stdout).write("\n".join(lines) + "\n")
         sys.exit(2 if wrong else 0)
-    import_module(f"decision_traces.cli.{name.replace('-', '_')}").main(sys.argv[2:])
-    sys.exit(0)
+    run_named(name, sys.argv[2:])

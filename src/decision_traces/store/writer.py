@@ -39,6 +39,7 @@ from decision_traces.store.table import write_table
 __all__ = ["RunLayout", "RunWriter", "Site", "partial_folder"]
 
 _PARTS: Final = "parts"
+_UNTOUCHED: Final = "Nothing was written. Free some space, or choose another place with --out_dir"
 _PROBES: Final = ("probe", "probe-link")
 
 
@@ -56,7 +57,7 @@ def refuse_unfinished(run: Path, *, overwrite: bool, resume: bool = False) -> No
     folder = partial_folder(run)
     if not folder.exists():
         return
-    with disk_errors(folder, kept="Nothing was written"):
+    with disk_errors(folder, kept=_UNTOUCHED):
         lock = FolderLock(folder)
         lock.take()
         lock.release()
@@ -110,14 +111,14 @@ class RunWriter:
         refuse_existing(run, overwrite=overwrite)
         refuse_unfinished(run, overwrite=overwrite)
         writer = cls(run, layout)
-        with disk_errors(run.parent, kept="Nothing was written"):
+        with disk_errors(run.parent, kept=_UNTOUCHED):
             run.parent.mkdir(parents=True, exist_ok=True)
             if writer.folder.exists():
                 shutil.rmtree(writer.folder)
             writer.folder.mkdir()  # an error if another process was quicker
             writer._lock.take()
         try:
-            with disk_errors(run.parent, kept="Nothing was written"):
+            with disk_errors(run.parent, kept=_UNTOUCHED):
                 (writer.folder / _PARTS).mkdir()
                 writer._create_arrays()
                 append_record(writer.folder / LEDGER_FILE, {"plan": plan})
@@ -140,7 +141,8 @@ class RunWriter:
             raise RunError(f"--resume: there is no unfinished run at {writer.folder}. Leave --resume out to begin one.")
         writer._lock.take()
         try:
-            writer._go_on(plan)
+            with disk_errors(writer.folder):
+                writer._go_on(plan)
         except BaseException:
             writer._lock.release()
             raise
@@ -262,8 +264,8 @@ class RunWriter:
 
     def join_tables(self) -> None:
         """Make the run's Parquet tables from the blocks' parts."""
-        names = {path.name.split("-", 1)[1] for path in (self.folder / _PARTS).iterdir()}
         with disk_errors(self.folder):
+            names = {path.name.split("-", 1)[1] for path in (self.folder / _PARTS).iterdir()}
             for name in sorted(names):
                 _join_parts([self._part(name, b) for b in range(self.layout.n_blocks)], self.folder / name)
 
