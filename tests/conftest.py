@@ -72,3 +72,9 @@ def smollm2() -> Path:
 def minilm_base(smollm2: Path) -> Path:
     """MiniLM-L6, an encoder without a head, beside SmolLM2."""
     return smollm2.parent / "all-minilm-l6-v2"
+
+
+@pytest.fixture
+def blocks_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let runs have blocks of so many examples: by themselves, runs as small as a test's are one block."""
+    return lambda rows: monkeypatch.setattr("decision_traces.extract.prepare.block_rows", lambda *_: rows)

@@ -9,6 +9,7 @@ import pytest
 
 from decision_traces.cli.index import IndexCommand
 from decision_traces.cli.main import COMMANDS
+from decision_traces.cli.view import ViewCommand
 from decision_traces.extract.answer import AnswerConfig
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig
 from decision_traces.extract.next_token import NextTokenConfig
@@ -17,7 +18,7 @@ from decision_traces.finetuning.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONFIGS = (NextTokenConfig, AnswerConfig, MultipleChoiceConfig, FinetuneConfig, TextConfig, IndexCommand)
+CONFIGS = (NextTokenConfig, AnswerConfig, MultipleChoiceConfig, FinetuneConfig, TextConfig, IndexCommand, ViewCommand)
 FLAGS = {f"--{f.name}" for config in CONFIGS for f in fields(config)}
 
 

@@ -91,6 +91,7 @@ def test_on_the_embedded_model(
     assert sorted(p.name for p in folder.iterdir()) == [f"{name}.png" for name in names]
 
 
+@pytest.mark.long
 def test_on_a_run_without_attention(executed: Callable[..., list[Any]], tiny_folder, tmp_path: Path) -> None:
     """What the usage document's workflow A captures; a model that is right nowhere."""
     texts = tmp_path / "lines.txt"

@@ -1,6 +1,9 @@
 """Batches: every text once, right padding, limits kept."""
 
+from itertools import pairwise, product
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +57,34 @@ def test_a_pad_token_the_model_does_not_know_is_not_used() -> None:
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == 258
     assert pad_id(tokenizer, 258) == tokenizer.eos_token_id == 0
+
+
+@pytest.mark.parametrize("one_length", [False, True])
+@given(
+    lengths=st.lists(st.integers(0, 40), max_size=8),
+    batch_size=st.integers(1, 5),
+    budget=st.integers(1, 120),
+)
+def test_no_other_cut_into_batches_costs_less(one_length, lengths, batch_size, budget) -> None:
+    """Every way to cut the sorted texts is tried: a batch costs its slots and 32 more."""
+    ordered = sorted(n for n in lengths if n)
+
+    def cost(cut: list[list[int]]) -> float:
+        fits = all(
+            len(part) <= batch_size
+            and (len(part) * part[-1] <= budget or len(part) == 1)
+            and (part[0] == part[-1] or not one_length)
+            for part in cut
+        )
+        return sum(len(part) * part[-1] + 32 for part in cut) if fits else float("inf")
+
+    ways = []
+    for marks in product([False, True], repeat=max(0, len(ordered) - 1)):
+        ends = [0, *(i + 1 for i, mark in enumerate(marks) if mark), len(ordered)]
+        ways.append([ordered[a:b] for a, b in pairwise(ends) if b > a])
+    found = [
+        sorted(b.lengths)
+        for b in batches([_encoding(n) for n in lengths], batch_size, budget, 0, one_length=one_length)
+    ]
+    assert sorted(n for part in found for n in part) == ordered
+    assert cost(found) == min(map(cost, ways))

@@ -105,7 +105,7 @@ def _operations(model: Any, trial: dict[str, Any]) -> Mapping[str, Mapping[str, 
     import torchlens
 
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for operation in torchlens.trace(model, input_args=(), input_kwargs=trial, layers_to_save="none").ops:
+    for operation in torchlens.trace(model, input_args=(), input_kwargs=trial).ops:
         module = str(operation.module).split(":")[0]
         found[module][operation.label.split("_")[0]].append(operation.label)
     return found

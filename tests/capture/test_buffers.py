@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from decision_traces.capture.buffers import BlockBuffers, site_shape
+from decision_traces.capture.buffers import BatchBuffers, peak, site_shape
 from decision_traces.errors import CaptureError, NonFiniteError
 from decision_traces.schema import Dims
 
@@ -26,9 +26,9 @@ def _dims(**kept) -> Dims:
     return Dims(**SIZES, **kept)
 
 
-def _block(stages, rows: int = 2, dtype: str = "float32", **kept) -> BlockBuffers:
+def _batch(stages, dtype: str = "float32", **kept) -> BatchBuffers:
     sides = {"dec": _dims(**kept), "enc": Dims(**{**SIZES, "n_positions": S, "n_source": 0})}
-    return BlockBuffers([(f"dec.{stage}", 0) for stage in stages], sides, rows, dtype)
+    return BatchBuffers([(f"dec.{stage}", 0) for stage in stages], sides, dtype)
 
 
 def _value(stage: str, rows: int = 2) -> torch.Tensor:
@@ -37,7 +37,7 @@ def _value(stage: str, rows: int = 2) -> torch.Tensor:
     return torch.arange(1.0, 1 + np.prod(shape)).view(shape)
 
 
-def _stored(buffers: BlockBuffers, stage: str) -> np.ndarray:
+def _stored(buffers: BatchBuffers, stage: str) -> np.ndarray:
     return buffers.stack(f"dec.{stage}")[0].numpy()
 
 
@@ -80,9 +80,9 @@ def _expected(stage: str, lengths=LENGTHS, heads=None, at=None) -> np.ndarray:
 
 @pytest.mark.parametrize("stage", WIDTHS)
 def test_everything_is_kept_up_to_the_end_of_each_text(stage: str) -> None:
-    buffers = _block([stage])
+    buffers = _batch([stage])
     buffers.start(LENGTHS)
-    buffers.put(f"dec.{stage}", 0, [0, 1], _value(stage))
+    buffers.put(f"dec.{stage}", 0, _value(stage))
     np.testing.assert_array_equal(_stored(buffers, stage), _expected(stage))
 
 
@@ -94,9 +94,9 @@ def test_of_some_heads_those_and_the_keys_and_values_they_read_are_kept(
     stage: str, heads: tuple[int, ...], kv_heads: tuple[int, ...]
 ) -> None:
     assert _dims(heads=heads).kept_kv_heads == kv_heads
-    buffers = _block([stage], heads=heads)
+    buffers = _batch([stage], heads=heads)
     buffers.start(LENGTHS)
-    buffers.put(f"dec.{stage}", 0, [0, 1], _value(stage))
+    buffers.put(f"dec.{stage}", 0, _value(stage))
     own = kv_heads if stage in {"k", "v", "cross_k", "cross_v"} else heads
     assert _stored(buffers, stage).shape[1] == len(own)
     np.testing.assert_array_equal(_stored(buffers, stage), _expected(stage, heads=own))
@@ -115,20 +115,20 @@ def test_of_some_heads_those_and_the_keys_and_values_they_read_are_kept(
 )
 @pytest.mark.parametrize("stage", WIDTHS)
 def test_of_some_positions_only_those_queries_are_kept_and_every_key(stage: str, positions, slots) -> None:
-    buffers = _block([stage], positions=positions)
+    buffers = _batch([stage], positions=positions)
     buffers.start(LENGTHS, {"dec": slots})
-    buffers.put(f"dec.{stage}", 0, [0, 1], _value(stage))
+    buffers.put(f"dec.{stage}", 0, _value(stage))
     expected = _expected(stage, at=slots)
     assert _stored(buffers, stage).shape == (2, *site_shape(f"dec.{stage}", _dims(positions=positions)))
     np.testing.assert_array_equal(_stored(buffers, stage), expected)
 
 
 def test_heads_and_positions_may_both_be_chosen() -> None:
-    buffers = _block(["attn", "k"], heads=(2, 3), positions=(1, 4))
+    buffers = _batch(["attn", "k"], heads=(2, 3), positions=(1, 4))
     slots = [[1, 4], [1, 4]]
     buffers.start(LENGTHS, {"dec": slots})
     for stage in ("attn", "k"):
-        buffers.put(f"dec.{stage}", 0, [0, 1], _value(stage))
+        buffers.put(f"dec.{stage}", 0, _value(stage))
     value = _value("attn").numpy()
     attn = np.zeros((2, 2, 2, T), np.float32)
     attn[0, :, 0, :4] = value[0, 2:4, 1, :4]
@@ -142,38 +142,68 @@ SHORTER = {"dec": [2, 6], "enc": [3, 1]}
 
 @pytest.mark.parametrize("after", [SHORTER, {"dec": [6, 6], "enc": [1, 1]}, {"dec": [1, 1], "enc": [5, 5]}])
 @pytest.mark.parametrize("stage", WIDTHS)
-def test_a_second_block_of_shorter_texts_leaves_zeros(stage: str, after: dict[str, list[int]]) -> None:
-    buffers = _block([stage])
+def test_a_second_pass_of_shorter_texts_leaves_nothing_of_the_first(stage: str, after: dict[str, list[int]]) -> None:
+    buffers = _batch([stage])
     for lengths in (LENGTHS, after):
         buffers.start(lengths)  # type: ignore[arg-type]
-        buffers.put(f"dec.{stage}", 0, [0, 1], _value(stage))
+        buffers.put(f"dec.{stage}", 0, _value(stage))
     np.testing.assert_array_equal(_stored(buffers, stage), _expected(stage, after))
 
 
 @pytest.mark.parametrize("stage", WIDTHS)
-def test_a_second_block_with_fewer_rows_and_slots_leaves_zeros(stage: str) -> None:
-    buffers = _block([stage], positions="next")
+def test_a_second_pass_with_fewer_rows_and_slots_leaves_nothing_of_the_first(stage: str) -> None:
+    buffers = _batch([stage], positions="next")
     buffers.start(LENGTHS, {"dec": [[2], [4]]})
-    buffers.put(f"dec.{stage}", 0, [0, 1], _value(stage))
+    buffers.put(f"dec.{stage}", 0, _value(stage))
     one_row = {"dec": [3], "enc": [2]}
     buffers.start(one_row, {"dec": [[-1]]})  # type: ignore[dict-item]
-    buffers.put(f"dec.{stage}", 0, [0], _value(stage)[:1])
+    buffers.put(f"dec.{stage}", 0, _value(stage)[:1])
     cut = {"dec": [3, 0], "enc": [2, 0]}
-    np.testing.assert_array_equal(_stored(buffers, stage), _expected(stage, cut, at=[[-1], [-1]]))
+    np.testing.assert_array_equal(_stored(buffers, stage), _expected(stage, cut, at=[[-1], [-1]])[:1])
 
 
-def test_rows_of_a_batch_may_stand_anywhere_in_the_block() -> None:
-    buffers = _block(["embed"])
-    buffers.start({"dec": [6, 6], "enc": [1, 1]})
-    value = _value("embed")
-    buffers.put("dec.embed", 0, [1, 0], value)
-    np.testing.assert_array_equal(_stored(buffers, "embed"), value.numpy()[::-1])
+@pytest.mark.parametrize("stage", WIDTHS)
+def test_a_row_is_its_tokens_and_nothing_else(stage: str) -> None:
+    buffers = _batch([stage])
+    buffers.start(LENGTHS)
+    buffers.put(f"dec.{stage}", 0, _value(stage))
+    n, source = (LENGTHS[side][0] for side in ("dec", "enc"))
+    cut = {"attn": np.s_[:, :n, :n], "cross_attn": np.s_[:, :n, :source]}
+    cut |= {name: np.s_[:, :source] for name in ("cross_k", "cross_v")}
+    tokens = cut.get(stage, np.s_[:, :n] if stage in BY_HEAD else np.s_[:n])
+    np.testing.assert_array_equal(buffers.row((f"dec.{stage}", 0), 0), _expected(stage)[0][tokens])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("values", "largest"),
+    [
+        ([0.5, -2.0, 1.5], 2.0),
+        ([0.5, 3.0, -2.0], 3.0),
+        ([-0.25, -1.0], 1.0),
+        ([-0.0, 0.0], 0.0),
+        ([-0.0], 0.0),
+        ([2.0**-24, -(2.0**-23)], 2.0**-23),
+        ([1.0, float("inf")], float("inf")),
+        ([-float("inf"), 1.0], float("inf")),
+        ([], 0.0),
+    ],
+)
+def test_the_largest_absolute_value(values: list[float], largest: float, dtype: str) -> None:
+    assert peak(np.array(values, dtype)) == largest
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_absolute_value_of_what_is_not_a_number(dtype: str, sign: int) -> None:
+    values = np.array([1.0, np.copysign(np.nan, sign), -np.inf], dtype)
+    assert np.isnan(peak(values))
 
 
 def test_a_layer_with_fewer_and_narrower_heads_is_filled_up_with_zeros() -> None:
-    buffers = _block(["q", "v"])
+    buffers = _batch(["q", "v"])
     buffers.start({"dec": [6, 6], "enc": [1, 1]})
-    buffers.put("dec.q", 0, [0, 1], _value("q")[:, :3, :, :2])
+    buffers.put("dec.q", 0, _value("q")[:, :3, :, :2])
     expected = np.zeros((2, 4, T, 3), np.float32)
     expected[:, :3, :, :2] = _value("q").numpy()[:, :3, :, :2]
     np.testing.assert_array_equal(_stored(buffers, "q"), expected)
@@ -182,64 +212,64 @@ def test_a_layer_with_fewer_and_narrower_heads_is_filled_up_with_zeros() -> None
 @pytest.mark.parametrize(
     ("stage", "shape", "said"),
     [
-        ("embed", (2, T, 4), r"dec.embed of layer 0 has shape \(4, 4\) where \(4, 5\) belongs"),
-        ("q", (2, 5, T, 3), r"dec.q of layer 0 has shape \(5, 4, 3\) where \(4, 4, 3\) belongs"),
-        ("q", (2, 4, T, 4), r"dec.q of layer 0 has shape \(4, 4, 4\) where \(4, 4, 3\) belongs"),
+        ("embed", (2, T, 4), r"dec.embed of layer 0 has shape \(6, 4\) where \(6, 5\) belongs"),
+        ("q", (2, 5, T, 3), r"dec.q of layer 0 has shape \(5, 6, 3\) where \(4, 6, 3\) belongs"),
+        ("q", (2, 4, T, 4), r"dec.q of layer 0 has shape \(4, 6, 4\) where \(4, 6, 3\) belongs"),
         ("mlp_act", (2, T, 6), r"dec.mlp_act of layer 0 has shape"),
-        ("attn", (2, 4, T, 3), r"dec.attn of layer 0 has shape \(4, 4, 3\) where \(4, 4, 4\) belongs"),
-        ("cross_attn", (2, 4, T, 3), r"dec.cross_attn of layer 0 has shape \(4, 4, 3\) where \(4, 4, 5\) belongs"),
+        ("attn", (2, 4, T, 3), r"dec.attn of layer 0 has shape \(4, 6, 3\) where \(4, 6, 6\) belongs"),
+        ("cross_attn", (2, 4, T, 3), r"dec.cross_attn of layer 0 has shape \(4, 6, 3\) where \(4, 6, 5\) belongs"),
         ("cross_k", (2, 2, 4, 3), r"dec.cross_k of layer 0 has shape \(2, 4, 3\) where \(2, 5, 3\) belongs"),
     ],
 )
 def test_a_tensor_of_another_shape_is_an_error(stage: str, shape: tuple[int, ...], said: str) -> None:
-    buffers = _block([stage])
+    buffers = _batch([stage])
     buffers.start(LENGTHS)
     with pytest.raises(CaptureError, match=said):
-        buffers.put(f"dec.{stage}", 0, [0, 1], torch.ones(shape))
+        buffers.put(f"dec.{stage}", 0, torch.ones(shape))
 
 
 @pytest.mark.parametrize("stage", ["q", "k", "attn", "head_out"])
 def test_some_heads_of_a_layer_with_fewer_heads_is_an_error_and_no_guess(stage: str) -> None:
     """With other groups a query head reads from another key-value head than in the layer with most heads."""
-    buffers = _block([stage], heads=(0, 1))
+    buffers = _batch([stage], heads=(0, 1))
     buffers.start(LENGTHS)
     few = _value(stage)[:, :1]
     with pytest.raises(CaptureError, match=rf"dec\.{stage} has 1 heads in one layer and {WIDTHS[stage][0]} in another"):
-        buffers.put(f"dec.{stage}", 0, [0, 1], few)
+        buffers.put(f"dec.{stage}", 0, few)
 
 
 def test_what_is_not_asked_for_is_not_kept() -> None:
-    buffers = _block(["q"])
+    buffers = _batch(["q"])
     buffers.start(LENGTHS)
-    buffers.put("dec.k", 0, [0, 1], _value("k"))
-    buffers.put("dec.q", 1, [0, 1], _value("q"))
+    buffers.put("dec.k", 0, _value("k"))
+    buffers.put("dec.q", 1, _value("q"))
     assert list(buffers.sites) == [("dec.q", 0)]
     assert not _stored(buffers, "q").any()
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype", "said"),
+    ("value", "largest", "said"),
     [
-        (float("nan"), "float32", "The model computed NaN in q of layer 0"),
-        (float("inf"), "float32", "The model computed an infinite value in q of layer 0"),
-        (-70000.0, "float16", r"q of layer 0 reaches 70,000, more than float16 holds \(65,504\)"),
+        (float("nan"), None, "The model computed NaN in q of layer 0"),
+        (float("inf"), None, "The model computed an infinite value in q of layer 0"),
+        (-70000.0, 65504.0, r"q of layer 0 reaches 70,000, more than float16 holds \(65,504\)"),
     ],
 )
-def test_what_does_not_fit_is_named(value: float, dtype: str, said: str) -> None:
-    buffers = _block(["q", "embed"], dtype=dtype)
+def test_what_does_not_fit_is_named(value: float, largest: float | None, said: str) -> None:
+    buffers = _batch(["q", "embed"])
     buffers.start(LENGTHS)
     wrong = torch.ones(2, *WIDTHS["q"])
     wrong[1, 2, 3, 0] = value
-    buffers.put("dec.q", 0, [0, 1], wrong)
+    buffers.put("dec.q", 0, wrong)
     with pytest.raises(NonFiniteError, match=said):
-        buffers.check_finite()
+        buffers.check_finite(largest)
 
 
 def test_what_stands_in_the_padding_does_not_count() -> None:
-    buffers = _block(["q"], dtype="float16")
+    buffers = _batch(["q"], dtype="float16")
     buffers.start(LENGTHS)
     value = torch.ones(2, *WIDTHS["q"])
     value[0, :, 4:] = float("nan")
-    buffers.put("dec.q", 0, [0, 1], value)
+    buffers.put("dec.q", 0, value)
     buffers.check_finite()
     assert np.isfinite(_stored(buffers, "q")).all()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
-from decision_traces.capture.buffers import BlockBuffers
+from decision_traces.capture.buffers import BatchBuffers
 from decision_traces.capture.evidence import stack_dims
 from decision_traces.capture.recorder import Recorder, sites_of_stack
 from decision_traces.errors import CaptureError
@@ -50,25 +50,25 @@ def _model(family: str) -> tuple[Any, Task, dict[str, Any]]:
     return model, task, inputs  # type: ignore[return-value]
 
 
-def _buffers(anatomy: Anatomy, inputs: Mapping[str, Any]) -> BlockBuffers:
+def _buffers(anatomy: Anatomy, inputs: Mapping[str, Any]) -> BatchBuffers:
     n = {"enc": inputs["input_ids"].shape[1], "dec": inputs.get("decoder_input_ids", inputs["input_ids"]).shape[1]}
     sides, places = {}, []
     for side, stack in anatomy.stacks.items():
         sides[side] = stack_dims(stack, 1, n[side], n["enc"] if side == "dec" and len(anatomy.stacks) > 1 else 0)
         places += sites_of_stack(side, stack, [s for s in STAGES if len(sides) > 1 or "cross" not in s])
-    buffers = BlockBuffers(places, sides, 1, "float32")
+    buffers = BatchBuffers(places, sides, "float32")
     buffers.start({side: [n[side]] for side in sides})
     return buffers
 
 
-def _arrays(buffers: BlockBuffers) -> dict[str, np.ndarray]:
+def _arrays(buffers: BatchBuffers) -> dict[str, np.ndarray]:
     return {name: buffers.stack(name)[:, 0].numpy() for name in buffers.names}
 
 
 def _capture(model: nn.Module, anatomy: Anatomy, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return every site of one row: (layers, ...)."""
     buffers = _buffers(anatomy, inputs)
-    with torch.no_grad(), Recorder(model, anatomy, buffers).recording([0]):
+    with torch.no_grad(), Recorder(model, anatomy, buffers).recording():
         model(**inputs)
     return _arrays(buffers)
 
@@ -333,8 +333,8 @@ def test_recorders_nest_and_each_gets_everything(family: str) -> None:
     outer, inner = _buffers(anatomy, inputs), _buffers(anatomy, inputs)
     with (
         torch.no_grad(),
-        Recorder(model, anatomy, outer).recording([0]),
-        Recorder(model, anatomy, inner).recording([0]),
+        Recorder(model, anatomy, outer).recording(),
+        Recorder(model, anatomy, inner).recording(),
     ):
         model(**inputs)
     for arrays in (_arrays(outer), _arrays(inner)):
@@ -348,6 +348,6 @@ def test_a_capture_changes_nothing_that_the_model_computes() -> None:
         anatomy = find_anatomy(model, 99, task)
         with torch.no_grad():
             plain = model(**inputs).logits
-            with Recorder(model, anatomy, _buffers(anatomy, inputs)).recording([0]):
+            with Recorder(model, anatomy, _buffers(anatomy, inputs)).recording():
                 watched = model(**inputs).logits
         assert torch.equal(plain, watched), family

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decision_traces.architectures.tiny import build_tiny, model_classes
-from decision_traces.capture.buffers import BlockBuffers
+from decision_traces.capture.buffers import BatchBuffers
 from decision_traces.capture.certificate import certify, prove, stages_to_prove
 from decision_traces.capture.recorder import Recorder
 from decision_traces.models.anatomy import Anatomy, LayerPlan
@@ -213,18 +213,18 @@ def test_a_last_hidden_state_without_its_norm_is_caught(family: str, side: str, 
 
 def _keep_references(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the buffers keep the model's own tensors during a pass, and read them only when they are asked for."""
-    put, stack = BlockBuffers.put, BlockBuffers.stack
+    put, stack = BatchBuffers.put, BatchBuffers.stack
     kept: list[tuple[Any, ...]] = []
 
-    def late(self: BlockBuffers, name: str) -> Tensor:
+    def late(self: BatchBuffers, name: str) -> Tensor:
         mine = [one for one in kept if one[0] is self]
         kept[:] = [one for one in kept if one[0] is not self]
         for one in mine:
             put(*one)
         return stack(self, name)
 
-    monkeypatch.setattr(BlockBuffers, "put", lambda self, *what: kept.append((self, *what)))
-    monkeypatch.setattr(BlockBuffers, "stack", late)
+    monkeypatch.setattr(BatchBuffers, "put", lambda self, *what: kept.append((self, *what)))
+    monkeypatch.setattr(BatchBuffers, "stack", late)
 
 
 def test_a_reference_that_the_model_overwrites_later_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,12 +140,13 @@ def test_float16_is_the_float32_value_rounded(tiny_folder, texts: Path, tmp_path
         np.testing.assert_array_equal(np.asarray(narrow.to_xarray(name)), exact.astype(np.float16))
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 1}, {"block_mb": 1}, {"batch_size": 3, "block_mb": 1}], ids=str)
-def test_batches_and_blocks_change_nothing(change: dict, tiny_folder, texts: Path, tmp_path: Path) -> None:
-    folder = tiny_folder("gpt2")
-    one, other = _run(folder, texts, tmp_path / "one"), _run(folder, texts, tmp_path / "other", **change)
-    if "block_mb" in change:
-        assert other.meta["block_rows"] < one.meta["block_rows"]
+@pytest.mark.parametrize("change", [{"batch_size": 1}, {"rows": 2}, {"batch_size": 3, "rows": 5}], ids=str)
+def test_batches_and_blocks_change_nothing(change: dict, tiny_folder, texts: Path, tmp_path: Path, blocks_of) -> None:
+    folder, rows = tiny_folder("gpt2"), change.get("rows", len(TEXTS))
+    one = _run(folder, texts, tmp_path / "one")
+    blocks_of(rows)
+    other = _run(folder, texts, tmp_path / "other", **{k: v for k, v in change.items() if k != "rows"})
+    assert (one.meta["block_rows"], other.meta["block_rows"]) == (len(TEXTS), rows)
     for name in one.arrays():
         for row in range(len(TEXTS)):
             a, b = (np.asarray(st.to_xarray(name)[row]) for st in (one, other))

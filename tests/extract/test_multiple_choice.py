@@ -177,10 +177,13 @@ def test_long_pairs_are_cut_and_counted(tiny_encoder_folder, tmp_path: Path) -> 
     assert [bool(t) for row in store.tokens["truncated"] for t in row] == [n > 24 for n in lengths]
 
 
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(tiny_encoder_folder, tmp_path: Path, monkeypatch) -> None:
-    folder, options = tiny_encoder_folder("bert"), {"limit": 9, "capture": ("attn", "hidden"), "block_mb": 1}
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    tiny_encoder_folder, tmp_path: Path, monkeypatch, blocks_of
+) -> None:
+    blocks_of(2)
+    folder, options = tiny_encoder_folder("bert"), {"limit": 9, "capture": ("attn", "hidden")}
     whole = run(folder, tmp_path / "whole", **options)
-    assert whole.meta["block_rows"] < 9
+    assert whole.meta["block_rows"] == 2
     from decision_traces.errors import Interrupted
     from decision_traces.extract.multiple_choice import MultipleChoiceWorkflow
 

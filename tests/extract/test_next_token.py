@@ -118,11 +118,11 @@ def test_identical_tensors_are_one_file(config) -> None:
     assert len(inodes) == 1
 
 
-def test_padding_left_by_a_longer_block_is_zeroed(config) -> None:
-    # The buffers of block 0 (long texts) are used again for block 2 (short ones).
-    run = extract_next_token(config(block_mb=1, max_seq_len=90, capture=("attn", "qkv", "hidden", "resid")))
+def test_what_a_longer_batch_left_in_the_buffers_is_not_stored(config, blocks_of) -> None:
+    blocks_of(5)
+    run = extract_next_token(config(batch_size=2, max_seq_len=90, capture=("attn", "qkv", "hidden", "resid")))
     store = TraceStore(run)
-    assert store.meta["block_rows"] < len(LINES) / 2
+    assert store.meta["block_rows"] == 5
     for row in range(len(LINES)):
         n = store.n_tokens(row)
         assert not store.hidden(row)[:, n:].any()
@@ -260,8 +260,17 @@ def test_a_full_memory_says_what_uses_less(config, tmp_path: Path, monkeypatch) 
     def fail(*_args) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-    monkeypatch.setattr(engine.Engine, "_compute", fail)
-    _refused(config, OutOfMemory, r"Tried to allocate 2 GiB.*--batch_size, --block_mb.*nothing is left behind")
+    monkeypatch.setattr(engine._Pipeline, "_forward", fail)
+    _refused(config, OutOfMemory, r"Tried to allocate 2 GiB.*--max_seq_len, --batch_size.*nothing is left behind")
+    assert not list(tmp_path.glob("*run*"))
+
+
+def test_a_memory_too_small_for_the_model_is_a_sentence(config, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_args, **_options) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr("decision_traces.extract.prepare.load_model", fail)
+    _refused(config, OutOfMemory, r"you tried to allocate 9 bytes.*Nothing was written")
     assert not list(tmp_path.glob("*run*"))
 
 
@@ -276,17 +285,18 @@ def test_broken_weights_are_one_sentence(content: bytes, config, tiny_folder, tm
 def test_the_meta_says_how_to_do_it_again(config, tiny_folder) -> None:
     meta = TraceStore(extract_next_token(config(limit=3, next_topk=4))).meta
     assert meta["model"] == "tiny" and meta["model_path"] == str(tiny_folder("gpt2"))
-    wanted = {"limit": 3, "next_topk": 4, "batch_size": 8, "gguf_file": None, "capture": ["hidden", "resid"]}
+    wanted = {"limit": 3, "next_topk": 4, "batch_size": 64, "gguf_file": None, "capture": ["hidden", "resid"]}
     assert wanted.items() <= meta["settings"].items()
 
 
 # -- stopping and going on ----------------------------------------------------------------------------------
 
 
-def test_ctrl_c_says_what_is_left_and_resume_ends_the_same(config, tmp_path: Path, monkeypatch) -> None:
-    options = {"block_mb": 1, "max_seq_len": 90, "capture": ("attn", "qkv", "hidden", "resid"), "all_positions": True}
+def test_ctrl_c_says_what_is_left_and_resume_ends_the_same(config, tmp_path: Path, monkeypatch, blocks_of) -> None:
+    blocks_of(6)
+    options = {"max_seq_len": 90, "capture": ("attn", "qkv", "hidden", "resid"), "all_positions": True}
     whole = TraceStore(extract_next_token(config(out_dir=tmp_path / "whole", **options)))
-    compute, calls = engine.Engine._compute, []
+    compute, calls = engine._Pipeline.block, []
 
     def stop_in_the_third(self, *args) -> None:
         calls.append(1)
@@ -295,8 +305,8 @@ def test_ctrl_c_says_what_is_left_and_resume_ends_the_same(config, tmp_path: Pat
         compute(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Engine, "_compute", stop_in_the_third)
-        with pytest.raises(Interrupted, match=r"of 23 examples are kept in .*\.run\.partial.*--resume"):
+        patch.setattr(engine._Pipeline, "block", stop_in_the_third)
+        with pytest.raises(Interrupted, match=r"12 of 23 examples are kept in .*\.run\.partial.*--resume"):
             extract_next_token(config(**options))
     assert not (tmp_path / "run").exists()
     _refused(config, RunExistsError, "unfinished run", **options)
@@ -315,14 +325,15 @@ def test_ctrl_c_before_the_first_block_leaves_nothing(config, tmp_path: Path, mo
     def stop(*_args) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.Engine, "_compute", stop)
+    monkeypatch.setattr(engine._Pipeline, "block", stop)
     _refused(config, Interrupted, "nothing is left behind")
     assert not list(tmp_path.glob("*run*"))
     _refused(config, RunError, "--resume: there is no unfinished run", resume=True)
 
 
-def test_half_a_file_of_the_last_block_does_not_stop_a_resume(config, tmp_path: Path, monkeypatch) -> None:
-    options = {"block_mb": 1, "max_seq_len": 90}
+def test_half_a_file_of_the_last_block_does_not_stop_a_resume(config, tmp_path: Path, monkeypatch, blocks_of) -> None:
+    blocks_of(6)
+    options = {"max_seq_len": 90}
     whole = TraceStore(extract_next_token(config(out_dir=tmp_path / "whole", **options)))
     assert len(LINES) % whole.meta["block_rows"] != 0
     last = -(-len(LINES) // whole.meta["block_rows"]) - 1

@@ -197,12 +197,14 @@ def test_what_the_model_does_not_have_is_one_error_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_selected_run_ends_as_an_uninterrupted_one(decoder, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_selected_run_ends_as_an_uninterrupted_one(
+    decoder, tmp_path: Path, monkeypatch, blocks_of
+) -> None:
     """Blocks of two rows, long and short texts by turns: no block sees what another left in its slots."""
-    monkeypatch.setattr("decision_traces.extract.run._most_rows", lambda _layout: 2)
+    blocks_of(2)
     flags = {"layers": "1,2", "heads": "0,1", "positions": "0,5"}
     whole = decoder(tmp_path / "whole", **flags)
-    compute, calls = engine.Engine._compute, []
+    compute, calls = engine._Pipeline.block, []
 
     def stop_in_the_third(self, *args) -> None:
         calls.append(1)
@@ -211,7 +213,7 @@ def test_an_interrupted_selected_run_ends_as_an_uninterrupted_one(decoder, tmp_p
         compute(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Engine, "_compute", stop_in_the_third)
+        patch.setattr(engine._Pipeline, "block", stop_in_the_third)
         with pytest.raises(Interrupted, match="--resume"):
             decoder(tmp_path / "run", **flags)
     with pytest.raises(RunError, match=r"begun with other settings: .*selection"):
@@ -224,11 +226,12 @@ def test_an_interrupted_selected_run_ends_as_an_uninterrupted_one(decoder, tmp_p
 
 
 def test_small_blocks_change_nothing_of_a_selected_run(
-    few: TraceStore, decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: TraceStore, decoder, tmp_path: Path, blocks_of: Callable[[int], None]
 ) -> None:
-    monkeypatch.setattr("decision_traces.extract.run._most_rows", lambda _layout: 2)
     flags = {"layers": "0,2", "heads": "1,3", "positions": "0,5", "batch_size": 1}
-    other, one = decoder(tmp_path / "run", **flags), decoder(tmp_path / "one", **flags, block_mb=64)
+    one = decoder(tmp_path / "one", **flags)
+    blocks_of(2)
+    other = decoder(tmp_path / "run", **flags)
     for name in few.arrays():
         a, b = (np.asarray(st.to_xarray(name)) for st in (other, one))
         np.testing.assert_array_equal(a, b)

@@ -219,12 +219,12 @@ def test_targets_that_are_not_there_are_one_clear_error(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_resumed_run_needs_the_same_targets(place: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_resumed_run_needs_the_same_targets(place: Path, tmp_path: Path, monkeypatch, blocks_of) -> None:
     from decision_traces.errors import Interrupted, RunError
     from decision_traces.extract import engine
 
-    monkeypatch.setattr("decision_traces.extract.run._most_rows", lambda _layout: 1)
-    compute, calls = engine.Engine._compute, []
+    blocks_of(1)
+    compute, calls = engine._Pipeline.block, []
 
     def stop_in_the_second(self, *args) -> None:
         calls.append(1)
@@ -235,7 +235,7 @@ def test_a_resumed_run_needs_the_same_targets(place: Path, tmp_path: Path, monke
     options = {"capture": ("hidden",), "target_column": "target"}
     whole = pairs(place, tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
-        patch.setattr(engine.Engine, "_compute", stop_in_the_second)
+        patch.setattr(engine._Pipeline, "block", stop_in_the_second)
         with pytest.raises(Interrupted):
             pairs(place, tmp_path / "run", **options)
     with pytest.raises(RunError, match="begun with other settings"):

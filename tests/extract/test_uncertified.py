@@ -9,7 +9,7 @@ from decision_traces import TraceStore
 from decision_traces.capture.recorder import Recorder
 from decision_traces.cli import extract, index, ls
 from decision_traces.errors import CaptureError, UncertifiedWarning
-from decision_traces.extract import run as extraction
+from decision_traces.extract import prepare as extraction
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.store.validate import failures, validate_run
 

@@ -31,11 +31,15 @@ def tensors(lay, rows=5):
 
 
 def write(writer, made, blocks):
+    """Write some blocks, their rows in an order that is not their own, in two parts."""
     for block in blocks:
         rows = writer.layout.rows(block)
-        part = {place: t[rows.start : rows.stop] for place, t in made.items()}
         table = pa.table({"example_id": [f"e{row}" for row in rows], "n_tokens": [6] * len(rows)})
-        writer.write_block(block, part, {"tokens.parquet": table}, {"block": block})
+        opened = writer.open_block(block)
+        for part in (rows[1::2][::-1], rows[::2]):
+            for place, tensor in made.items():
+                opened.put(place, {row - rows.start: tensor[row] for row in part})
+        opened.close({"tokens.parquet": table}, {"block": block})
 
 
 def commit(writer):
@@ -144,8 +148,8 @@ def test_grouped_chunks_read_back_row_by_row(tmp_path):
 def test_a_selected_run_is_resumed(tmp_path):
     lay = layout()
     made, plan = tensors(lay), {"layers": [0, 3, 5]}
-    writer = RunWriter.create(tmp_path / "r", lay, plan, overwrite=False)
-    write(writer, made, [0, 1])
+    with RunWriter.create(tmp_path / "r", lay, plan, overwrite=False) as writer:
+        write(writer, made, [0, 1])
     torn = writer.folder / "dec_hidden.zarr/h/c/1/2/0/0"
     torn.unlink()
     resumed = RunWriter.resume(tmp_path / "r", lay, plan)

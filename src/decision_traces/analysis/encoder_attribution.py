@@ -21,7 +21,7 @@ from decision_traces.analysis.frozen import FrozenNorm, freeze
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress
-from decision_traces.capture.buffers import BlockBuffers
+from decision_traces.capture.buffers import BatchBuffers
 from decision_traces.capture.evidence import stack_dims
 from decision_traces.capture.forward import all_logits
 from decision_traces.capture.recorder import Recorder, sites_of_stack
@@ -133,10 +133,10 @@ class _Splitter:
         batch = make_batch(range(len(encodings)), encodings, pad)
         stack = self.anatomy.stacks["enc"]
         dims = stack_dims(stack, len(encodings), batch.input_ids.shape[1])
-        buffers = BlockBuffers(sites_of_stack("enc", stack, _SITES), {"enc": dims}, len(encodings), "float32")
+        buffers = BatchBuffers(sites_of_stack("enc", stack, _SITES), {"enc": dims}, "float32")
         buffers.start({"enc": batch.lengths})
         recorder = Recorder(self.loaded.model, self.anatomy, buffers)
-        with torch.inference_mode(), self._summed() as sums, recorder.recording(batch.rows):
+        with torch.inference_mode(), self._summed() as sums, recorder.recording():
             scores = all_logits(self.loaded.model, batch, self.loaded.device, self.loaded.task)[:, 0]
         final = buffers.stack(site("enc", FINAL))[0]
         slopes = self.head.slopes(final, batch.attention_mask).cpu()

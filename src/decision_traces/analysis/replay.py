@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decision_traces.analysis.unembedding import load_run_model
-from decision_traces.capture.buffers import BlockBuffers, Site
+from decision_traces.capture.buffers import BatchBuffers, Site
 from decision_traces.capture.check import TOLERANCE, relative_difference
 from decision_traces.capture.evidence import logits_of
 from decision_traces.capture.recorder import Recorder
@@ -83,10 +83,10 @@ class _Replay:
         if encoding.n_tokens == 0:
             return
         batch = make_batch([0], [encoding], pad_id(self.loaded.tokenizer, self.loaded.embedded))
-        buffers = BlockBuffers(self.places, self.sides, 1, "float32")
+        buffers = BatchBuffers(self.places, self.sides, "float32")
         slots = {side: [self._slots(row, side, choice)] for side, dims in self.sides.items() if dims.positions != "all"}
         buffers.start(batch.lengths_by_side(self.sides), slots)
-        with torch.inference_mode(), Recorder(self.loaded.model, self.anatomy, buffers).recording([0]):
+        with torch.inference_mode(), Recorder(self.loaded.model, self.anatomy, buffers).recording():
             logits_of(self.loaded, batch)
         for name, array in self.arrays.items():
             picks: dict[str, int | slice] = {EXAMPLE: row}
@@ -145,8 +145,8 @@ def _places(array: StoredArray) -> list[Site]:
     return [array.spec.source(number, dims.n_layers) for number in _numbers(array)]
 
 
-def _like(array: StoredArray, buffers: BlockBuffers) -> Tensor:
+def _like(array: StoredArray, buffers: BatchBuffers) -> Tensor:
     """Return what was recorded, in the form of a stored array of one example."""
     spec: ArraySpec = array.spec
-    parts = [buffers.sites[place].data[0] for place in _places(array)]
+    parts = [buffers.padded(place)[0] for place in _places(array)]
     return parts[0] if spec.layer_axis is None else torch.stack(parts)

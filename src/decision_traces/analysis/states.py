@@ -66,15 +66,26 @@ class Part:
         axis = _layer_axis(point.array)
         if axis is not None and point.layer is not None:
             picks[axis] = point.layer
-        values = point.array.read(**picks)
         chosen: np.ndarray
+        if point.array.spec.stage not in {ATTN, Q, K, V} and (np.diff(self.row) > 0).all():
+            # At most one decision a row: no more is read than these.
+            slots = np.full(self.rows.stop - self.rows.start, -1, dtype=np.int64)
+            slots[self.row] = self._slots(point)
+            chosen = point.array.read_slots(slots, **picks)[self.row]
+            return chosen
+        values = point.array.read(**picks)
         if point.array.spec.stage in {Q, K, V}:
             chosen = values[self.row]
             return chosen
-        slots = point.array.slots(point.array.position_axis)
-        slot = slots.find(self.position, self.rows.start + self.row)
+        slot = self._slots(point)
         chosen = values[self.row, :, slot] if point.array.spec.stage == ATTN else values[self.row, slot]
         return chosen
+
+    def _slots(self, point: Point) -> Int64[np.ndarray, " m"]:
+        """Return the slot of each decision on an array's position axis."""
+        slots = point.array.slots(point.array.position_axis)
+        found: np.ndarray = slots.find(self.position, self.rows.start + self.row)
+        return found
 
 
 def path_of(store: TraceStore, stage: Stage) -> list[Point]:

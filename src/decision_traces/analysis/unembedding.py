@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from decision_traces import demo
 from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
 from decision_traces.models.anatomy import IDENTITY
-from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model, resolve_device
+from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model, load_tokenizer, resolve_device
 from decision_traces.models.unembed_file import UNEMBED_DIR, UNEMBED_FILE, load_unembedding_file
 from decision_traces.store.folder import checksum, read_manifest
 from decision_traces.store.reader import TraceStore
@@ -159,23 +159,37 @@ def load_run_model(
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
     """
-    meta, name = store.meta, str(store.meta["model"])
-    if model_path is None:
-        model_path = demo.MODEL_DIR if name == DEMO_MODEL else _path_of(meta)
-    dtype = meta.get("environment", {}).get("model_dtype", "auto")
-    settings = meta.get("settings", {})
-    source = ModelSource(
-        name, model_path, settings.get("gguf_file"), settings.get("revision"), device, dtype, attention
-    )
+    meta, settings = store.meta, store.meta.get("settings", {})
+    source = _source(store, model_path, device, attention)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.get("seed", 0))  # what the checkpoint lacks is drawn as it was for the run
         loaded = load_model(source, meta.get("task") or ("causal" if store.arch == "dec" else "multiple_choice"))
     if meta.get("weights_digest") not in {None, loaded.weights_digest()}:
         raise ModelError(
-            f"The weights of {model_path or name} are not those the run was made with (their digests differ). "
+            f"The weights of {source.location} are not those the run was made with (their digests differ). "
             "Give the folder of the right ones."
         )
     return loaded
+
+
+def find_tokenizer(store: TraceStore, model_path: Path | None = None) -> Any | None:
+    """Return the tokenizer of the model a run was made with, None where it is not to be had (`unembed/` alone)."""
+    try:
+        return load_tokenizer(_source(store, model_path, "cpu"))
+    except ModelError:
+        return None
+
+
+def _source(
+    store: TraceStore, model_path: Path | None, device: str, attention: Literal["eager", "sdpa"] = "sdpa"
+) -> ModelSource:
+    """Return where the model of a run lies."""
+    meta, name = store.meta, str(store.meta["model"])
+    if model_path is None:
+        model_path = demo.MODEL_DIR if name == DEMO_MODEL else _path_of(meta)
+    dtype = meta.get("environment", {}).get("model_dtype", "auto")
+    settings = meta.get("settings", {})
+    return ModelSource(name, model_path, settings.get("gguf_file"), settings.get("revision"), device, dtype, attention)
 
 
 def _path_of(meta: Mapping[str, Any]) -> Path | None:

@@ -1,7 +1,12 @@
-"""Preallocated storage for the distinct tensors of one block of examples."""
+"""Storage for the distinct tensors of one forward pass, reused for the next one.
+
+A pass is copied whole, padding and all, in one step a tensor: cast, move and store. What of it belongs to an example
+(its tokens, the slots that are kept) is a view, `row`; nothing of the padding ever leaves.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -50,7 +55,10 @@ _ORDER: Final = (
 _QUERY_HEADS: Final = frozenset({Q, ATTN, HEAD_OUT, CROSS_Q, CROSS_ATTN, CROSS_HEAD_OUT})
 _KV_HEADS: Final = frozenset({K, V, CROSS_K, CROSS_V})
 _BY_HEAD: Final = _QUERY_HEADS | _KV_HEADS
+_BY_KEY: Final = frozenset({ATTN, CROSS_ATTN})
+_OF_SOURCE: Final = frozenset({CROSS_K, CROSS_V})
 _ONCE: Final = frozenset({EMBED, FINAL, LOGITS})
+_BITS: Final = {2: (np.int16, np.uint16, np.float16), 4: (np.int32, np.uint32, np.float32)}
 
 
 def site_shape(name: str, dims: Dims) -> tuple[int, ...]:
@@ -80,180 +88,246 @@ def site_shape(name: str, dims: Dims) -> tuple[int, ...]:
 
 
 @dataclass(slots=True)
-class SiteBuffer:
-    """One distinct tensor for all examples of a block.
+class _Kept:
+    """One distinct tensor of the pass in work: `view` is the part of `store`, which only grows, that it fills."""
 
-    Attributes:
-        data: (rows, *example shape) in the storage type; zero where there is no token.
-        peak: Largest absolute value written, in float32 (NaN if a NaN was).
-    """
-
-    data: Tensor
-    peak: float = 0.0
+    store: Tensor
+    view: Tensor
 
 
-class BlockBuffers:
-    """The storage of one block, reused for the next one; padding is zero at all times."""
+class BatchBuffers:
+    """Copies of what one forward pass gave; the room is kept for the next pass, so that its pages are touched once."""
 
-    def __init__(self, sites: Iterable[Site], sides: Mapping[Side, Dims], rows: int, dtype: StorageDtype) -> None:
-        """Allocate.
+    def __init__(
+        self, sites: Iterable[Site], sides: Mapping[Side, Dims], dtype: StorageDtype, *, pinned: bool = False
+    ) -> None:
+        """Prepare; room is taken when it is needed.
 
         Args:
             sites: The distinct tensors to keep; nothing else is copied.
             sides: The sizes of each side, and what of its heads and positions is kept.
-            rows: Examples in a block (each choice counts).
             dtype: Storage type.
+            pinned: Whether the model is on a CUDA device: then copies go to page-locked memory, and the pass does not
+                wait for them; `wait` does.
         """
-        self.sides = sides
-        kind = TORCH_DTYPES[dtype]
-        self.sites: dict[Site, SiteBuffer] = {
-            place: SiteBuffer(torch.zeros(rows, *site_shape(place[0], sides[side_of(place[0])]), dtype=kind))
-            for place in dict.fromkeys(sites)
-        }
+        self.sides, self.dtype, self._pinned = sides, TORCH_DTYPES[dtype], pinned
+        self._copied = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+        empty = torch.empty(0, dtype=self.dtype)
+        self.sites: dict[Site, _Kept] = {place: _Kept(empty, empty) for place in dict.fromkeys(sites)}
         self.names = frozenset(name for name, _ in self.sites)
-        self._lengths: dict[Side, list[int]] = {side: [0] * rows for side in sides}
+        self.n_rows = 0
+        self._lengths: Mapping[Side, Sequence[int]] = {}
         self._slots: Mapping[Side, Sequence[Sequence[int]]] = {}
-        self._extremes: list[tuple[Site, Tensor, Tensor]] = []  # smallest and largest value of each piece
 
     def start(
         self,
         lengths: Mapping[Side, Sequence[int]],
         slots: Mapping[Side, Sequence[Sequence[int]]] | None = None,
     ) -> None:
-        """Begin a block; what longer texts left behind is zeroed, and the peaks.
+        """Begin a pass.
 
         Args:
             lengths: Number of tokens of each row, by side.
             slots: Token position of each slot of each row (-1 for none), by side; a side that is left out keeps all.
         """
+        self._lengths = {side: tuple(lengths[side]) for side in self.sides}
         self._slots = slots or {}
-        for buffer in self.sites.values():
-            buffer.peak = 0.0
-        rows = len(next(iter(self._lengths.values())))
-        given = {side: [*lengths[side], *[0] * (rows - len(lengths[side]))] for side in self._lengths}
-        for row in range(rows):
-            before = {side: self._lengths[side][row] for side in given}
-            if any(given[side][row] < before[side] for side in given) or self._slots:
-                for place, buffer in self.sites.items():
-                    self._zero(place[0], buffer.data[row], given[side_of(place[0])][row], before[side_of(place[0])])
-        self._lengths = given
+        self.n_rows = len(next(iter(self._lengths.values())))
+        for kept in self.sites.values():
+            kept.view = kept.store[:0]
 
-    def _zero(self, name: str, row: Tensor, start: int, stop: int) -> None:
-        stage = stage_of(name)
-        if self._slots or stage in {CROSS_ATTN, CROSS_K, CROSS_V}:
-            row.zero_()
-        elif stage in _BY_HEAD:
-            row[:, start:stop] = 0
-            if stage == ATTN:
-                row[:, :start, start:stop] = 0
-        else:
-            row[start:stop] = 0
+    # -- writing --------------------------------------------------------------------------------------------
 
-    def put(self, name: str, layer: int, rows: Sequence[int], value: Tensor) -> None:
-        """Copy one tensor of a forward pass to its place: cast, move and store in one pass, tokens only.
+    def put(self, name: str, layer: int, value: Tensor) -> None:
+        """Copy one tensor of the forward pass to its place.
 
         Args:
             name: Which distinct tensor.
             layer: Its layer.
-            rows: Row in the block of each example of the batch.
             value: (batch, n_positions, width), or (batch, n_heads, n_positions, d_head or n_keys).
 
         Raises:
             CaptureError: The tensor has another shape than the format gives it.
         """
-        buffer = self.sites.get((name, layer))
-        if buffer is None:
+        kept = self.sites.get((name, layer))
+        if kept is None:
             return
-        for i, row in enumerate(rows):
-            piece, place = self._piece(name, row, value[i]), self._place(name, row, buffer.data[row])
-            if piece.shape != place.shape:
-                exact = {ATTN: (1, 2), CROSS_ATTN: (1, 2)}.get(stage_of(name), (1,))  # positions must be there
-                fits = stage_of(name) in _BY_HEAD and all(p <= q for p, q in zip(piece.shape, place.shape, strict=True))
-                if not fits or any(piece.shape[axis] != place.shape[axis] for axis in exact):
-                    shapes = f"{tuple(piece.shape)} where {tuple(place.shape)} belongs"
-                    raise CaptureError(f"{name} of layer {layer} has shape {shapes}")
-                place = place[tuple(slice(n) for n in piece.shape)]  # a layer with fewer or narrower heads
-            place.copy_(piece)
-            if piece.numel():
-                self._extremes.append(((name, layer), *torch.aminmax(piece)))
+        value = self._chosen_heads(name, value)
+        shape = self._shape(name, layer, value)
+        chosen = side_of(name) in self._slots and stage_of(name) not in _OF_SOURCE
+        size = prod(shape)
+        if len(kept.store) < size:
+            kept.store = torch.empty(size, dtype=self.dtype, pin_memory=self._pinned)
+        kept.view = kept.store[:size].view(shape)
+        if chosen:
+            self._put_slots(name, kept.view, value)
+        elif kept.view.shape == value.shape:
+            self._copy(kept.view, value)
+        else:  # a layer with fewer or narrower heads
+            kept.view.zero_()
+            self._copy(kept.view[tuple(slice(n) for n in value.shape)], value)
 
-    def _piece(self, name: str, row: int, value: Tensor) -> Tensor:
-        """Return what is kept of one example's tensor: its tokens, the chosen heads, the chosen positions."""
-        side, stage = side_of(name), stage_of(name)
-        dims, n = self.sides[side], self._lengths[side][row]
-        if stage in _BY_HEAD and dims.heads is not None:
-            n_heads = dims.n_heads if stage in _QUERY_HEADS else dims.n_kv_heads
-            if value.shape[0] != n_heads:  # which of them a kept head is, or reads from, is not the same in all layers
-                raise CaptureError(
-                    f"{name} has {value.shape[0]} heads in one layer and {n_heads} in another; some heads alone can be "
-                    "kept only where all layers have the same"
-                )
-            value = value[list(dims.kept_heads if stage in _QUERY_HEADS else dims.kept_kv_heads)]
-        axis = 1 if stage in _BY_HEAD else 0
-        if stage in {CROSS_K, CROSS_V}:
-            return value[:, : self._lengths["enc"][row]]
-        if stage in {ATTN, CROSS_ATTN}:
-            value = value[:, :, : n if stage == ATTN else self._lengths["enc"][row]]
-        if side not in self._slots:
-            return value.narrow(axis, 0, n)
-        at = [p for p in self._slots[side][row] if 0 <= p < n]
-        return value.index_select(axis, torch.tensor(at, dtype=torch.long, device=value.device))
+    def _copy(self, target: Tensor, value: Tensor) -> None:
+        """Cast, move and store. On a device, in its own order: what is overwritten later has been copied before."""
+        if self._pinned:
+            value = value.to(self.dtype).contiguous()
+        target.copy_(value, non_blocking=self._pinned)
 
-    def _place(self, name: str, row: int, target: Tensor) -> Tensor:
-        """Return where a piece belongs in its example's room."""
+    def written(self) -> None:
+        """Say that the pass is over; `wait` waits until its copies are there."""
+        if self._copied is not None:
+            self._copied.record()
+
+    def wait(self) -> None:
+        """Wait until everything that was copied in the pass is in memory; may be called in another thread."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def _chosen_heads(self, name: str, value: Tensor) -> Tensor:
+        stage, dims = stage_of(name), self.sides[side_of(name)]
+        if stage not in _BY_HEAD or dims.heads is None:
+            return value
+        n_heads = dims.n_heads if stage in _QUERY_HEADS else dims.n_kv_heads
+        if value.shape[1] != n_heads:  # which of them a kept head is, or reads from, is not the same in all layers
+            raise CaptureError(
+                f"{name} has {value.shape[1]} heads in one layer and {n_heads} in another; some heads alone can be "
+                "kept only where all layers have the same"
+            )
+        return value[:, list(dims.kept_heads if stage in _QUERY_HEADS else dims.kept_kv_heads)]
+
+    def _shape(self, name: str, layer: int, value: Tensor) -> tuple[int, ...]:
+        """Return the shape that the pass fills, or raise if the tensor does not go there."""
         side, stage = side_of(name), stage_of(name)
-        axis, n = 1 if stage in _BY_HEAD else 0, self._lengths[side][row]
-        if stage in {CROSS_K, CROSS_V}:
-            return target[:, : self._lengths["enc"][row]]
-        if stage in {ATTN, CROSS_ATTN}:
-            target = target[:, :, : n if stage == ATTN else self._lengths["enc"][row]]
-        if side not in self._slots:
-            return target.narrow(axis, 0, n)
-        # Slots without a token stand behind the others, or there is only one.
-        return target.narrow(axis, 0, sum(0 <= p < n for p in self._slots[side][row]))
+        full = site_shape(name, self.sides[side])
+        heads, (slots, width) = full[:-2], full[-2:]
+        at = value.dim() - 2  # the position axis
+        tokens = max(self._lengths["enc" if stage in _OF_SOURCE else side], default=0)
+        keys = max(self._lengths["enc" if stage == CROSS_ATTN else side], default=0)
+        fits = value.dim() == 1 + len(full) and value.shape[at] >= tokens
+        if fits and stage in _BY_KEY:
+            fits, width = value.shape[-1] >= keys, value.shape[-1]
+        if fits and heads:
+            fits = value.shape[1] <= heads[0] and value.shape[-1] <= width
+        elif fits:
+            fits = value.shape[-1] == width
+        if not fits:
+            belongs = (*heads, tokens, keys if stage in _BY_KEY else width)
+            raise CaptureError(f"{name} of layer {layer} has shape {tuple(value.shape[1:])} where {belongs} belongs")
+        if side in self._slots and stage not in _OF_SOURCE:
+            return (self.n_rows, *heads, slots, width)
+        return (self.n_rows, *heads, value.shape[at], width)
+
+    def _put_slots(self, name: str, target: Tensor, value: Tensor) -> None:
+        """Copy the positions that are kept; slots without a token stand behind the others, or there is only one."""
+        target.zero_()
+        for row, positions in enumerate(self._positions(side_of(name))):
+            if positions:
+                index = torch.tensor(positions, dtype=torch.long, device=value.device)
+                piece = value[row].index_select(value.dim() - 3, index)
+                place = target[row].narrow(value.dim() - 3, 0, len(positions))
+                self._copy(place[tuple(slice(n) for n in piece.shape)], piece)
+
+    def _positions(self, side: Side) -> list[list[int]]:
+        """Return the positions kept of each row that are tokens."""
+        pairs = zip(self._slots[side], self._lengths[side], strict=True)
+        return [[p for p in slots if 0 <= p < n] for slots, n in pairs]
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def row(self, place: Site, row: int) -> np.ndarray:
+        """Return what is kept of one row of a tensor: a view, without padding and slots that no token stands in.
+
+        Returns:
+            (n_kept, width) or (n_heads, n_kept, d_head or n_keys) in the storage type; the top left corner of the
+            example's room on disk.
+        """
+        name, _ = place
+        side, stage = side_of(name), stage_of(name)
+        view = self.sites[place].view[row]
+        if stage in _OF_SOURCE:
+            view = view[:, : self._lengths["enc"][row]]
+        elif side in self._slots:
+            view = view.narrow(view.dim() - 2, 0, self._n_kept(side, row))
+        else:
+            view = view.narrow(view.dim() - 2, 0, self._lengths[side][row])
+        if stage in _BY_KEY:
+            view = view[..., : self._lengths["enc" if stage == CROSS_ATTN else side][row]]
+        piece: np.ndarray = view.numpy()
+        return piece
+
+    def _n_kept(self, side: Side, row: int) -> int:
+        n = self._lengths[side][row]
+        return sum(0 <= p < n for p in self._slots[side][row])
+
+    def padded(self, place: Site) -> Tensor:
+        """Return one tensor with all the room it has on disk, zero where there is no token: (rows, *example shape)."""
+        whole = torch.zeros(self.n_rows, *site_shape(place[0], self.sides[side_of(place[0])]), dtype=self.dtype)
+        if self.sites[place].view.numel():
+            for row in range(self.n_rows):
+                piece = self.row(place, row)
+                whole[row][tuple(slice(n) for n in piece.shape)] = torch.from_numpy(piece)
+        return whole
 
     def stack(self, name: str) -> Tensor:
-        """Return one distinct tensor of all its layers: (layers, rows, ...)."""
-        return torch.stack([buffer.data for (other, _), buffer in self.sites.items() if other == name])
+        """Return one distinct tensor of all its layers, padded with zeros: (layers, rows, ...)."""
+        return torch.stack([self.padded(place) for place in self.sites if place[0] == name])
 
-    def check_finite(self) -> None:
-        """Raise if anything written so far is not finite or does not fit the storage type.
+    # -- looking at the values ------------------------------------------------------------------------------
+
+    def peaks(self) -> dict[Site, float]:
+        """Return the largest absolute value of every tensor over its tokens; NaN where one is not a number."""
+        return {
+            place: float(np.max([peak(self.row(place, row)) for row in range(self.n_rows)]))  # keeps a NaN
+            for place, kept in self.sites.items()
+            if kept.view.numel()
+        }
+
+    def check_finite(self, largest: float | None = None) -> None:
+        """Raise if a token's value is not finite, or too large.
+
+        Args:
+            largest: Largest value that can be stored; that of the storage type where left out.
 
         Raises:
             NonFiniteError: Names the tensor, the layer, the largest value and the advice.
         """
-        self._note_peaks()
+        limit = torch.finfo(self.dtype).max if largest is None else largest
+        peaks = self.peaks()
         bad = [
             (stage_of(name) in {FINAL, LOGITS}, layer, _ORDER.index(stage_of(name)), name)
-            for (name, layer), buffer in self.sites.items()
-            if not buffer.peak <= torch.finfo(buffer.data.dtype).max
+            for (name, layer), value in peaks.items()
+            if not value <= limit
         ]
         if bad:
             _, layer, _, name = min(bad)  # the first in order of computation
-            buffer = self.sites[(name, layer)]
-            raise _too_large(name, layer, buffer.peak, buffer.data.dtype)
-
-    def _note_peaks(self) -> None:
-        """Fold the extremes gathered since the last time into the peaks, in one step for all pieces."""
-        if not self._extremes:
-            return
-        lows = torch.stack([low.float() for _, low, _ in self._extremes]).cpu()
-        highs = torch.stack([high.float() for _, _, high in self._extremes]).cpu()
-        for (place, *_), largest in zip(self._extremes, torch.maximum(highs, -lows).numpy(), strict=True):
-            buffer = self.sites[place]
-            buffer.peak = float(np.maximum(np.float32(buffer.peak), largest))  # keeps a NaN
-        self._extremes.clear()
+            raise _too_large(name, layer, peaks[(name, layer)], limit)
 
 
-def _too_large(name: str, layer: int, peak: float, dtype: torch.dtype) -> NonFiniteError:
+def peak(piece: np.ndarray) -> float:
+    """Return the largest absolute value; NaN where one is not a number.
+
+    The bits of a float, read as an integer, are ordered by magnitude: as signed for positive numbers, as unsigned
+    among negative ones. NumPy finds the largest integer several times faster than the largest half-precision number.
+    """
+    if not piece.size:
+        return 0.0
+    signed, unsigned, kind = _BITS[piece.itemsize]
+    positive, negative = int(piece.view(signed).max()), int(piece.view(unsigned).max())
+    sign = 1 << (8 * piece.itemsize - 1)
+    bits = max(positive, 0, negative - sign if negative >= sign else 0)
+    return float(np.array(bits, dtype=unsigned).view(kind))
+
+
+def _too_large(name: str, layer: int, value: float, limit: float) -> NonFiniteError:
     stage = stage_of(name)
     where = stage if stage in _ONCE else f"{stage} of layer {layer}"
-    if peak != peak or peak == float("inf"):
+    if value != value or value == float("inf"):
         return NonFiniteError(
-            f"The model computed {'NaN' if peak != peak else 'an infinite value'} in {where}. Its weights may be "
+            f"The model computed {'NaN' if value != value else 'an infinite value'} in {where}. Its weights may be "
             "damaged, or --model_dtype too narrow for it (try float32). The run was stopped; nothing was committed."
         )
+    dtype = "float16" if limit == torch.finfo(torch.float16).max else "float32"
     return NonFiniteError(
-        f"{where} reaches {peak:,.0f}, more than {str(dtype).removeprefix('torch.')} holds "
-        f"({torch.finfo(dtype).max:,.0f}). Run again with --dtype float32. Nothing was committed."
+        f"{where} reaches {value:,.0f}, more than {dtype} holds ({limit:,.0f}). Run again with --dtype float32. "
+        "Nothing was committed."
     )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decision_traces.capture.buffers import BlockBuffers
+from decision_traces.capture.buffers import BatchBuffers
 from decision_traces.capture.forward import all_logits, batch_inputs, project_only, projects
 from decision_traces.capture.recorder import Recorder
 from decision_traces.models.anatomy import Anatomy, Stack
@@ -97,7 +97,7 @@ def record(
         target = side == "dec" and batch.target is not None
         sizes = stack_dims(stack, n, batch.main.input_ids.shape[1] if target else longest, longest if target else 0)
         dims[side] = replace(sizes, vocab_size=loaded.vocab_size)
-    buffers = BlockBuffers(places, dims, n, "float32")
+    buffers = BatchBuffers(places, dims, "float32")
     buffers.start(lengths)
     scores: list[tuple[Tensor | None, float | None]] = []
     fused: list[Tensor | None] = []
@@ -108,7 +108,7 @@ def record(
         fused.append(_by_hand(call).float().cpu() if call.fused else None)
         return None if replace_attention is None else replace_attention(call)
 
-    with Recorder(loaded.model, anatomy, buffers, watch).recording(range(n)):
+    with Recorder(loaded.model, anatomy, buffers, watch).recording():
         if with_logits or LOGITS in map(stage_of, buffers.names):
             logits = logits_of(loaded, batch)
         else:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from decision_traces.capture.buffers import BlockBuffers
+from decision_traces.capture.buffers import BatchBuffers
 from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy, AttentionPlan, LayerPlan, Stack, Tap
 from decision_traces.models.intercept import AttentionCall, Watcher, watch_attention
@@ -45,7 +45,7 @@ class Recorder:
     """Copies the sites that its buffers hold during `recording(...)`."""
 
     def __init__(
-        self, model: nn.Module, anatomy: Anatomy, buffers: BlockBuffers, watcher: Watcher | None = None
+        self, model: nn.Module, anatomy: Anatomy, buffers: BatchBuffers, watcher: Watcher | None = None
     ) -> None:
         """Prepare to record.
 
@@ -57,19 +57,19 @@ class Recorder:
         """
         self.anatomy, self.buffers, self._watcher = anatomy, buffers, watcher
         self._modules = dict(model.named_modules(remove_duplicate=False))
-        self._rows: Sequence[int] = ()
+        self._n_rows = 0
         self._fired: Counter[tuple[str, int]] = Counter()
         self._attended = 0
         self._streams: dict[Side, Tensor] = {}
 
     @contextmanager
-    def recording(self, rows: Sequence[int]) -> Iterator[None]:
-        """Record one forward pass of the examples at these rows of the block.
+    def recording(self) -> Iterator[None]:
+        """Record one forward pass of the rows that the buffers were started with.
 
         Raises:
             CaptureError: After the pass, if a site did not fire exactly once.
         """
-        self._rows, self._attended = rows, 0
+        self._n_rows, self._attended = self.buffers.n_rows, 0
         self._fired.clear()
         with ExitStack() as stack:
             for remove in self._attach():
@@ -182,10 +182,10 @@ class Recorder:
     def _put(self, name: str, layer: int, value: Tensor) -> None:
         self._fired[(name, layer)] += 1
         if value.dim() == 2:  # flattened to (batch * position, d_model), as OPT does before its MLP
-            value = value.view(len(self._rows), -1, value.shape[-1])
-        if value.shape[0] != len(self._rows):
-            raise CaptureError(f"{name} of layer {layer} has {value.shape[0]} rows, the batch {len(self._rows)}")
-        self.buffers.put(name, layer, self._rows, value)
+            value = value.view(self._n_rows, -1, value.shape[-1])
+        if value.shape[0] != self._n_rows:
+            raise CaptureError(f"{name} of layer {layer} has {value.shape[0]} rows, the batch {self._n_rows}")
+        self.buffers.put(name, layer, value)
 
     def _check_fired(self) -> None:
         for name, layer in self.buffers.sites:

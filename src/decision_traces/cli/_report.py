@@ -5,32 +5,40 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._progress import make_progress
 from decision_traces.extract.config import ExtractConfig
-from decision_traces.extract.progress import Progress
+from decision_traces.extract.cost import RunCost
+from decision_traces.extract.job import Job
+from decision_traces.extract.run import plan_job, run_job
 from decision_traces.store.folder import read_meta
 
 ConfigT = TypeVar("ConfigT", bound=ExtractConfig)
 
 
 def run_extraction(
-    config_cls: type[ConfigT], extract: Callable[[ConfigT, Progress], Path], name: str, flags: Sequence[str]
+    config_cls: type[ConfigT], make_job: Callable[[ConfigT], Job], name: str, flags: Sequence[str]
 ) -> NoReturn:
     """Parse the flags of an extraction, run it, and say what came out and what to do next.
 
     Args:
         config_cls: The command's dataclass.
-        extract: Does the work.
+        make_job: Makes the job of the flags.
         name: The command's name.
         flags: As typed.
     """
 
     def handler(config: ConfigT) -> int:
         progress = make_progress(make_console(stderr=True), quiet=config.quiet)
-        folder = extract(replace(config, command=("decision-traces", name, *flags)), progress)
+        job = make_job(replace(config, command=("decision-traces", name, *flags)))
+        if config.plan:
+            print_cost(plan_job(job, progress), make_console())
+            return 0
+        folder = run_job(job, progress)
         if not config.quiet:
             console = make_console()
             report(folder, console)
@@ -38,6 +46,30 @@ def run_extraction(
         return 0
 
     run_command(config_cls, handler, flags, prog=f"decision-traces {name}")
+
+
+def print_cost(cost: RunCost, console: Console) -> None:
+    """Print what a run will take."""
+    table = Table("array", "shape", "MB", box=box.SIMPLE)
+    table.columns[2].justify = "right"
+    for name, (shape, size) in cost.arrays.items():
+        table.add_row(name, " × ".join(map(str, shape)), f"{size / 1e6:,.1f}" if size else "shared")
+    table.add_row("in all", "", f"{cost.total_bytes / 1e6:,.1f}", style="bold")
+    console.print(table)
+    console.print(
+        f"{cost.model} over {cost.n_examples:,} examples, {cost.n_tokens:,} tokens: at most "
+        f"{cost.bytes_per_token:,.0f} bytes a token on disk, {cost.n_files:,} files. Layers that arrays share are "
+        "stored once.",
+        soft_wrap=True,
+    )
+    console.print(
+        f"{cost.n_blocks} blocks of {cost.block_rows} examples: after a crash, --resume redoes one at most. In memory "
+        f"{cost.model_bytes / 1e6:,.0f} MB of weights and at most {cost.capture_bytes / 1e6:,.0f} MB of captures, "
+        "besides what the model needs to compute.",
+        soft_wrap=True,
+    )
+    if cost.seconds is not None:
+        console.print(f"About {cost.seconds:,.0f} s on this machine, judged by one batch.", soft_wrap=True)
 
 
 def report(folder: Path, console: Console) -> None:
@@ -50,6 +82,8 @@ def report(folder: Path, console: Console) -> None:
         f"{meta['bytes'] / 1e6:,.1f} MB; {timings['extract_s']:.1f} s ({timings['tokens_per_s']:,.0f} tokens/s); "
         f"certificate {_certified(meta)}"
     )
+    if not meta["hard_links"]:
+        console.print("This file system has no hard links: layers that arrays share are stored once for each array.")
     for name, reason in meta["missing"].items():
         console.print(f"Without {name}: {reason}", markup=False, soft_wrap=True)
     for line in _outcome_lines(meta):

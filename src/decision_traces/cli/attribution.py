@@ -9,16 +9,19 @@ import tyro
 from rich.console import Console
 
 from decision_traces.analysis.attribution import direct_attribution, refuse_post_norm
+from decision_traces.analysis.contribution_grid import write_choice_contributions, write_contribution_grid
 from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.encoder_attribution import encoder_attribution
+from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.heads import HeadWriter, find_head_writers
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.states import path_of
-from decision_traces.analysis.unembedding import Unembedding, load_run_model, load_unembedding, of_model
+from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, load_run_model, load_unembedding, of_model
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import write_result
 from decision_traces.errors import ModelError, UnsupportedArchitecture
+from decision_traces.models.load import quiet_transformers
 from decision_traces.schema import ANALYSIS_DIR
 from decision_traces.store.reader import TraceStore
 from decision_traces.views.attributions import save_attribution
@@ -35,6 +38,8 @@ class AttributionCommand:
             run once more.
         model_path: Folder of the model, where it no longer lies where the run found it.
         top_k: How many of the heads that push most to show.
+        all_positions: Decoders: split every position for the page (`decision-traces view`), not only that of the
+            decision.
         device: auto, cpu, cuda, cuda:1, mps.
         quiet: Print nothing; the files are written.
     """
@@ -42,6 +47,7 @@ class AttributionCommand:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     model_path: Path | None = None
     top_k: int = 8
+    all_positions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
@@ -51,7 +57,7 @@ def run(args: AttributionCommand) -> int:
     console, store = make_console(), TraceStore(args.run)
     console.quiet = args.quiet
     encoder = store.arch == "enc" and store.n_choices is not None
-    result = _encoder(store, args) if encoder else _decoder(store, args, console)
+    result, written = _encoder(store, args) if encoder else _decoder(store, args, console)
     folder = store.run_dir / ANALYSIS_DIR
     console.print(attribution_table(result))
     if result.heads is not None:
@@ -61,26 +67,33 @@ def run(args: AttributionCommand) -> int:
     what = "choice" if encoder else "token"
     title = f"{run_title('Direct logit attribution', store.meta)}; true {what} against its competitor"
     picture = save_attribution(result, folder / "attribution.png", title)
-    for path in (write_result(folder / "attribution.parquet", result), picture):
+    for path in (write_result(folder / "attribution.parquet", result), picture, *written):
         console.print(f"Written: {path}", markup=False, soft_wrap=True)
     return 0
 
 
-def _encoder(store: TraceStore, args: AttributionCommand) -> Attribution:
+def _encoder(store: TraceStore, args: AttributionCommand) -> tuple[Attribution, list[Path]]:
     """Attribute the lead of the right choice, with all norms frozen."""
     loaded = load_run_model(store, args.model_path, args.device)
     with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
-        return encoder_attribution(store, loaded, progress=progress)
+        result = encoder_attribution(store, loaded, progress=progress)
+    return result, [write_choice_contributions(store, result)]
 
 
-def _decoder(store: TraceStore, args: AttributionCommand, console: Console) -> Attribution:
+def _decoder(store: TraceStore, args: AttributionCommand, console: Console) -> tuple[Attribution, list[Path]]:
     """Attribute the lead of the true token."""
     # What the run lacks is said before a model is loaded.
     refuse_post_norm(store)
     decisions_of(store), path_of(store, "post_mlp")
     unembedding, heads = _load(store, args, console)
     with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
-        return direct_attribution(store, unembedding, heads, progress=progress)
+        result = direct_attribution(store, unembedding, heads, progress=progress)
+    with counting(make_console(stderr=True), "for the page", quiet=args.quiet) as progress:
+        grid, ids = write_contribution_grid(
+            store, unembedding, heads, all_positions=args.all_positions, progress=progress
+        )
+    with quiet_transformers():
+        return result, [grid, write_words(store, ids, find_tokenizer(store, args.model_path))]
 
 
 def _load(

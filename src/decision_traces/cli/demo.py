@@ -5,14 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 from rich.console import Console
 
+from decision_traces.analysis.attribution import direct_attribution
+from decision_traces.analysis.contribution_grid import write_contribution_grid
 from decision_traces.analysis.depth import decision_depth
+from decision_traces.analysis.grids import write_words
+from decision_traces.analysis.heads import find_head_writers
 from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.analysis.lens_grid import write_lens_grid
+from decision_traces.analysis.unembedding import load_run_model, load_unembedding, of_model
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._progress import make_progress
 from decision_traces.cli._report import report
+from decision_traces.cli._written import write_result
 from decision_traces.errors import DamagedRunError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.models.load import DEMO_MODEL
@@ -56,6 +63,7 @@ def run(config: DemoConfig) -> int:
     report(folder, console)
     _validate(folder, console)
     _look(folder, console)
+    _prepare_page(folder)
     _next_steps(folder, console)
     return 0
 
@@ -81,11 +89,28 @@ def _look(folder: Path, console: Console) -> None:
     console.print(f"\nPicture: {picture}", markup=False, soft_wrap=True)
 
 
+def _prepare_page(folder: Path) -> None:
+    """Write what the page draws: what `lens --all_positions` and `attribution --all_positions` leave in the run."""
+    store = TraceStore(folder)
+    loaded = load_run_model(store)
+    unembedding = of_model(loaded, store.meta.get("final_norm"))
+    heads = find_head_writers(store, loaded)
+    result = direct_attribution(store, unembedding, heads)
+    write_result(folder / ANALYSIS_DIR / "attribution.parquet", result)
+    write_result(folder / ANALYSIS_DIR / "depth.parquet", decision_depth(logit_lens(store, unembedding)))
+    ids = [
+        write_lens_grid(store, unembedding, all_positions=True)[1],
+        write_contribution_grid(store, unembedding, heads, all_positions=True)[1],
+    ]
+    write_words(store, np.concatenate(ids), loaded.tokenizer)
+
+
 def _next_steps(folder: Path, console: Console) -> None:
     python = f"from decision_traces import TraceStore; st = TraceStore(r'{folder}'); print(st.arrays())"
     lines = [
         "",
         "Next:",
+        f"  decision-traces view {folder}",
         f"  decision-traces index {folder} --validate",
         f'  python -c "{python}; print(st.attn(0, layer=2, head=1, trim=True).round(2))"',
         "  decision-traces nexttok --model gpt2 --dataset wikitext2 --limit 100 --max_seq_len 256",

@@ -12,13 +12,16 @@ from decision_traces.analysis.choices import choice_race
 from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.depth import decision_depth, race_depth
 from decision_traces.analysis.encoder_race import encoder_race, load_head, need_hidden
+from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.lens import logit_lens
+from decision_traces.analysis.lens_grid import PAGE_TOP_K, write_lens_grid
 from decision_traces.analysis.results import ChoiceRace, DecisionDepth, LensTrajectories
 from decision_traces.analysis.states import Stage, path_of
-from decision_traces.analysis.unembedding import Unembedding, load_unembedding
+from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, load_unembedding
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import write_result
+from decision_traces.models.load import quiet_transformers
 from decision_traces.schema import ANALYSIS_DIR
 from decision_traces.store.reader import TraceStore
 from decision_traces.views.races import save_race
@@ -37,6 +40,8 @@ class LensCommand:
         run: The run folder; it must hold `hidden` (or `resid`, for decoders).
         model_path: Folder of the model, where it no longer lies where the run found it.
         top_k: How many of the most probable tokens to keep at every layer.
+        all_positions: Decoders: look at every position for the page (`decision-traces view`), not only at that of the
+            decision.
         device: auto, cpu, cuda, cuda:1, mps.
         quiet: Print nothing; the files are written.
     """
@@ -44,6 +49,7 @@ class LensCommand:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     model_path: Path | None = None
     top_k: int = 5
+    all_positions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
@@ -87,6 +93,7 @@ def _decoder(store: TraceStore, args: LensCommand, console: Console, written: li
         depth = decision_depth(lenses[0])
         console.print(decision_table(lenses[0], depth))
     written.append(write_result(folder / "depth.parquet", depth))
+    written += _for_the_page(store, unembedding, args)
     title = f"{run_title('Logit lens', store.meta)}, {store.n} examples"
     written.append(save_trajectories(lenses[0], depth, folder / "lens_trajectories.png", title))
     error = lenses[0].model_error
@@ -101,6 +108,20 @@ def _stages(store: TraceStore) -> list[Stage]:
 def _look(store: TraceStore, unembedding: Unembedding, stage: Stage, args: LensCommand) -> LensTrajectories:
     with counting(make_console(stderr=True), f"lens: {stage}", quiet=args.quiet) as progress:
         return logit_lens(store, unembedding, stage, top_k=args.top_k, progress=progress)
+
+
+def _for_the_page(store: TraceStore, unembedding: Unembedding, args: LensCommand) -> list[Path]:
+    """Write what `decision-traces view` draws."""
+    with counting(make_console(stderr=True), "lens: for the page", quiet=args.quiet) as progress:
+        grid, ids = write_lens_grid(
+            store,
+            unembedding,
+            top_k=max(PAGE_TOP_K, args.top_k),
+            all_positions=args.all_positions,
+            progress=progress,
+        )
+    with quiet_transformers():
+        return [grid, write_words(store, ids, find_tokenizer(store, args.model_path))]
 
 
 def _show_race(race: ChoiceRace, store: TraceStore, console: Console, written: list[Path]) -> DecisionDepth:

@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "finetune": "fine-tune an encoder on multiple-choice questions",
     "index": "index a run folder; --validate checks every number in it",
     "ls": "list the runs in a folder",
+    "view": "open a page that shows a run: find the odd examples, see how each decision came about",
     "lens": "what a model would say after each layer, and when its decisions stand",
     "attribution": "which layers, MLPs and heads of a decoder decide for the true token",
     "attention": "what every attention head looks at",

@@ -48,7 +48,12 @@ def extract_answers(config: AnswerConfig, progress: Progress | None = None) -> P
     Raises:
         TraceError: One of its children; see `errors`.
     """
-    job = Job(
+    return run_job(answer_job(config), progress or Silent())
+
+
+def answer_job(config: AnswerConfig) -> Job:
+    """Return workflow B as a job."""
+    return Job(
         objective="csqa_choice",
         kind="csqa-dec",
         model=config.model_source(),
@@ -61,7 +66,6 @@ def extract_answers(config: AnswerConfig, progress: Progress | None = None) -> P
         read=read_prompts,
         cuts=False,
     )
-    return run_job(job, progress or Silent())
 
 
 class AnswerWorkflow:

@@ -44,16 +44,18 @@ class ExtractConfig:
     """Which heads to keep, of the queries: all, or numbers; of keys and values those they read from."""
     positions: str = "all"
     """Which token positions to keep: all; next, where the prediction is made; last; or numbers such as 0,5."""
-    batch_size: int = 8
-    """Most examples of a batch."""
+    batch_size: int = 64
+    """Most examples of a batch; how many tokens it may have is chosen for the device."""
     dtype: StorageDtype = "float16"
     """Type of the arrays on disk."""
-    block_mb: int = 512
-    """Memory for the captures of one block, MiB; two blocks are in flight."""
+    block_mb: int = 2048
+    """What a block takes on disk, MiB. A block is the unit of resuming, and texts of like length are sought in it."""
     store_unembed: bool = False
     """Also keep the model's head (final norm and unembedding), so that analysis needs no model."""
     out_dir: Path | None = None
     """The run's folder; default traces/<RUN_ID>."""
+    plan: bool = False
+    """Say what the run would take (bytes, files, memory, time), and stop before it."""
     overwrite: bool = False
     """Replace a run that is already there, once the new one is complete."""
     resume: bool = False

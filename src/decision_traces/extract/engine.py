@@ -1,32 +1,38 @@
-"""The one loop: blocks of examples through the model into buffers, and out to disk beside the next block's compute."""
+"""The one loop: blocks of examples, batch by batch, through the model into buffers, and out to disk beside the next."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Final, Protocol, runtime_checkable
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from decision_traces.capture.buffers import BlockBuffers, Site, site_shape
+from decision_traces.capture.buffers import TORCH_DTYPES, BatchBuffers, Site
 from decision_traces.capture.recorder import Recorder
+from decision_traces.errors import NonFiniteError
+from decision_traces.extract.memory import out_of_memory
 from decision_traces.extract.progress import Progress
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
-from decision_traces.schema import ATTN, Dims, Side, side_of, stage_of
+from decision_traces.schema import Dims, Side
 from decision_traces.store.layout import RunLayout
-from decision_traces.store.writer import RunWriter
-from decision_traces.tokens import Encoding, TokenBatch, batches
+from decision_traces.store.writer import OpenBlock, RunWriter
+from decision_traces.tokens import Encoding, TokenBatch, batches, make_batch
 
-TOKEN_BUDGET: Final = 2048
-"""Most slots of a batch; enough for full speed on a CPU, little enough for logits of all positions to fit."""
-
-_IN_FLIGHT: Final = 2
-"""Buffers: one is filled while the other is written."""
-
+_TOKENS: Final = {"cpu": 1024}
+_MOST_TOKENS: Final = 8192
+IN_FLIGHT: Final = 2
+"""Batches whose captures are in memory: one is computed while the other is written."""
 NextPosition = Callable[[Encoding], int]
 """Encoding → the position where its prediction is made."""
+
+
+def token_budget(device: torch.device) -> int:
+    """Return the most slots of a batch: enough for full speed (measured on a CPU), little enough for the memory."""
+    return _TOKENS.get(device.type, _MOST_TOKENS)
 
 
 @runtime_checkable
@@ -36,11 +42,26 @@ class Workflow(Protocol):
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
         """Run the model on a batch, keeping the outcome of each row.
 
-        Rows count from `first_row` of the run; with choices, each choice of each example is a row.
+        Rows count from `first_row` of the run; with choices, each choice of each example is a row. A batch that was
+        too large for the memory comes again in parts.
         """
 
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
         """Return the rows of each table that belong to these examples, and forget them."""
+
+
+@dataclass(slots=True)
+class _Block:
+    """A block in work: its files, and the largest values so far."""
+
+    number: int
+    files: OpenBlock
+    peaks: dict[Site, float] = field(default_factory=dict)
+
+    def note(self, peaks: Mapping[Site, float]) -> None:
+        """Take the largest values of a batch into account."""
+        for place, value in peaks.items():
+            self.peaks[place] = max(self.peaks.get(place, 0.0), value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,45 +92,24 @@ class Engine:
             CaptureError: A site did not fire, or a value is not finite or too large for the storage type.
             RunError: The folder cannot be written, or the disk is full.
         """
-        blocks = [b for b in range(self.layout.n_blocks) if b not in writer.done]
-        sites, sides = self.layout.places(), self.layout.sides
-        rows = self.layout.block_rows * self.layout.dims.n_choices
-        n_sets = min(_IN_FLIGHT, max(1, len(blocks)))
-        sets = [BlockBuffers(sites, sides, rows, self.layout.dtype) for _ in range(n_sets)]
-        writing: list[Future[int] | None] = [None] * len(sets)
-        with ThreadPoolExecutor(1, thread_name_prefix="writer") as pool, torch.inference_mode():
-            for turn, block in enumerate(blocks):
-                slot = turn % len(sets)
-                _finish(writing[slot], writer, progress)
-                self._compute(block, sets[slot], workflow, writer, progress)
-                writing[slot] = self._submit(pool, block, sets[slot], workflow, writer)
-            for slot in range(len(blocks), len(blocks) + len(sets)):
-                _finish(writing[slot % len(sets)], writer, progress)
+        with _Pipeline(self, workflow, writer, progress) as pipeline, torch.inference_mode():
+            for number in range(self.layout.n_blocks):
+                if number not in writer.done:
+                    pipeline.block(number)
 
-    def _compute(
-        self, block: int, buffers: BlockBuffers, workflow: Workflow, writer: RunWriter, progress: Progress
-    ) -> None:
+    # -- what the loop asks of it ---------------------------------------------------------------------------
+
+    def encodings_of(self, block: int) -> Sequence[Encoding]:
+        """Return the encodings of a block's rows."""
         rows, choices = self.layout.rows(block), self.layout.dims.n_choices
-        first = rows.start * choices
-        encodings = self.encodings[first : rows.stop * choices]
-        buffers.start(self._lengths(encodings), self._slots(encodings))
-        recorder = Recorder(self.loaded.model, self.anatomy, buffers)
-        done = 0
-        one_length = not self.anatomy.pads
-        for batch in batches(encodings, self.batch_size * choices, TOKEN_BUDGET, self.pad, one_length=one_length):
-            with recorder.recording(batch.rows):
-                workflow.forward(self.loaded, batch, first)
-            buffers.check_finite()
-            done += len(batch.rows)
-            progress.advance(done // choices - (done - len(batch.rows)) // choices, sum(batch.lengths))
-            progress.written(writer.bytes_written)  # what the other thread has done meanwhile
-        progress.advance(len(rows) - done // choices, 0)  # texts of no tokens
+        return self.encodings[rows.start * choices : rows.stop * choices]
 
-    def _lengths(self, encodings: Sequence[Encoding]) -> dict[Side, list[int]]:
+    def lengths(self, encodings: Sequence[Encoding]) -> dict[Side, list[int]]:
+        """Return the number of tokens of each row, by side of the model."""
         main = self.anatomy.main.side
         return {side: [(e.main if side == main else e).n_tokens for e in encodings] for side in self.layout.sides}
 
-    def _slots(self, encodings: Sequence[Encoding]) -> dict[Side, list[tuple[int, ...]]] | None:
+    def slots(self, encodings: Sequence[Encoding]) -> dict[Side, list[tuple[int, ...]]]:
         """Return which token position stands in each slot of each row, for sides that do not keep all."""
         main = self.anatomy.main.side
         return {
@@ -118,20 +118,155 @@ class Engine:
             if dims.positions != "all"
         }
 
-    def _submit(
-        self,
-        pool: ThreadPoolExecutor,
-        block: int,
-        buffers: BlockBuffers,
-        workflow: Workflow,
-        writer: RunWriter,
-    ) -> Future[int]:
-        choices = self.layout.dims.n_choices
-        tensors = {place: _with_choices(b.data.numpy(), choices) for place, b in buffers.sites.items()}
-        peaks = {_key(place): b.peak for place, b in buffers.sites.items()}
-        return pool.submit(
-            writer.write_block, block, tensors, workflow.tables(self.layout.rows(block)), {"peaks": peaks}
-        )
+
+class _NotStorable(Exception):
+    """A value of this batch is not finite, or too large for the storage type."""
+
+    def __init__(self, batch: TokenBatch, rows: Sequence[Encoding]) -> None:
+        super().__init__(batch, rows)
+        self.batch, self.rows = batch, rows
+
+
+class _Pipeline:
+    """Computes in this thread and writes in another, with a bounded number of batches in between."""
+
+    def __init__(self, engine: Engine, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
+        self._engine, self._workflow, self._writer, self._progress = engine, workflow, writer, progress
+        sites, layout = engine.layout.places(), engine.layout
+        pinned = engine.loaded.device.type == "cuda"
+        self._free = [BatchBuffers(sites, layout.sides, layout.dtype, pinned=pinned) for _ in range(IN_FLIGHT)]
+        self._jobs: deque[tuple[Future[None], BatchBuffers | None]] = deque()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._largest = torch.finfo(TORCH_DTYPES[layout.dtype]).max
+        self._most_slots: float = math.inf  # of a batch, once one was too large for the memory
+
+    def __enter__(self) -> "_Pipeline":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the writing: of all that is computed, or after an error of what is being written now alone."""
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        try:
+            while self._jobs and (kind is None or stopped):
+                self._wait()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def block(self, number: int) -> None:
+        """Compute a block and hand it to the writer."""
+        engine, choices = self._engine, self._engine.layout.dims.n_choices
+        encodings, rows = engine.encodings_of(number), engine.layout.rows(number)
+        block = _Block(number, self._writer.open_block(number))
+        done = 0
+        for whole in self._batches(encodings):
+            for batch, buffers in self._computed(whole, encodings, rows.start * choices):
+                texts = [encodings[row] for row in batch.rows]
+                self._jobs.append((self._pool.submit(self._store, block, batch, texts, buffers), buffers))
+                done += len(batch.rows)
+                self._progress.advance(done // choices - (done - len(batch.rows)) // choices, sum(batch.lengths))
+        self._progress.advance(len(rows) - done // choices, 0)  # texts of no tokens
+        self._jobs.append((self._pool.submit(self._close, block, self._workflow.tables(rows)), None))
+
+    def _batches(self, encodings: Sequence[Encoding]) -> Iterator[TokenBatch]:
+        engine = self._engine
+        most = engine.batch_size * engine.layout.dims.n_choices
+        budget = token_budget(engine.loaded.device)
+        return batches(encodings, most, budget, engine.pad, one_length=not engine.anatomy.pads)
+
+    # -- computing ------------------------------------------------------------------------------------------
+
+    def _computed(
+        self, batch: TokenBatch, encodings: Sequence[Encoding], first_row: int
+    ) -> Iterator[tuple[TokenBatch, BatchBuffers]]:
+        """Run the model on a batch, in parts where the memory does not hold it whole.
+
+        Raises:
+            MemoryError, RuntimeError: It does not hold a single row.
+        """
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop()
+            if part.input_ids.numel() > self._most_slots and len(part.rows) > 1:
+                waiting += self._halves(part, encodings)
+                continue
+            buffers = self._buffers()
+            try:
+                self._forward(part, [encodings[row] for row in part.rows], buffers, first_row)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error) or len(part.rows) == 1:
+                    raise
+                self._free.append(buffers)
+                self._make_smaller(part)
+                waiting.append(part)
+            else:
+                yield part, buffers
+
+    def _forward(self, batch: TokenBatch, rows: Sequence[Encoding], buffers: BatchBuffers, first_row: int) -> None:
+        """Run the model on a batch, of which these are the texts."""
+        buffers.start(self._engine.lengths(rows), self._engine.slots(rows))
+        with Recorder(self._engine.loaded.model, self._engine.anatomy, buffers).recording():
+            self._workflow.forward(self._engine.loaded, batch, first_row)
+        buffers.written()
+
+    def _halves(self, batch: TokenBatch, encodings: Sequence[Encoding]) -> list[TokenBatch]:
+        half = len(batch.rows) // 2
+        parts = (batch.rows[half:], batch.rows[:half])
+        return [make_batch(rows, [encodings[row] for row in rows], self._engine.pad) for rows in parts]
+
+    def _make_smaller(self, batch: TokenBatch) -> None:
+        """Let no later batch be as large as one that the memory did not hold."""
+        if self._most_slots == math.inf:
+            self._progress.say(
+                f"Not enough memory for a batch of {len(batch.rows)} texts: it is halved, and so are all as large."
+            )
+        self._most_slots = batch.input_ids.numel() // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    def _buffers(self) -> BatchBuffers:
+        """Return buffers that are free, waiting for the writer where none are."""
+        while not self._free:
+            self._wait()
+        return self._free.pop()
+
+    def _wait(self) -> None:
+        """Wait for the oldest job of the writer."""
+        future, buffers = self._jobs.popleft()
+        try:
+            future.result()
+        except _NotStorable as error:
+            self._explain(error.batch, error.rows)
+        if buffers is not None:
+            self._free.append(buffers)
+        self._progress.written(self._writer.bytes_written)
+
+    def _store(self, block: _Block, batch: TokenBatch, rows: Sequence[Encoding], buffers: BatchBuffers) -> None:
+        """Write what was captured of a batch, in the other thread."""
+        buffers.wait()
+        peaks = buffers.peaks()
+        if not all(value <= self._largest for value in peaks.values()):
+            raise _NotStorable(batch, rows)
+        block.note(peaks)
+        for place in buffers.sites:
+            pieces = {row: buffers.row(place, i) for i, row in enumerate(batch.rows)}
+            block.files.put(place, {row: piece for row, piece in pieces.items() if piece.size})
+
+    def _close(self, block: _Block, tables: Mapping[str, pa.Table]) -> None:
+        block.files.close(tables, {"peaks": {peak_key(place): value for place, value in block.peaks.items()}})
+
+    def _explain(self, batch: TokenBatch, rows: Sequence[Encoding]) -> None:
+        """Run a batch again in float32 to say which value does not fit, and how large it is.
+
+        Raises:
+            NonFiniteError: Always.
+        """
+        layout = self._engine.layout
+        buffers = BatchBuffers(layout.places(), layout.sides, "float32")
+        self._forward(batch, rows, buffers, 0)
+        buffers.check_finite(self._largest)
+        raise NonFiniteError("A value was not finite, but it was when its batch was run again. Nothing was committed.")
 
 
 def kept_positions(dims: Dims, encoding: Encoding, next_position: NextPosition | None) -> tuple[int, ...]:
@@ -151,60 +286,6 @@ def kept_positions(dims: Dims, encoding: Encoding, next_position: NextPosition |
     return tuple(p if 0 <= p < encoding.n_tokens else -1 for p in wanted)
 
 
-def _key(place: Site) -> str:
+def peak_key(place: Site) -> str:
+    """Return the name of a tensor among the facts of a block."""
     return f"{place[0]}/{place[1]}"
-
-
-def _with_choices(data: np.ndarray, choices: int) -> np.ndarray:
-    """Return (rows, ...) as (examples, choices, ...), if there are choices."""
-    return data if choices == 1 else data.reshape(-1, choices, *data.shape[1:])
-
-
-def _finish(future: Future[int] | None, writer: RunWriter, progress: Progress) -> None:
-    if future is not None:
-        future.result()
-        progress.written(writer.bytes_written)
-
-
-def row_bytes(layout: RunLayout) -> int:
-    """Return the bytes of one example, with all its choices, in the buffers."""
-    item = np.dtype(layout.dtype).itemsize * layout.dims.n_choices
-    return item * sum(_values(name, layout) for name, _ in layout.places())
-
-
-def _values(name: str, layout: RunLayout) -> int:
-    return int(np.prod(site_shape(name, layout.sides[side_of(name)]), dtype=np.int64))
-
-
-def disk_estimate(layout: RunLayout, encodings: Sequence[Encoding], *, links: bool) -> int:
-    """Return how many bytes the arrays can take at most: tokens only, causal attention without its empty triangle.
-
-    Args:
-        layout: What the run holds.
-        encodings: Every example (every choice of it).
-        links: Whether the file system has hard links, so that each distinct tensor is stored once.
-    """
-    total = 0
-    for (name, _layer), places in layout.places().items():
-        dims = layout.sides[side_of(name)]
-        n = np.asarray([(e.main if side_of(name) == "dec" else e).n_tokens for e in encodings], dtype=np.int64)
-        per_row = _values(name, layout)
-        if dims.positions != "all":
-            values = per_row * len(n)
-        elif stage_of(name) == ATTN:
-            heads = per_row // max(1, dims.n_positions**2)
-            values = heads * int((n * (n + 1) // 2 if side_of(name) == "dec" else n * n).sum())
-        else:
-            values = per_row * int(n.sum()) // max(1, dims.n_positions)
-        total += values * (1 if links else len(places))
-    return total * np.dtype(layout.dtype).itemsize
-
-
-def largest_values(layout: RunLayout, facts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the largest absolute value of every array over all blocks."""
-    largest = dict.fromkeys((spec.name for spec in layout.specs), 0.0)
-    for place, specs in layout.places().items():
-        peak = max((fact["peaks"][_key(place)] for fact in facts), default=0.0)
-        for spec, _ in specs:
-            largest[spec.name] = max(largest[spec.name], peak)
-    return largest

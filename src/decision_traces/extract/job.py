@@ -111,6 +111,7 @@ class Job:
         encode: Tokenises them; with choices, to as many encodings for each example.
         cuts: Whether a text that is too long may be cut; else it is refused.
         n_target: T of the decoder of an encoder-decoder; None fits the longest target.
+        n_tables: Parquet files of the run.
     """
 
     objective: str
@@ -128,6 +129,7 @@ class Job:
     encode: Encoder = encode_texts
     cuts: bool = True
     n_target: int | None = None
+    n_tables: int = 1
 
     @property
     def arch(self) -> Literal["dec", "enc", "encdec"]:
@@ -157,7 +159,7 @@ class Prepared:
 
 def as_settings(config: Any) -> dict[str, Any]:
     """Return a command's flags as JSON values, but for the command line itself."""
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "command"}
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in {"command", "plan"}}
     return {
         name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for name, v in values.items()
     }

@@ -12,7 +12,7 @@ from typing import Any, Final
 from decision_traces import __version__
 from decision_traces.data.local import fingerprint
 from decision_traces.errors import ModelError
-from decision_traces.extract.engine import largest_values
+from decision_traces.extract.engine import peak_key
 from decision_traces.extract.job import Job, Prepared
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.schema import (
@@ -28,7 +28,7 @@ from decision_traces.schema import (
 from decision_traces.store.layout import RunLayout
 from decision_traces.store.writer import RunWriter
 
-_PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "zarrs", "numpy", "pyarrow")
+_PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "numcodecs", "numpy", "pyarrow")
 
 
 @dataclass(slots=True)
@@ -204,3 +204,13 @@ def timings(clock: Clock, prepared: Prepared, rows: Sequence[int]) -> dict[str, 
     rates = {"examples_per_s": len(rows) / seconds, "tokens_per_s": n_tokens / seconds}
     counts = {"n_examples": len(rows), "n_tokens": n_tokens}
     return {name: round(value, 4) for name, value in {**clock.phases, **rates, **counts}.items()}
+
+
+def largest_values(layout: RunLayout, facts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the largest absolute value of every array over all blocks."""
+    largest = dict.fromkeys((spec.name for spec in layout.specs), 0.0)
+    for place, specs in layout.places().items():
+        peak = max((fact["peaks"][peak_key(place)] for fact in facts), default=0.0)
+        for spec, _ in specs:
+            largest[spec.name] = max(largest[spec.name], peak)
+    return largest

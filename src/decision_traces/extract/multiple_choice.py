@@ -46,7 +46,12 @@ def extract_multiple_choice(config: MultipleChoiceConfig, progress: Progress | N
     Raises:
         TraceError: One of its children; see `errors`.
     """
-    job = Job(
+    return run_job(multiple_choice_job(config), progress or Silent())
+
+
+def multiple_choice_job(config: MultipleChoiceConfig) -> Job:
+    """Return the second half of workflow C as a job."""
+    return Job(
         objective="multiple_choice",
         kind="csqa-enc",
         model=config.model_source(default=DEFAULT_ENCODER),
@@ -61,7 +66,6 @@ def extract_multiple_choice(config: MultipleChoiceConfig, progress: Progress | N
         read=read_questions,
         encode=_encode,
     )
-    return run_job(job, progress or Silent())
 
 
 def _encode(loaded: LoadedModel, examples: Sequence[Example], limit: int | None) -> list[Encoding]:

@@ -55,9 +55,14 @@ def extract_next_token(config: NextTokenConfig, progress: Progress | None = None
     Raises:
         TraceError: One of its children; see `errors`.
     """
+    return run_job(next_token_job(config), progress or Silent())
+
+
+def next_token_job(config: NextTokenConfig) -> Job:
+    """Return workflow A as a job."""
     if config.next_topk < 1:
         raise UsageError(f"--next_topk {config.next_topk}: needs at least 1.")
-    job = Job(
+    return Job(
         objective="next_token",
         kind="nexttok",
         model=config.model_source(),
@@ -68,8 +73,8 @@ def extract_next_token(config: NextTokenConfig, progress: Progress | None = None
         settings=as_settings(config),
         decisive=("next_topk", "all_positions"),
         workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
+        n_tables=2 if config.all_positions else 1,
     )
-    return run_job(job, progress or Silent())
 
 
 class NextTokenWorkflow:

@@ -1,17 +1,17 @@
 """One extraction from flags to folder: data, model, certificate, plan, loop, meta. The same for every workflow."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 
-from decision_traces import demo
-from decision_traces.capture.certificate import certify_as_padded, describe_failures, prove, require
+from decision_traces.capture.evidence import run_layers
 from decision_traces.errors import (
     CaptureError,
     DiskSpaceError,
@@ -21,26 +21,20 @@ from decision_traces.errors import (
     UsageError,
     first_line,
 )
-from decision_traces.extract.engine import Engine, Workflow, disk_estimate, row_bytes
+from decision_traces.extract.cost import RunCost, cost_of, disk_estimate
+from decision_traces.extract.engine import Engine, Workflow, token_budget
 from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
+from decision_traces.extract.memory import give_back, out_of_memory
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
+from decision_traces.extract.prepare import prepare
 from decision_traces.extract.progress import Progress
-from decision_traces.extract.selection import choose
-from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.choice_head import choice_head
-from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model
-from decision_traces.models.probe import find_anatomy
 from decision_traces.models.unembed_file import UNEMBED_DIR, save_unembedding
-from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE, Side
+from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE
 from decision_traces.store.disk import free_bytes, refuse_existing
-from decision_traces.store.layout import RunLayout
 from decision_traces.store.place import default_root, run_id
-from decision_traces.store.writer import RunWriter
-from decision_traces.tokens import Encoding, pad_id, random_encodings
-
-_MOST_BLOCK_ROWS: Final = 256
-_MOST_SMALL_ROWS: Final = 4096
-_SMALL_BLOCK: Final = 128 << 20
+from decision_traces.store.writer import RunWriter, refuse_unfinished
+from decision_traces.tokens import batches
 
 
 def run_job(job: Job, progress: Progress) -> Path:
@@ -51,29 +45,62 @@ def run_job(job: Job, progress: Progress) -> Path:
             "--positions next: these runs have no one position of their prediction. Give last, or numbers."
         )
     clock = Clock()
-    prepared = _prepare(job, progress, clock)
+    with _in_a_sentence(lambda: "Nothing was written."):
+        prepared = prepare(job, progress, clock)
     now = datetime.now().astimezone()
     run = (job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))).absolute()
     plan = run_plan(job, prepared)
     # Before anything is written: a workflow may find that it cannot be done with this model.
     workflow = job.workflow(_material(prepared))
-    writer = _open_writer(job, run, prepared, plan)
-    if writer.complete:
-        return writer.finish()
-    if job.options.store_unembed:
-        _store_head(prepared, writer)
-    clock.lap("plan_s")
+    with _open_writer(job, run, prepared, plan) as writer:
+        if writer.complete:
+            return writer.finish()
+        if job.options.store_unembed:
+            _store_head(prepared, writer)
+        give_back()
+        clock.lap("plan_s")
+        with _in_a_sentence(lambda: _what_is_left(writer, prepared)):
+            return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
+
+
+def plan_job(job: Job, progress: Progress) -> RunCost:
+    """Return what an extraction would take; one batch is computed, nothing is written.
+
+    Raises:
+        TraceError: One of its children: what would stop the extraction before its first block stops this.
+    """
+    _check_options(job.options)
+    with _in_a_sentence(lambda: "Nothing was written."):
+        prepared = prepare(job, progress, Clock())
+    budget = token_budget(prepared.loaded.device)
+    cost = cost_of(prepared, budget, n_tables=job.n_tables)
+    most = job.options.batch_size * prepared.layout.dims.n_choices
+    one_length = not prepared.anatomy.pads
+    tried = list(batches(prepared.encodings, most, budget, prepared.pad, one_length=one_length))
+    if not tried:
+        return cost
+    middle = tried[len(tried) // 2]
+    with torch.inference_mode():
+        run_layers(prepared.loaded, middle)
+        start = time.perf_counter()
+        run_layers(prepared.loaded, middle)
+    rate = middle.input_ids.numel() / (time.perf_counter() - start)
+    return replace(cost, seconds=sum(batch.input_ids.numel() for batch in tried) / rate)
+
+
+@contextmanager
+def _in_a_sentence(what_is_left: Callable[[], str]) -> Iterator[None]:
+    """Turn Ctrl-C and a full memory into a sentence that says what is left, and how to go on."""
     try:
-        return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
+        yield
     except KeyboardInterrupt:
-        raise Interrupted(f"Stopped. {_what_is_left(writer, prepared)}") from None
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        raise Interrupted(f"Stopped. {what_is_left()}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
-        left = _what_is_left(writer, prepared)
         raise OutOfMemory(
-            f"Not enough memory ({first_line(error)}). Use less with --batch_size, --block_mb, --max_seq_len or fewer "
-            f"--capture. {left}"
+            f"Not enough memory ({first_line(error)}). Use less with --max_seq_len, --batch_size or fewer "
+            f"--capture. {what_is_left()}"
         ) from error
 
 
@@ -123,11 +150,6 @@ def _store_head(prepared: Prepared, writer: RunWriter) -> None:
         raise
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(w in str(error).lower() for w in words)
-
-
 def _check_options(options: JobOptions) -> None:
     """Refuse what can be refused before anything is loaded."""
     unknown = [c for c in options.selection.capture if c not in CAPTURES]
@@ -142,155 +164,13 @@ def _check_options(options: JobOptions) -> None:
     if options.resume and options.out_dir is None:
         raise UsageError("--resume needs --out_dir: the folder of the run to go on with.")
     if options.out_dir is not None:
-        refuse_existing(options.out_dir.absolute(), overwrite=options.overwrite)
+        run = options.out_dir.absolute()
+        refuse_existing(run, overwrite=options.overwrite)
+        refuse_unfinished(run, overwrite=options.overwrite, resume=options.resume)
 
 
 def _name(job: Job, now: datetime, n: int) -> str:
     return run_id(now, job.model.name.split("/")[-1], job.data.name, job.data.split_name, n, job.kind)
-
-
-# -- before the first forward pass --------------------------------------------------------------------------
-
-
-def _prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
-    options = job.options
-    torch.manual_seed(options.seed)
-    progress.say(f"Reading {job.data.name} ({job.data.split_name})")
-    examples = job.read(job.data)
-    clock.lap("read_s")
-    progress.say(f"Loading {job.model.location}")
-    loaded = load_model(_source(job), job.task)
-    clock.lap("load_s")
-    if loaded.fresh and loaded.task == "multiple_choice":  # an encoder's new pooler only reads what is traced
-        progress.say(
-            f"WARNING: {job.model.location} has no trained multiple-choice head ({', '.join(loaded.fresh)} are random "
-            "numbers). Its predictions mean nothing; fine-tune it first (decision-traces finetune)."
-        )
-    limit = _limit(options.max_seq_len, loaded)
-    encodings = job.encode(loaded, examples, limit)
-    if not job.cuts:
-        _refuse_cut(job, encodings, limit)
-    _check_ids(encodings, loaded)
-    clock.lap("tokenise_s")
-    progress.say("Probing the model and certifying the captures")
-    pad = pad_id(loaded.tokenizer, loaded.embedded)
-    with _tried_on(loaded):
-        anatomy = _proved_anatomy(loaded, pad)
-    clock.lap("probe_s")
-    layout, missing = _layout(job, anatomy, encodings, len(examples), loaded)
-    for name, reason in missing.items():
-        progress.say(f"{name} is left out: {reason}")
-    sites = tuple(dict.fromkeys(name for name, _ in layout.places()))
-    with _tried_on(loaded):
-        anatomy, certificate = certify_as_padded(loaded, anatomy, sites, encodings, pad)
-    if certificate.failed and job.options.uncertified:
-        progress.say(f"WARNING: the certificate failed, and the run says so: {describe_failures(certificate.failed)}")
-    else:
-        require(certificate, type(loaded.model).__name__)
-    clock.lap("certificate_s")
-    one = row_bytes(layout)
-    if one > job.options.block_mb << 20:
-        progress.say(f"One example takes {one / 1e6:,.0f} MB of captures, more than --block_mb {job.options.block_mb}")
-    return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout, missing)
-
-
-@contextmanager
-def _tried_on(loaded: LoadedModel) -> Iterator[None]:
-    """Turn a model's refusal of the rows it is tried on (Longformer's head counts separators) into a sentence."""
-    try:
-        yield
-    except AssertionError as error:
-        raise UnsupportedArchitecture(
-            f"{type(loaded.model).__name__} does not take the short rows that it is tried on ({first_line(error)}). "
-            "Nothing was extracted."
-        ) from error
-
-
-def _proved_anatomy(loaded: LoadedModel, pad: int) -> Anatomy:
-    """Probe the model and prove what was found on other input; what fails is missing from then on.
-
-    Raises:
-        UnsupportedArchitecture: The layers could not be found, or their stream is not what the model computes.
-    """
-    found = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
-    anatomy, certificate = prove(loaded, found, random_encodings(loaded.vocab_size, loaded.task), pad, thorough=False)
-    if certificate.failed_core:
-        figures = describe_failures(certificate.failed_core)
-        raise UnsupportedArchitecture(
-            f"{type(loaded.model).__name__} was probed, and what was found does not hold on other input: {figures}. "
-            "Nothing was extracted, because the traces would not be what the model computed."
-        )
-    return anatomy
-
-
-def _source(job: Job) -> ModelSource:
-    source = replace(job.model, attention="eager" if "attn" in job.options.selection.capture else "sdpa")
-    if source.model == DEMO_MODEL and source.model_path is None:
-        return replace(source, model_path=demo.MODEL_DIR)
-    return source
-
-
-def _limit(asked: int | Literal["auto"], loaded: LoadedModel) -> int | None:
-    context = loaded.context
-    if asked == "auto":
-        return context
-    if context is not None and asked > context:
-        raise UsageError(
-            f"--max_seq_len {asked}: {type(loaded.model).__name__} was built for {context} tokens; "
-            f"give {context} or less, or auto."
-        )
-    return asked
-
-
-def _check_ids(encodings: Sequence[Encoding], loaded: LoadedModel) -> None:
-    texts = [e for encoding in encodings for e in (encoding, encoding.target) if e is not None and e.n_tokens]
-    largest = max((int(e.ids.max()) for e in texts), default=0)
-    rows = loaded.embedded
-    if largest >= rows:
-        raise UsageError(
-            f"The tokenizer gives the id {largest}, but the model's vocabulary has {rows} entries: "
-            "they do not belong together."
-        )
-
-
-def _refuse_cut(job: Job, encodings: Sequence[Encoding], limit: int | None) -> None:
-    cut = sum(e.truncated for e in encodings)
-    if cut:
-        raise UsageError(
-            f"--max_seq_len {job.options.max_seq_len}: {cut} of {len(encodings)} prompts have more than {limit} "
-            "tokens. A cut prompt loses its end, where the answer is read. Give more, or auto, which goes up to the "
-            "model's context."
-        )
-
-
-def _layout(
-    job: Job, anatomy: Anatomy, encodings: Sequence[Encoding], n_examples: int, loaded: LoadedModel
-) -> tuple[RunLayout, Mapping[str, str]]:
-    """Return what the run will hold, and why it will not hold some of what was asked for."""
-    options = job.options
-    longest = max(1, *(e.n_tokens for e in encodings))
-    main = longest if options.max_seq_len == "auto" else options.max_seq_len
-    target = max((e.target.n_tokens for e in encodings if e.target is not None), default=0)
-    lengths: dict[Side, int] = {side: main for side in anatomy.stacks}
-    if len(anatomy.stacks) > 1:
-        lengths["dec"] = max(1, target if job.n_target is None else job.n_target)
-    kept = choose(
-        options.selection,
-        anatomy,
-        job.prefixes,
-        lengths,
-        n_examples=n_examples,
-        n_choices=len(encodings) // n_examples,
-        vocab_size=0 if loaded.task in {"encode", "multiple_choice"} else loaded.vocab_size,
-    )
-    one = RunLayout(kept.specs, kept.sides, options.dtype, 1)
-    fits = (options.block_mb << 20) // max(1, row_bytes(one))
-    return replace(one, block_rows=max(1, min(fits, _most_rows(one), n_examples))), kept.missing
-
-
-def _most_rows(layout: RunLayout) -> int:
-    """Return the most examples of a block: more where they take little, so that there are not too many files."""
-    return max(_MOST_BLOCK_ROWS, min(_MOST_SMALL_ROWS, _SMALL_BLOCK // max(1, row_bytes(layout))))
 
 
 def _open_writer(job: Job, run: Path, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:

@@ -18,7 +18,7 @@ from decision_traces.data.targets import Targets, load_with_targets
 from decision_traces.errors import ModelError, UsageError
 from decision_traces.extract.job import Job, Material, as_settings, encode_texts, last_known
 from decision_traces.extract.masked import MaskedWorkflow, mask_some
-from decision_traces.extract.next_token import NextTokenConfig, NextTokenWorkflow, extract_next_token
+from decision_traces.extract.next_token import NextTokenConfig, NextTokenWorkflow, next_token_job
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
@@ -55,18 +55,23 @@ def extract_texts(config: TextConfig, progress: Progress | None = None) -> Path:
     Raises:
         TraceError: One of its children; see `errors`.
     """
+    return run_job(text_job(config), progress or Silent())
+
+
+def text_job(config: TextConfig) -> Job:
+    """Return the job for the kind of model that the flags ask for, or that the checkpoint is."""
     _check(config)
     task = _task(config)
     if task == "causal":
         _refuse(config, "a decoder", ("targets_file", "target_column", "dec_max_len", "mask_prob"))
-        return extract_next_token(config, progress)
+        return next_token_job(config)
     if task == "seq2seq":
         _refuse(config, "an encoder-decoder", ("mask_prob",))
-        return run_job(_target_job(config), progress or Silent())
+        return _target_job(config)
     _refuse(config, "an encoder", ("targets_file", "target_column", "dec_max_len", "all_positions"))
     if task == "encode":
         _refuse(config, "an encoder without a masked-language-modelling head", ("mask_prob",))
-    return run_job(_masked_job(config) if task == "masked" else _encode_job(config), progress or Silent())
+    return _masked_job(config) if task == "masked" else _encode_job(config)
 
 
 def _task(config: TextConfig) -> Task:

@@ -339,6 +339,17 @@ def _in_body(model: Any, parameter: str) -> bool:
     return not pooler and (parameter.startswith(f"{model.base_model_prefix}.") or model.base_model is model)
 
 
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone.
+
+    Raises:
+        ModelError: There is none, or only a slow one.
+    """
+    options = _load_options(source)
+    with quiet_transformers():
+        return _load_tokenizer(source, options)
+
+
 def _load_tokenizer(source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)

@@ -1,9 +1,4 @@
-"""One Zarr array of a run: opened with its own codec pipelines, read so that damage is never silent.
-
-The Rust pipeline (zarrs 0.2.3) verifies checksums only when it decodes a file whole: asked for one inner chunk
-of a shard it skips that chunk's CRC-32C, and a changed byte comes back as another number. So whole files go
-through Rust, with all cores, and anything less goes through Zarr's own pipeline, which verifies always.
-"""
+"""One Zarr array of a run, read so that damage is never silent: shards of our own make directly, others by Zarr."""
 
 import json
 import lzma
@@ -16,17 +11,18 @@ from typing import Any, Final
 
 import numpy as np
 import zarr
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 from zarr import Array
 
 from decision_traces.errors import DamagedRunError
 from decision_traces.schema import ATTN, CHOICE, DEPTH, EXAMPLE, HEAD, KEY, KV_HEAD, LAYER, ArraySpec, Dims
 from decision_traces.store.folder import FileRecord, checksum
+from decision_traces.store.shard_reader import Box, ShardReader, shard_reader
 from decision_traces.store.slots import Slots
 from decision_traces.store.table import Spans
 
-RUST_PIPELINE: Final = "zarrs.ZarrsCodecPipeline"
-PYTHON_PIPELINE: Final = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+_PIPELINE: Final = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+"""Zarr's own, whatever the user has set: the Rust one (zarrs 0.2.3) does not look at the checksum of a single chunk."""
 
 DECODE_ERRORS: Final = (
     RuntimeError,
@@ -42,9 +38,6 @@ DECODE_ERRORS: Final = (
 
 RESTORE: Final = "Restore it from a copy, or extract the run again; `index RUN --validate` checks all of it."
 
-Box = tuple[slice, ...]
-"""One slice with start and stop per axis."""
-
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
@@ -53,8 +46,8 @@ class StoredArray:
     Attributes:
         spec: Its row of the schema table.
         folder: The array's folder.
-        zarr: The open Zarr array; for reading whole files.
-        careful: The same, through Zarr's own pipeline; for reading parts of files.
+        zarr: The open Zarr array.
+        shards: Reads its files directly; None where they are of another make, and Zarr reads them.
         slots: Gives what stands on one of the position axes (position, query, key, source), by its name.
         dims: The sizes of its side of the model and what of it is kept; None in runs older than format 1.1, which
             keep everything.
@@ -63,7 +56,7 @@ class StoredArray:
     spec: ArraySpec
     folder: Path
     zarr: "Array[Any]"
-    careful: "Array[Any]"
+    shards: ShardReader | None
     slots: Callable[[str], Slots]
     dims: Dims | None = None
 
@@ -139,17 +132,44 @@ class StoredArray:
 
     def read_box(self, box: Box) -> Shaped[np.ndarray, "..."]:
         """Read one box of the array; see `read`."""
-        for path, covered in self.files(box):
-            if not path.is_file() and self._holds_tokens(covered):
-                raise DamagedRunError(f"{path} is missing ({self.place(covered)}). {RESTORE}")
+        self._there(box)
         try:
-            return np.asarray((self.zarr if self.is_whole(box) else self.careful)[box])
+            return self._values(box)
         except DECODE_ERRORS as error:
             raise self._damage(box, error) from error
 
-    def is_whole(self, box: Box) -> bool:
-        """Return whether a box is made of whole files; one that reaches past the end of the array never is."""
-        return all(s.start % n == 0 and s.stop % n == 0 for s, n in zip(box, self.files_shape, strict=True))
+    def _values(self, box: Box) -> np.ndarray:
+        return np.asarray(self.zarr[box]) if self.shards is None else self.shards.read(box)
+
+    def read_slots(self, slots: Int64[np.ndarray, " rows"], **picks: int | slice) -> Shaped[np.ndarray, "rows width"]:
+        """Read one slot of each of some examples; zeros where the slot is -1.
+
+        Much less than reading the examples whole, where their chunks were read before and so need no checking.
+
+        Args:
+            slots: Slot on the position axis of each example.
+            **picks: `example` as a slice, and one index of every axis but the position and the width.
+
+        Raises:
+            DamagedRunError: As for `read`.
+        """
+        box = self.box(**picks)
+        self._there(box)
+        try:
+            lines = None if self.shards is None else self.shards.rows(box, slots)
+        except DECODE_ERRORS as error:
+            raise self._damage(box, error) from error
+        if lines is not None:
+            return lines
+        values = self._values(box).reshape(len(slots), -1, self.shape[-1])
+        taken: np.ndarray = np.where((slots >= 0)[:, None], values[np.arange(len(slots)), slots], 0)
+        return taken
+
+    def _there(self, box: Box) -> None:
+        """Raise if a file of a box is missing though it covers tokens."""
+        for path, covered in self.files(box):
+            if not path.is_file() and self._holds_tokens(covered):
+                raise DamagedRunError(f"{path} is missing ({self.place(covered)}). {RESTORE}")
 
     def files(self, box: Box) -> Iterator[tuple[Path, Box]]:
         """Yield each file that holds a piece of the box, with all that the file covers."""
@@ -218,9 +238,9 @@ class StoredArray:
             part = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, covered, strict=True))
             rows = [(slice(row, row + 1), *part[1:]) for row in range(part[0].start, part[0].stop)]
             # Rows may all be well in a file that is not: damage to room that no example uses.
-            for one, array in [*((row, self.careful) for row in rows), (covered, self.zarr)]:
+            for one in (*rows, covered):
                 try:
-                    array[one]
+                    self._values(one)
                 except DECODE_ERRORS as reason:
                     return DamagedRunError(f"{path} is damaged ({self.place(one)}): {reason}. {RESTORE}")
         return DamagedRunError(f"{self.folder} is damaged ({self.place(box)}): {error}. {RESTORE}")
@@ -239,11 +259,8 @@ def open_array(
     *,
     dims: Dims | None = None,
     expected: FileRecord | None = None,
-    pipeline: str = RUST_PIPELINE,
 ) -> StoredArray:
     """Open one array of a run for reading.
-
-    The codec pipeline is chosen for this array alone; the user's Zarr configuration stays as it is.
 
     Args:
         run: The run folder.
@@ -251,7 +268,6 @@ def open_array(
         slots: Gives what stands on one of the array's position axes when asked.
         dims: The sizes of its side of the model, where the run is of format 1.1.
         expected: Size and CRC-32C of the array's `zarr.json`, where the run has a manifest.
-        pipeline: Codec pipeline class that decodes whole files.
 
     Raises:
         DamagedRunError: The array's metadata is changed, unreadable or not of this format.
@@ -261,16 +277,14 @@ def open_array(
         path = folder / "zarr.json"
         raise DamagedRunError(f"{path} is damaged: it is not the file the manifest names. {RESTORE}")
     try:
-        with zarr.config.set({"codec_pipeline.path": pipeline}):
+        with zarr.config.set({"codec_pipeline.path": _PIPELINE}):
             array = zarr.open_array(folder, mode="r")
-        with zarr.config.set({"codec_pipeline.path": PYTHON_PIPELINE}):
-            careful = zarr.open_array(folder, mode="r")
     except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError) as error:
         raise DamagedRunError(f"{folder} has damaged metadata: {error}. {RESTORE}") from error
     problem = _layout_problem(array, spec)
     if problem:
         raise DamagedRunError(f"{folder} is not the array {spec.name}: {problem}. {RESTORE}")
-    return StoredArray(spec, folder, array, careful, slots, dims)
+    return StoredArray(spec, folder, array, shard_reader(array, folder), slots, dims)
 
 
 def _layout_problem(array: "Array[Any]", spec: ArraySpec) -> str | None:

@@ -38,6 +38,10 @@ def disk_errors(folder: Path, kept: str = _KEPT) -> Iterator[None]:
         full = getattr(error, "errno", None) in _DISK_FULL or os.strerror(errno.ENOSPC).lower() in str(error).lower()
         if full:
             raise DiskSpaceError(f"The disk of {folder} is full. {kept}.") from error
+        if isinstance(error, OSError) and not folder.exists():
+            raise RunError(
+                f"{folder} is gone: it was removed or renamed while the run was being written. Run the command again."
+            ) from error
         if isinstance(error, OSError):
             raise RunError(f"{folder} cannot be written: {error.strerror or error}.") from error
         raise

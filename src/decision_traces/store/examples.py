@@ -15,7 +15,7 @@ from decision_traces.errors import DamagedRunError, UnknownExampleError, UsageEr
 from decision_traces.schema import TOKENS_FILE, Side
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.selection import ExampleKey, checked_index
-from decision_traces.store.table import Spans, list_levels, mask_spans, read_table, rectangle
+from decision_traces.store.table import Spans, column_names, list_levels, mask_spans, read_table, rectangle
 
 if TYPE_CHECKING:
     import pandas
@@ -24,7 +24,7 @@ _ENCODINGS: Final = ("input_ids", "attention_mask", "offset_mapping", "tokens")
 
 
 class Examples:
-    """The rows of `tokens.parquet`, read on first use."""
+    """The rows of `tokens.parquet`, each column read on first use: of 100,000 examples, the tokens alone are 0.5 GB."""
 
     def __init__(self, run: Path, expected: Callable[[str], FileRecord | None], *, decoder_apart: bool = False) -> None:
         """Keep the path; nothing is read.
@@ -38,16 +38,22 @@ class Examples:
         self._expected = expected
         self._apart = decoder_apart
         self._spans: dict[str, Spans] = {}
+        self._columns: dict[str, pa.ChunkedArray] = {}
 
     @cached_property
-    def table(self) -> pa.Table:
-        """The whole table as Arrow, far smaller in memory than as pandas."""
-        return read_table(self._path, expected=self._expected(TOKENS_FILE))
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return column_names(self._path, expected=self._expected(TOKENS_FILE))
+
+    @property
+    def n(self) -> int:
+        """Number of rows."""
+        return len(self.column(self.names[0]))
 
     @cached_property
     def frame(self) -> "pandas.DataFrame":
         """The whole table as a data frame."""
-        frame: pandas.DataFrame = self.table.to_pandas()
+        frame: pandas.DataFrame = read_table(self._path, expected=self._expected(TOKENS_FILE)).to_pandas()
         return frame
 
     def column(self, name: str) -> pa.ChunkedArray:
@@ -56,10 +62,12 @@ class Examples:
         Raises:
             DamagedRunError: There is no such column.
         """
-        if name not in self.table.column_names:
-            there = ", ".join(self.table.column_names)
-            raise DamagedRunError(f"{self._path} has no column {name}; it has {there}.")
-        return self.table.column(name)
+        if name not in self.names:
+            raise DamagedRunError(f"{self._path} has no column {name}; it has {', '.join(self.names)}.")
+        if name not in self._columns:
+            read = read_table(self._path, columns=[name], expected=self._expected(TOKENS_FILE))
+            self._columns[name] = read.column(name)
+        return self._columns[name]
 
     @cached_property
     def ids(self) -> list[Any]:
@@ -78,15 +86,20 @@ class Examples:
         return "dec_" if self._apart and side == "dec" else ""
 
     def spans(self, side: Side) -> Spans:
-        """Return where each example's tokens lie on one side: from the mask, or n_tokens where there is no mask."""
+        """Return where each example's tokens lie on one side.
+
+        Runs of this package are padded on the right, so that `n_tokens` says it. Older tools' runs have the mask
+        asked; where there is none, `n_tokens`.
+        """
         prefix = self.prefix(side)
         if prefix not in self._spans:
             self._spans[prefix] = self._read_spans(f"{prefix}attention_mask", f"{prefix}n_tokens")
         return self._spans[prefix]
 
     def _read_spans(self, mask: str, n_tokens: str) -> Spans:
-        if mask in self.table.column_names and list_levels(self.table.column(mask)) is not None:
-            return mask_spans(rectangle(self.table.column(mask)) != 0)
+        older = self._expected(TOKENS_FILE) is None
+        if older and mask in self.names and list_levels(self.column(mask)) is not None:
+            return mask_spans(rectangle(self.column(mask)) != 0)
         counts = rectangle(self.column(n_tokens)).astype(np.int64)
         return Spans(np.zeros_like(counts), counts)
 
@@ -105,7 +118,7 @@ class Examples:
     @cached_property
     def _predictions(self) -> Int64[np.ndarray, " n"] | None:
         for column in ("next_pos", "answer_pos"):
-            if column in self.table.column_names:
+            if column in self.names:
                 positions = self.column(column)
                 if not pa.types.is_integer(positions.type):
                     raise DamagedRunError(f"{self._path}: {column} has type {positions.type}, expected integers.")
@@ -163,7 +176,7 @@ class Examples:
         result: dict[str, Any] = {}
         for name in _ENCODINGS:
             column = self.prefix(side) + name
-            if column not in self.table.column_names:
+            if column not in self.names:
                 continue
             values = self.column(column)[row].as_py()
             if choice is not None and self.spans(side).start.ndim > 1:

@@ -1,6 +1,5 @@
 """One position of every example in one pass: the read that probes, lenses and depth curves need."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -94,22 +93,15 @@ def gather(
         here = positions[start:stop]
         if (here < 0).all():
             continue
-        values = _read(array, slice(start, stop), picks)
+        rows = slice(start, stop)
+        if set(axes[:-2]) == {EXAMPLE, *picks} and token_axis == len(axes) - 2:
+            lines = array.read_slots(here.reshape(-1), example=rows, **picks)
+            result[rows] = np.where((here >= 0).reshape(-1, 1), lines, np.asarray(np.nan, dtype=array.dtype))
+            continue
+        values = array.read(example=rows, **{axis: slice(index, index + 1) for axis, index in picks.items()})
         taken = _take(values, here, here >= 0, token_axis, with_choice=CHOICE in axes)
-        result[start:stop] = taken.squeeze(tuple(axes.index(a) for a in dropped))
+        result[rows] = taken.squeeze(tuple(axes.index(a) for a in dropped))
     return result
-
-
-def _read(array: StoredArray, rows: slice, picks: Mapping[str, int]) -> np.ndarray:
-    """Read some rows at the picks, by way of whole files where that costs little memory: it is much faster."""
-    box = array.box(**picks, **{EXAMPLE: rows})
-    sides = list(zip(box, array.files_shape, array.shape, strict=True))
-    whole = tuple(slice(s.start // n * n, min(-(-s.stop // n) * n, size)) for s, n, size in sides)
-    if math.prod(s.stop - s.start for s in whole) * array.dtype.itemsize > _STEP_BYTES:
-        return array.read_box(box)
-    inside = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(box, whole, strict=True))
-    values: np.ndarray = array.read_box(whole)[inside]
-    return values
 
 
 def rows_per_step(array: StoredArray, picks: Mapping[str, int]) -> int:

@@ -84,6 +84,11 @@ class RunLayout:
         chunk[0] = next((n for n in divisors if n * size >= SMALL_CHUNK), self.block_rows)
         return tuple(chunk)
 
+    def room(self, spec: ArraySpec) -> tuple[int, ...]:
+        """Return the shape of one example (one choice of it) at one layer: (heads, slots, width) or (slots, width)."""
+        single = {EXAMPLE, CHOICE, LAYER, DEPTH}
+        return tuple(n for axis, n in zip(spec.axes, self.dims_of(spec).shape(spec), strict=True) if axis not in single)
+
     def shard(self, spec: ArraySpec) -> tuple[int, ...]:
         """Return the shape of one file: a block of examples with all their choices at one layer."""
         shape = [max(1, n) for n in self.dims_of(spec).shape(spec)]

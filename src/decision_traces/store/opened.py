@@ -32,7 +32,7 @@ from decision_traces.schema import (
     Dims,
     Side,
 )
-from decision_traces.store.arrays import RUST_PIPELINE, StoredArray, is_stored, open_array
+from decision_traces.store.arrays import StoredArray, is_stored, open_array
 from decision_traces.store.examples import Examples
 from decision_traces.store.folder import FileRecord, read_manifest, read_meta
 from decision_traces.store.runs import portable_path
@@ -57,12 +57,11 @@ def uncertified(meta: Mapping[str, Any]) -> str:
 class OpenRun:
     """What a run folder holds. `TraceStore` adds the accessors."""
 
-    def __init__(self, run_dir: str | PathLike[str], *, codec_pipeline: str = RUST_PIPELINE) -> None:
+    def __init__(self, run_dir: str | PathLike[str]) -> None:
         """Open a run folder.
 
         Args:
             run_dir: The folder, `traces/<RUN_ID>`.
-            codec_pipeline: Zarr codec pipeline that decodes whole files, by dotted name.
 
         Raises:
             RunError: There is no complete run.
@@ -72,7 +71,6 @@ class OpenRun:
         self.meta: dict[str, Any] = read_meta(self.run_dir)
         if self.meta.get("uncertified"):
             warnings.warn(uncertified(self.meta), UncertifiedWarning, stacklevel=2)
-        self._pipeline = codec_pipeline
         self._open: dict[str, StoredArray] = {}
         self._dims: dict[Side, Dims] = {}
         columns = RUN_COLUMNS.get(str(self.meta.get("objective")), ())
@@ -89,7 +87,7 @@ class OpenRun:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the place of the run and nothing that is open."""
-        return {"run_dir": self.run_dir, "codec_pipeline": self._pipeline}
+        return {"run_dir": self.run_dir}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Open the run again."""
@@ -103,7 +101,7 @@ class OpenRun:
     @property
     def columns(self) -> tuple[str, ...]:
         """Column names of `tokens.parquet`."""
-        return tuple(self._examples.table.column_names)
+        return self._examples.names
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array the run has, by name, in the schema's order."""
@@ -118,7 +116,7 @@ class OpenRun:
     @property
     def n(self) -> int:
         """Number of examples."""
-        return self._size("n_examples", (EXAMPLE,)) or self._examples.table.num_rows
+        return self._size("n_examples", (EXAMPLE,)) or self._examples.n
 
     @property
     def T(self) -> int:
@@ -264,6 +262,11 @@ class OpenRun:
         """Return an example's text as it went to the tokenizer."""
         return self._examples.text(self.row(eid))
 
+    def record(self, eid: ExampleKey) -> dict[str, Any]:
+        """Return an example's row of `tokens.parquet` as Python values; the table is not made a data frame for it."""
+        row = self.row(eid)
+        return {name: self._examples.column(name)[row].as_py() for name in self._examples.names}
+
     def n_tokens(self, eid: ExampleKey, side: str = "dec") -> int | Int[np.ndarray, " choices"]:
         """Return how many tokens an example has; one number per choice in multiple-choice runs.
 
@@ -348,7 +351,6 @@ class OpenRun:
             lambda axis: self._slots(spec, axis),
             dims=told,
             expected=expected,
-            pipeline=self._pipeline,
         )
         shapes = [tuple(promised[name]["shape"])] if "shape" in promised.get(name, {}) else []
         for shape in [*shapes, *([] if told is None else [told.shape(spec)])]:

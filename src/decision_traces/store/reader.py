@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import torch.utils.data
     import xarray
 
+    from decision_traces.page.notebook import PageFrame
+    from decision_traces.page.still import Still
+
 _KEY_AXES: Final = (KEY, SOURCE)
 
 Trace = Float[np.ndarray, "..."]
@@ -280,6 +283,20 @@ class TraceStore(OpenRun):
         from decision_traces.store.torch_data import TraceDataset
 
         return TraceDataset(self, name, self._picks(self.array(name), layer, head))
+
+    # Looking at it -----------------------------------------------------------------------------------------
+
+    def view(self, example: ExampleKey | None = None) -> "PageFrame":
+        """Return the page that `decision-traces view` opens, framed for a notebook; see `page.notebook.view`."""
+        from decision_traces.page.notebook import view
+
+        return view(self, example)
+
+    def show(self, example: ExampleKey) -> "Still":
+        """Return one example as a still picture, without a server; see `page.still.show`."""
+        from decision_traces.page.still import show
+
+        return show(self, example)
 
     def _picks(
         self, array: StoredArray, layer: Index | None, head: Index | None, choice: Index | None = None

@@ -1,7 +1,8 @@
 """The Parquet tables of a run folder: written with page checksums, read only when their bytes are right."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None, expected: Fi
     Raises:
         DamagedRunError: The file is missing, cut short, changed, or not Parquet.
     """
+    with _opened(path, expected) as file:
+        return file.read(columns=None if columns is None else list(columns))
+
+
+def column_names(path: Path, *, expected: FileRecord | None = None) -> tuple[str, ...]:
+    """Return the names of a Parquet file's columns, of the file as the manifest names it; see `read_table`."""
+    with _opened(path, expected) as file:
+        return tuple(file.schema_arrow.names)
+
+
+@contextmanager
+def _opened(path: Path, expected: FileRecord | None) -> Iterator[pq.ParquetFile]:
     help_ = "Restore it from a copy, or extract the run again."
     try:
         raw = path.read_bytes()
@@ -48,8 +61,7 @@ def read_table(path: Path, *, columns: Sequence[str] | None = None, expected: Fi
     if expected is not None and (len(raw), f"{google_crc32c.value(raw):08x}") != tuple(expected):
         raise DamagedRunError(f"{path} is damaged: not the size or CRC-32C the manifest names. {help_}")
     try:
-        wanted = None if columns is None else list(columns)
-        return pq.read_table(io.BytesIO(raw), columns=wanted, page_checksum_verification=True)
+        yield pq.ParquetFile(io.BytesIO(raw), page_checksum_verification=True)
     except _PARQUET_ERRORS as error:
         raise DamagedRunError(f"{path} is damaged: {error}. {help_}") from error
 

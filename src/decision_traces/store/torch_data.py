@@ -8,7 +8,6 @@ import torch
 import torch.utils.data
 
 from decision_traces.schema import EXAMPLE
-from decision_traces.store.arrays import PYTHON_PIPELINE
 
 if TYPE_CHECKING:
     from decision_traces.store.reader import TraceStore
@@ -47,8 +46,8 @@ class TraceDataset(torch.utils.data.Dataset[dict[str, Any]]):
         }
 
     def _here(self) -> "TraceStore":
-        """Return the store, opened anew in a forked worker: the threads of the Rust codecs are not there."""
+        """Return the store, opened anew in a forked worker: the threads of Zarr's own reader are not there."""
         if os.getpid() != self._process:
-            self._store = type(self._store)(self._store.run_dir, codec_pipeline=PYTHON_PIPELINE)
+            self._store = type(self._store)(self._store.run_dir)
             self._process = os.getpid()
         return self._store

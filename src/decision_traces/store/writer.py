@@ -4,7 +4,9 @@ Every finished block is a line in an append-only, fsynced ledger. Whatever happe
 nothing stands under the run's own name, and a run that stood there before is untouched.
 """
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,6 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import RunError, RunExistsError
 from decision_traces.schema import META_FILE, ArraySpec
-from decision_traces.store.arrays import RUST_PIPELINE
 from decision_traces.store.disk import disk_errors, refuse_existing
 from decision_traces.store.folder import (
     FileRecord,
@@ -28,8 +29,11 @@ from decision_traces.store.folder import (
     write_manifest,
     write_meta,
 )
+from decision_traces.store.frames import FrameMaker
 from decision_traces.store.layout import RunLayout, Site
 from decision_traces.store.ledger import LEDGER_FILE, append_record, read_ledger, rewrite_ledger
+from decision_traces.store.lock import LOCK_FILE, FolderLock
+from decision_traces.store.shards import LEVEL, ShardFile, frame_maker
 from decision_traces.store.table import write_table
 
 __all__ = ["RunLayout", "RunWriter", "Site", "partial_folder"]
@@ -43,6 +47,28 @@ def partial_folder(run: Path) -> Path:
     return run.with_name(f".{run.name}.partial")
 
 
+def refuse_unfinished(run: Path, *, overwrite: bool, resume: bool = False) -> None:
+    """Raise if an unfinished run is in the way, or is being written now: found out before a model is loaded.
+
+    Raises:
+        RunExistsError: Says what is there and what to do.
+    """
+    folder = partial_folder(run)
+    if not folder.exists():
+        return
+    with disk_errors(folder, kept="Nothing was written"):
+        lock = FolderLock(folder)
+        lock.take()
+        lock.release()
+    ledger = folder / LEDGER_FILE
+    begun = ledger.is_file() and ledger.stat().st_size > 0  # else it was killed before there was anything to go on with
+    if begun and not overwrite and not resume:
+        raise RunExistsError(
+            f"{folder} holds an unfinished run. Go on with it by --resume, discard it by --overwrite, or choose "
+            "another --out_dir."
+        )
+
+
 class RunWriter:
     """Builds one run folder. Create with `RunWriter.create` or `RunWriter.resume`."""
 
@@ -51,9 +77,18 @@ class RunWriter:
         self.folder = partial_folder(run)
         self.done: dict[int, dict[str, Any]] = {}
         self.bytes_written = 0
-        self._places = layout.places()
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._frames: dict[str, FrameMaker] = {}
         self.links = True
+        self._lock = FolderLock(self.folder)
+
+    def __enter__(self) -> "RunWriter":
+        """Return itself; the folder is locked already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let another process write the folder."""
+        self._lock.release()
 
     # -- beginning ------------------------------------------------------------------------------------------
 
@@ -73,18 +108,16 @@ class RunWriter:
             RunError: The folder cannot be written.
         """
         refuse_existing(run, overwrite=overwrite)
+        refuse_unfinished(run, overwrite=overwrite)
         writer = cls(run, layout)
-        if writer.folder.exists():
-            if not overwrite:
-                raise RunExistsError(
-                    f"{writer.folder} holds an unfinished run (or one that is being written now). "
-                    "Go on with it by --resume, discard it by --overwrite, or choose another --out_dir."
-                )
-            shutil.rmtree(writer.folder)
+        with disk_errors(run.parent, kept="Nothing was written"):
+            run.parent.mkdir(parents=True, exist_ok=True)
+            if writer.folder.exists():
+                shutil.rmtree(writer.folder)
+            writer.folder.mkdir()  # an error if another process was quicker
+            writer._lock.take()
         try:
             with disk_errors(run.parent, kept="Nothing was written"):
-                run.parent.mkdir(parents=True, exist_ok=True)
-                writer.folder.mkdir()
                 (writer.folder / _PARTS).mkdir()
                 writer._create_arrays()
                 append_record(writer.folder / LEDGER_FILE, {"plan": plan})
@@ -105,39 +138,46 @@ class RunWriter:
         ledger = writer.folder / LEDGER_FILE
         if not ledger.is_file():
             raise RunError(f"--resume: there is no unfinished run at {writer.folder}. Leave --resume out to begin one.")
+        writer._lock.take()
+        try:
+            writer._go_on(plan)
+        except BaseException:
+            writer._lock.release()
+            raise
+        return writer
+
+    def _go_on(self, plan: Mapping[str, Any]) -> None:
+        """Compare the plan with what was begun, and find out which blocks are whole."""
+        ledger = self.folder / LEDGER_FILE
         begun, *blocks = read_ledger(ledger)
         differing = [k for k in plan if json.loads(canonical_json(plan[k])) != begun.get("plan", {}).get(k)]
         if differing:
             was = begun.get("plan", {})
             named = "; ".join(f"{k} was {was.get(k)!r}, is {plan[k]!r}" for k in differing)
-            raise RunError(f"--resume: {writer.folder} was begun with other settings: {named}.")
-        if writer.complete:
-            return writer
+            raise RunError(f"--resume: {self.folder} was begun with other settings: {named}.")
+        if self.complete:
+            return
         rewrite_ledger(ledger, [begun, *blocks])
-        writer.done = {record["block"]: record for record in blocks if writer._intact(record)}
-        writer.bytes_written = sum(record["bytes"] for record in writer.done.values())
-        with zarr.config.set({"codec_pipeline.path": RUST_PIPELINE}):
-            for spec in layout.specs:
-                array = zarr.open_array(writer.folder / spec.path, mode="r+")
-                writer._arrays[spec.name] = array.with_config({"write_empty_chunks": False})
-        writer.links = writer._can_link()
-        return writer
+        self.done = {record["block"]: record for record in blocks if self._intact(record)}
+        self.bytes_written = sum(record["bytes"] for record in self.done.values())
+        for spec in self.layout.specs:
+            self._arrays[spec.name] = zarr.open_array(self.folder / spec.path, mode="r+")
+        self.links = self._can_link()
 
     def _create_arrays(self) -> None:
         for group in dict.fromkeys(spec.group for spec in self.layout.specs):
             zarr.create_group(self.folder / group)
-        with zarr.config.set({"codec_pipeline.path": RUST_PIPELINE}):
-            for spec in self.layout.specs:
-                self._arrays[spec.name] = zarr.create_array(
-                    self.folder / spec.path,
-                    shape=self.layout.dims_of(spec).shape(spec),
-                    dtype=self.layout.dtype,
-                    chunks=self.layout.chunk(spec),
-                    shards=self.layout.shard(spec),
-                    compressors=[ZstdCodec(level=1), Crc32cCodec()],
-                    fill_value=0,
-                    dimension_names=spec.axes,
-                )
+        for spec in self.layout.specs:
+            self._arrays[spec.name] = zarr.create_array(
+                self.folder / spec.path,
+                shape=self.layout.dims_of(spec).shape(spec),
+                dtype=self.layout.dtype,
+                chunks=self.layout.chunk(spec),
+                shards=self.layout.shard(spec),
+                compressors=[ZstdCodec(level=LEVEL), Crc32cCodec()],
+                fill_value=0,
+                dimension_names=spec.axes,
+            )
         for path, numbers in self.layout.coordinates().items():
             zarr.create_array(
                 self.folder / path,
@@ -163,75 +203,42 @@ class RunWriter:
 
     # -- blocks ---------------------------------------------------------------------------------------------
 
-    def write_block(
-        self,
-        block: int,
-        tensors: Mapping[Site, np.ndarray],
-        tables: Mapping[str, pa.Table],
-        facts: Mapping[str, Any],
-    ) -> int:
-        """Write one block and enter it in the ledger.
-
-        Args:
-            block: Its number.
-            tensors: Site and layer (the model's own number) to (rows, ...) in the storage type, (rows, choices, ...)
-                where the run has choices; cut to the heads and position slots that are kept: the array's shape
-                without its layer axis. Each distinct tensor is written once.
-            tables: File name to the block's rows of that table.
-            facts: JSON values to keep with the block (largest values, ...); read back by `facts`.
-
-        Returns:
-            Bytes this block takes on disk.
+    def open_block(self, block: int) -> "OpenBlock":
+        """Begin a block, or begin it anew after a crash: what it left half-written goes.
 
         Raises:
             DiskSpaceError, RunError: The disk is full, or the folder cannot be written.
         """
         with disk_errors(self.folder):
-            files: dict[str, FileRecord] = {}
-            for site, places in self._places.items():
-                files |= self._write_shards(block, tensors[site], places)
-            for name, table in tables.items():
-                write_table(self._part(name, block), table)
-            parts = {f"{_PARTS}/{self._part(n, block).name}": checksum(self._part(n, block)) for n in tables}
-            distinct = {(self.folder / name).stat().st_ino: size for name, (size, _) in files.items()}
-            size = sum(distinct.values())
-            record = {"block": block, "files": files, "parts": parts, "bytes": size, "facts": dict(facts)}
-            append_record(self.folder / LEDGER_FILE, record)
-        self.done[block] = record
-        self.bytes_written += size
-        return size
+            if not (self.folder / LEDGER_FILE).is_file():  # making folders anew would hide that earlier blocks are gone
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return OpenBlock(self, block)
 
-    def _write_shards(
-        self, block: int, tensor: np.ndarray, places: Sequence[tuple[ArraySpec, int]]
-    ) -> dict[str, FileRecord]:
-        rows = self.layout.rows(block)
-        spec, index = places[0]
-        selection: list[slice] = [slice(None)] * len(spec.axes)
-        selection[0] = slice(rows.start, rows.stop)
-        data = tensor[: len(rows)]
-        if spec.layer_axis is not None:
-            selection[spec.layer_axis] = slice(index, index + 1)
-            data = np.expand_dims(data, spec.layer_axis)
-        first = self._shard(spec, block, index)
-        first.unlink(missing_ok=True)  # what a crash left half-written must not be read and merged
-        self._arrays[spec.name][tuple(selection)] = data
-        if not first.exists():
-            # Zeros alone: padding, but the outputs of some layers (a ReLU, weights that begin at zero) may be zero at
-            # tokens too, and there a reader that finds no file reports damage.
-            self._arrays[spec.name].with_config({"write_empty_chunks": True})[tuple(selection)] = data
-        record = checksum(first)
-        for other, other_index in places[1:]:
-            self._duplicate(first, self._shard(other, block, other_index))
-        return {self._shard(s, block, i).relative_to(self.folder).as_posix(): record for s, i in places}
-
-    def _shard(self, spec: ArraySpec, block: int, index: int) -> Path:
+    def shard_path(self, spec: ArraySpec, block: int, index: int) -> Path:
+        """Return the file of one block of an array at one index of its layer axis."""
         place = [0] * len(spec.axes)
         place[0] = block
         if spec.layer_axis is not None:
             place[spec.layer_axis] = index
         return self.folder / spec.path / self._arrays[spec.name].metadata.encode_chunk_key(tuple(place))
 
-    def _duplicate(self, source: Path, target: Path) -> None:
+    def frames_of(self, spec: ArraySpec) -> FrameMaker:
+        """Return what makes the frames of an array; one for all its layers and blocks."""
+        if spec.name not in self._frames:
+            self._frames[spec.name] = frame_maker(self.layout, spec)
+        return self._frames[spec.name]
+
+    def enter(self, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
+        """Write a finished block's tables and enter it in the ledger."""
+        block = record["block"]
+        for name, table in tables.items():
+            write_table(self._part(name, block), table)
+        record["parts"] = {f"{_PARTS}/{self._part(n, block).name}": checksum(self._part(n, block)) for n in tables}
+        append_record(self.folder / LEDGER_FILE, record)
+        self.done[block] = record
+
+    def duplicate(self, source: Path, target: Path) -> None:
+        """Let a second array have the same file: a hard link, or a copy where there are none."""
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         if self.links:
@@ -272,7 +279,7 @@ class RunWriter:
                 n: checksum(self.folder / n) for n in run_files(self.folder) if n not in files and not _scaffold(n)
             }
             manifest = write_manifest(self.folder, {**files, **others})
-            size = self.bytes_written + sum(size for size, _ in others.values())
+            size = sum(record["bytes"] for record in self.done.values()) + sum(size for size, _ in others.values())
             write_meta(self.folder, {**meta, "bytes": size, "hard_links": self.links, "manifest_crc32c": manifest})
         return self.finish()
 
@@ -285,6 +292,8 @@ class RunWriter:
         """Remove what only the writing needed and give the folder its name."""
         with disk_errors(self.folder):
             shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+            self._lock.release()
+            (self.folder / LOCK_FILE).unlink(missing_ok=True)
             self._rename()
             (self.run / LEDGER_FILE).unlink(missing_ok=True)
         return self.run
@@ -302,7 +311,66 @@ class RunWriter:
 
     def discard(self) -> None:
         """Remove the partial folder."""
+        self._lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class OpenBlock:
+    """A block in the making: rows come in any order, each distinct tensor is written once."""
+
+    def __init__(self, writer: RunWriter, block: int) -> None:
+        self._writer, self._block = writer, block
+        rows = len(writer.layout.rows(block))
+        self._places = writer.layout.places()
+        self._shards: dict[Site, ShardFile] = {}
+        for site, ((spec, index), *_) in self._places.items():
+            path = writer.shard_path(spec, block, index)
+            self._shards[site] = ShardFile(path, spec, writer.layout, rows, writer.frames_of(spec))
+            self._shards[site].begin()
+
+    def put(self, site: Site, pieces: Mapping[int, np.ndarray]) -> None:
+        """Append what was captured of some rows of one tensor.
+
+        Args:
+            site: Site and layer (the model's own number).
+            pieces: Row in the block (times the number of choices, plus the choice) to its part of the tensor in the
+                storage type, cut to tokens, kept heads and kept slots: the top left corner of its room on disk. A row
+                without tokens is left out.
+
+        Raises:
+            DiskSpaceError, RunError: The disk is full, or the folder cannot be written.
+        """
+        with disk_errors(self._writer.folder):
+            self._shards[site].put(pieces)
+        self._writer.bytes_written += sum(piece.nbytes for piece in pieces.values())
+
+    def close(self, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> int:
+        """Finish the block's files and enter it in the ledger.
+
+        Args:
+            tables: File name to the block's rows of that table.
+            facts: JSON values to keep with the block (largest values, ...); read back by `facts`.
+
+        Returns:
+            Bytes this block takes on disk.
+
+        Raises:
+            DiskSpaceError, RunError: The disk is full, or the folder cannot be written.
+        """
+        writer = self._writer
+        files: dict[str, FileRecord] = {}
+        size = 0
+        with disk_errors(writer.folder):
+            for site, places in self._places.items():
+                shard = self._shards[site]
+                record = shard.close()
+                paths = [shard.path, *(writer.shard_path(spec, self._block, index) for spec, index in places[1:])]
+                for other in paths[1:]:
+                    writer.duplicate(shard.path, other)
+                files |= {path.relative_to(writer.folder).as_posix(): record for path in paths}
+                size += record[0] * (1 if writer.links else len(paths))
+            writer.enter({"block": self._block, "files": files, "bytes": size, "facts": dict(facts)}, tables)
+        return size
 
 
 def _scaffold(name: str) -> bool:

@@ -1,0 +1,147 @@
+// What every panel has: a title, its controls, its data and the Python that gives them.
+import { signal } from "@preact/signals";
+import type { ComponentChildren } from "preact";
+import { useEffect, useRef } from "preact/hooks";
+import type { Missing } from "../types";
+
+export interface Sheet {
+  title: string;
+  text: string;
+  link?: string;
+}
+
+export const sheet = signal<Sheet | null>(null);
+
+interface Props {
+  name: string;
+  title: string;
+  note?: ComponentChildren;
+  controls?: ComponentChildren;
+  data?: () => unknown;
+  link?: string;
+  python?: string;
+  path?: string;
+  stale?: boolean;
+  children: ComponentChildren;
+}
+
+export function Panel(p: Props) {
+  return (
+    <section class={`panel panel-${p.name}${p.stale ? " stale" : ""}`} aria-labelledby={`title-${p.name}`} aria-busy={p.stale}>
+      <header>
+        <h2 id={`title-${p.name}`}>{p.title}</h2>
+        {p.note && <span class="note">{p.note}</span>}
+        <div class="controls">
+          {p.controls}
+          {p.data && (
+            <button class="plain" onClick={() => (sheet.value = { title: `${p.title}: data`, text: pretty(p.data!()), link: p.link })}>
+              data
+            </button>
+          )}
+          {p.python && (
+            <button class="plain" onClick={() => (sheet.value = { title: `${p.title}: Python`, text: script(p.python!, p.path) })}>
+              python
+            </button>
+          )}
+        </div>
+      </header>
+      {p.children}
+    </section>
+  );
+}
+
+function script(call: string, path: string | undefined): string {
+  const zarr = call.startsWith("zarr.") ? "import zarr\n" : call.startsWith("pd.") ? "import pandas as pd\n" : "";
+  return `${zarr}from decision_traces import TraceStore\n\nst = TraceStore(${JSON.stringify(path ?? "RUN")})\n${call}`;
+}
+
+/** JSON with the innermost lists on one line each. */
+export function pretty(value: unknown): string {
+  return JSON.stringify(value, (_, v) => (v instanceof Float32Array || v instanceof Uint8Array ? Array.from(v) : v), 1).replace(
+    /\[\s+([^[\]{}]*?)\s+\]/g,
+    (_, inside: string) => `[${inside.replace(/\s*\n\s*/g, " ")}]`,
+  );
+}
+
+export function Empty({ missing, what }: { missing: Missing; what: string }) {
+  return (
+    <div class="empty" role="note">
+      <p>{missing.why || `There is no ${what}.`}</p>
+      {missing.command && (
+        <p>
+          To make it: <Command text={missing.command} />
+        </p>
+      )}
+    </div>
+  );
+}
+
+export function Command({ text }: { text: string }) {
+  return (
+    <span class="command">
+      <code>{text}</code> <button class="plain" aria-label={`copy the command ${text}`} onClick={() => void copy(text)}>copy</button>
+    </span>
+  );
+}
+
+export async function copy(text: string): Promise<boolean> {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const area = Object.assign(document.createElement("textarea"), { value: text });
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+}
+
+export function Waiting({ error, lines = 3 }: { error?: string; lines?: number }) {
+  if (error) return <p class="empty" role="alert">{error}</p>;
+  return <div class="waiting" style={{ minHeight: `${lines * 20}px` }} aria-label="loading" />;
+}
+
+/** A row of choices of which one is taken. */
+export function Choose<T extends string>(p: { label: string; value: T; options: readonly (readonly [T, string])[]; onChange: (v: T) => void }) {
+  return (
+    <span class="choose" role="group" aria-label={p.label}>
+      {p.options.map(([value, text]) => (
+        <button key={value} aria-pressed={value === p.value} onClick={() => p.onChange(value)}>
+          {text}
+        </button>
+      ))}
+    </span>
+  );
+}
+
+export function SheetDialog() {
+  const dialog = useRef<HTMLDialogElement>(null);
+  const open = sheet.value;
+  useEffect(() => {
+    if (open && !dialog.current?.open) dialog.current?.showModal();
+    if (!open && dialog.current?.open) dialog.current.close();
+  }, [open]);
+  return (
+    <dialog ref={dialog} class="sheet" onClose={() => (sheet.value = null)} aria-label={open?.title}>
+      {open && (
+        <>
+          <header>
+            <h2>{open.title}</h2>
+            <div class="controls">
+              {open.link && (
+                <a href={open.link} target="_blank" rel="noreferrer">
+                  at its own address
+                </a>
+              )}
+              <button onClick={() => void copy(open.text)}>copy</button>
+              <button onClick={() => (sheet.value = null)}>close</button>
+            </div>
+          </header>
+          <pre tabIndex={0}>{open.text}</pre>
+        </>
+      )}
+    </dialog>
+  );
+}

@@ -1,0 +1,144 @@
+// What the server answers with: see decision_traces/page/resources.py.
+
+export interface Figure {
+  name: string;
+  label: string;
+  unit: string;
+  min: number;
+  max: number;
+  known: number;
+  categories: string[] | null;
+}
+
+export interface Missing {
+  why: string;
+  command: string;
+}
+
+export interface Meta {
+  key: string;
+  run_id: string;
+  path: string;
+  model: string | null;
+  dataset: string | null;
+  split: string | null;
+  capture: string[] | null;
+  objective: string;
+  n: number;
+  T: number;
+  L: number;
+  H: number;
+  by_choice: boolean;
+  n_choices: number | null;
+  attention: { array: string; layers: number[]; heads: number[] } | null;
+  lens: { all_positions: boolean; scale: { entropy: number; kl: number }; vocab_size: number } | null;
+  contributions: { all_positions: boolean; parts: string[]; scale: number; of: "token" | "choice" } | null;
+  missing: Partial<Record<"attention" | "lens" | "contributions" | "race", Missing>>;
+  partial: { lens: string; contributions: string };
+  figures: Figure[];
+  rows_per_part: number;
+  values_per_part: number;
+  uncertified: string | null;
+}
+
+export interface Runs {
+  version: string;
+  bundle: boolean;
+  runs: { key: string; run_id: string }[];
+}
+
+export interface Rows {
+  id: string[];
+  text: string[];
+  target?: (string | null)[];
+  said?: (string | null)[];
+}
+
+export interface Word {
+  id: number;
+  text: string;
+  prob: number | null;
+}
+
+export interface Decision {
+  pos: number | null;
+  correct: boolean | null;
+  known: boolean;
+  true?: Word | null;
+  pred?: Word;
+  entropy?: number | null;
+  margin?: number | null;
+  rank?: number | null;
+  top?: Word[];
+}
+
+export interface Choice {
+  label: string;
+  text: string;
+  id: number;
+  logit: number;
+  prob: number;
+  right: boolean;
+  given: boolean;
+}
+
+export interface AttentionLayout {
+  keys: number;
+  queries: number[] | null;
+  rows: number;
+  pool: number;
+  thumb_pool: number;
+  block: number;
+}
+
+export interface Tokens {
+  example_id: string;
+  row: number;
+  choice: number;
+  text: string;
+  question: string | null;
+  tokens: string[];
+  n_tokens: number;
+  padding: number;
+  decision: Decision | null;
+  choices: Choice[] | null;
+  attention: AttentionLayout | null;
+  python: string;
+}
+
+export interface Outcomes {
+  pos: number[];
+  true_prob: (number | null)[];
+  entropy: (number | null)[];
+  rank: (number | null)[];
+  pred: string[];
+}
+
+export interface LensHead {
+  pos: number[];
+  known: number[];
+  depths: number;
+  top: number;
+  statistics: string[];
+  depths_per_block: number;
+  candidates: number[][];
+  words: Record<number, string>;
+  python: string;
+}
+
+export interface Contributions {
+  pos: number;
+  of: "token" | "choice";
+  candidates: { id: number; text: string }[];
+  parts: string[];
+  values: number[][];
+  heads: number[][][] | null;
+  python: string;
+}
+
+export interface Race {
+  labels: string[];
+  logits: number[][];
+  probs: number[][];
+  python: string;
+}

@@ -1,0 +1,136 @@
+"""The logit lens at every position and depth, with the most probable tokens: `analysis/lens.zarr`."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from decision_traces.analysis.grids import CANDIDATE, LENS_ARRAYS, LENS_GRID, SLOT, TOP, GridWriter, rows_at_once
+from decision_traces.analysis.places import Block, Places, block_of, places_of
+from decision_traces.analysis.states import Point, Progress, path_of
+from decision_traces.analysis.unembedding import Unembedding
+from decision_traces.schema import ANALYSIS_DIR, DEPTH, EXAMPLE
+from decision_traces.store.reader import TraceStore
+
+PAGE_TOP_K: Final = 10
+"""How many of the most probable tokens the page lists."""
+_SCALE_QUANTILE: Final = 0.99
+Columns = dict[str, np.ndarray]
+
+
+def write_lens_grid(
+    store: TraceStore,
+    unembedding: Unembedding,
+    *,
+    top_k: int = PAGE_TOP_K,
+    all_positions: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Path, Int64[np.ndarray, " ids"]]:
+    """Read every state at every position as if the model ended there, and keep it in the run.
+
+    Method: as `lens.logit_lens`, which checks first that this is the model of the run.
+
+    Memory: the states and results of some examples (a few MB), and the logits of some rows (32 MB on a CPU).
+
+    Args:
+        store: A decoder run that captured `hidden` or `resid`.
+        unembedding: The model's final norm and output embedding.
+        top_k: How many of the most probable tokens to keep of every state.
+        all_positions: Every position that the run keeps, and not only that of the decision.
+        progress: Called with (examples done, of how many).
+
+    Returns:
+        The group, and the token ids that stand in it.
+
+    Raises:
+        NotCapturedError: The run captured neither `hidden` nor `resid`.
+        UsageError: The run has no decision at one position.
+        DataError: No example of the run has a prediction.
+        RunError: The group cannot be written.
+    """
+    places, path = places_of(store, all_positions=all_positions), path_of(store, "hidden")
+    n_slots, vocab = places.positions.shape[1], unembedding.weight.shape[0]
+    sizes = {
+        EXAMPLE: store.n,
+        SLOT: n_slots,
+        DEPTH: len(path),
+        CANDIDATE: places.n_candidates,
+        TOP: min(top_k, vocab),
+    }
+    row_bytes = n_slots * len(path) * (store.d_model * 2 + top_k * 6 + 16)
+    writer = GridWriter(store.run_dir / ANALYSIS_DIR / LENS_GRID, LENS_ARRAYS, sizes, rows_at_once(row_bytes, store.n))
+    met, scales = np.zeros(vocab, bool), {"entropy": 0.0, "kl": 0.0}
+    with writer:
+        for start in range(0, store.n, writer.rows):
+            block = block_of(places, slice(start, min(start + writer.rows, store.n)))
+            columns = _look(block, path, unembedding, sizes[TOP]) if len(block) else None
+            if columns is None:
+                writer.write(block.rows, {"positions": places.positions[block.rows].astype(np.int32)})
+                continue
+            for name in ("top_ids", "candidates"):
+                met[np.unique(columns[name][columns[name] >= 0])] = True
+            for name in scales:
+                scales[name] = max(scales[name], float(np.quantile(columns[name], _SCALE_QUANTILE)))
+            writer.write(block.rows, _spread(columns, block, places))
+            if progress is not None:
+                progress(block.rows.stop, store.n)
+        attributes = {"all_positions": all_positions, "scale": scales, "stage": "hidden", "vocab_size": int(vocab)}
+        return writer.finish(attributes), np.flatnonzero(met)
+
+
+def _spread(columns: Columns, block: Block, places: Places) -> Columns:
+    """Return (m, depth, ...) as (row, depth, slot, ...), and the rest as (row, slot, ...)."""
+    n_slots = places.positions.shape[1]
+    values = {"positions": places.positions[block.rows].astype(np.int32)}
+    for name, column in columns.items():
+        whole = block.spread(column, n_slots, -1 if name in {"candidates", "top_ids", "rank"} else 0)
+        flat = name in {"candidates", "known"}
+        values[name] = whole if flat else np.moveaxis(whole, 1, 2)
+    return values
+
+
+def _look(block: Block, path: list[Point], unembedding: Unembedding, top_k: int) -> Columns:
+    """Return what the lens says of every place of a block, (m, depth, ...)."""
+    states = [(torch.from_numpy(block.read(point)), point.normed) for point in path]
+    found: list[Columns] = []
+    for rows in unembedding.portions(len(block)):
+        end = unembedding.logits(states[-1][0][rows], normed=states[-1][1])
+        part = block.part(rows)
+        candidates = part.candidates(end)
+        last = torch.log_softmax(end, dim=1)
+        depths = [
+            _statistics(unembedding.logits(state[rows], normed=normed), last, candidates, top_k)
+            for state, normed in states
+        ]
+        columns = {name: np.stack([depth[name] for depth in depths], axis=1) for name in depths[0]}
+        known = (part.true_id >= 0).astype(np.int8)
+        found.append(columns | {"candidates": candidates.astype(np.int32), "known": known})
+    return {name: np.concatenate([columns[name] for columns in found]) for name in found[0]}
+
+
+def _statistics(
+    logits: Float[Tensor, "m vocab"],
+    last: Float[Tensor, "m vocab"],
+    candidates: Int64[np.ndarray, "m candidate"],
+    top_k: int,
+) -> Columns:
+    """Describe one state of some places; `last` are the log-probabilities at the end of the model."""
+    logs = torch.log_softmax(logits, dim=1)
+    probs = logs.exp()
+    top = torch.topk(probs, top_k, dim=1)
+    ids = torch.from_numpy(candidates).to(logs.device)
+    of_candidates = torch.where(ids >= 0, probs.gather(1, ids.clamp(min=0)), 0.0)
+    target = logits.gather(1, ids[:, :1])
+    columns = {
+        "prob": of_candidates[:, 0],
+        "rank": (logits > target).sum(1).add(1).to(torch.int32),
+        "entropy": torch.special.entr(probs).sum(1),
+        "kl": (last.exp() * (last - logs)).sum(1).clamp(min=0),
+        "top_ids": top.indices.to(torch.int32),
+        "top_probs": top.values.to(torch.float16),
+        "candidate_probs": of_candidates.to(torch.float16),
+    }
+    return {name: values.cpu().numpy() for name, values in columns.items()}

@@ -1,0 +1,144 @@
+"""What every position of a run would say next: where it is, what is true there, which tokens are in question."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from decision_traces.analysis.columns import read_columns
+from decision_traces.analysis.decisions import NONE, Decisions, decisions_of
+from decision_traces.analysis.states import Point, path_of
+from decision_traces.schema import EXAMPLE
+from decision_traces.store.reader import TraceStore
+from decision_traces.store.table import rectangle
+
+CANDIDATES: Final = 10
+"""How many of the most probable tokens at the end are candidates, besides the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Positions of a run, a row of slots an example.
+
+    Attributes:
+        decisions: The decision of each example.
+        positions: (n, slot) token position in each slot, -1 where it is empty.
+        slot: (n, slot) where these stand on the position axis of the run's arrays.
+        true_id: (n, slot) the true token, -1 where it is not known.
+        choices: (n, choice) tokens that say the choices of a question, or None.
+        answer: (n, slot) whether the slot is where the question is answered, or None.
+    """
+
+    decisions: Decisions
+    positions: Int64[np.ndarray, "n slot"]
+    slot: Int64[np.ndarray, "n slot"]
+    true_id: Int64[np.ndarray, "n slot"]
+    choices: Int64[np.ndarray, "n choice"] | None = None
+    answer: np.ndarray | None = None
+
+    @property
+    def n_candidates(self) -> int:
+        """Size of the candidate axis."""
+        return 1 + CANDIDATES + (0 if self.choices is None else self.choices.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The occupied slots of some consecutive examples, m in all.
+
+    Attributes:
+        rows: The examples.
+        at: Two arrays (m,): example, counted from the first of `rows`, and slot.
+        stored: (m,) where each stands on the position axis.
+        true_id: (m,) the true token, or -1.
+        choices: (m, choice) tokens of the choices, -1 at places that answer no question; None without questions.
+    """
+
+    rows: slice
+    at: tuple[np.ndarray, np.ndarray]
+    stored: Int64[np.ndarray, " m"]
+    true_id: Int64[np.ndarray, " m"]
+    choices: Int64[np.ndarray, "m choice"] | None
+
+    def __len__(self) -> int:
+        """Return how many places there are."""
+        return len(self.stored)
+
+    def part(self, rows: slice) -> "Block":
+        """Return some of the places."""
+        choices = None if self.choices is None else self.choices[rows]
+        return Block(self.rows, (self.at[0][rows], self.at[1][rows]), self.stored[rows], self.true_id[rows], choices)
+
+    def read(self, point: Point) -> Float[np.ndarray, "m ..."]:
+        """Return one state of the stream at every place."""
+        picks: dict[str, int | slice] = {EXAMPLE: self.rows}
+        axis = point.array.spec.layer_axis
+        if axis is not None and point.layer is not None:
+            picks[point.array.spec.axes[axis]] = point.layer
+        values: np.ndarray = point.array.read(**picks)[self.at[0], self.stored]
+        return values
+
+    def spread(self, values: np.ndarray, n_slots: int, empty: int = 0) -> np.ndarray:
+        """Return (m, ...) as (row, slot, ...), `empty` where no place is."""
+        shape = (self.rows.stop - self.rows.start, n_slots, *values.shape[1:])
+        whole = np.full(shape, empty, values.dtype)
+        whole[self.at] = values
+        return whole
+
+    def candidates(self, end: Float[Tensor, "m vocab"]) -> Int64[np.ndarray, "m candidate"]:
+        """Return the target, the choices, and the most probable tokens at the end of the model."""
+        top = torch.topk(end, min(CANDIDATES, end.shape[1]), dim=1).indices.cpu().numpy()
+        top = np.pad(top, ((0, 0), (0, CANDIDATES - top.shape[1])), constant_values=NONE)
+        target = np.where(self.true_id >= 0, self.true_id, top[:, 0])[:, None]
+        return np.concatenate([target, *(() if self.choices is None else (self.choices,)), top], axis=1)
+
+
+def places_of(store: TraceStore, *, all_positions: bool) -> Places:
+    """Return the positions to look at: those of the decisions, or all that the run keeps.
+
+    Raises:
+        UsageError: The run has no decision that could be read at one position.
+        DataError: No example of the run has a prediction.
+    """
+    decisions, n = decisions_of(store), store.n
+    array = path_of(store, "hidden")[0].array
+    slots = array.slots(array.position_axis)
+    if all_positions:
+        positions = slots.at()
+        slot = np.broadcast_to(np.arange(positions.shape[1]), positions.shape)
+        true_id = _next_ids(store, positions)
+    else:
+        positions, true_id = np.full((n, 1), NONE, np.int64), np.full((n, 1), NONE, np.int64)
+        positions[decisions.row, 0] = decisions.position
+        slot = slots.find(positions[:, 0])[:, None]
+    here = np.full(n, -2, np.int64)
+    here[decisions.row] = decisions.position
+    decided = positions == here[:, None]
+    truth = np.full(n, NONE, np.int64)
+    truth[decisions.row] = decisions.true_id
+    true_id = np.where(decided, truth[:, None], true_id)
+    if decisions.choices is None:
+        return Places(decisions, positions, slot, true_id)
+    return Places(decisions, positions, slot, true_id, decisions.choices.token_ids, decided)
+
+
+def _next_ids(store: TraceStore, positions: Int64[np.ndarray, "n slot"]) -> Int64[np.ndarray, "n slot"]:
+    """Return the token after each position, -1 where the text ends."""
+    ids = rectangle(read_columns(store, ("input_ids",)).column("input_ids")).astype(np.int64)
+    after = positions + 1
+    inside = (positions >= 0) & (after < store.spans.stop[:, None])
+    found: np.ndarray = np.where(inside, np.take_along_axis(ids, np.where(inside, after, 0), axis=1), NONE)
+    return found
+
+
+def block_of(places: Places, rows: slice) -> Block:
+    """Return the occupied slots of some examples."""
+    row, slot = np.nonzero(places.positions[rows] >= 0)
+    choices = None
+    if places.choices is not None and places.answer is not None:
+        answers = places.answer[rows][row, slot]
+        choices = np.where(answers[:, None], places.choices[rows][row], NONE)
+    return Block(rows, (row, slot), places.slot[rows][row, slot], places.true_id[rows][row, slot], choices)

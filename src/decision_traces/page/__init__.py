@@ -1,0 +1,1 @@
+"""The page that `decision-traces view` opens: a read-only server over runs, a static bundle, a notebook frame."""

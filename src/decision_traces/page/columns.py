@@ -1,0 +1,169 @@
+"""The figures of the example list: one number an example, to filter and to sort by."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Float64
+
+from decision_traces.columns import RUN_COLUMNS
+from decision_traces.errors import DamagedRunError, first_line
+from decision_traces.schema import ANALYSIS_DIR, TOKENS_FILE
+from decision_traces.store.table import list_levels, rectangle
+
+_MOST_KINDS: Final = 24
+_DEPTH_FILE: Final = "depth.parquet"
+_NO_KINDS: Final = frozenset({"answerKey", "question"})  # answers and questions, not kinds of example
+_EXAMPLES_PER_KIND: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of the list.
+
+    Attributes:
+        name: Its place in the URL.
+        label: What it is called.
+        unit: Unit, or empty.
+        values: (n,) NaN where an example has none; of a category, the index of its name.
+        categories: Names, where it is a category.
+    """
+
+    name: str
+    label: str
+    unit: str
+    values: Float32[np.ndarray, " n"]
+    categories: tuple[str, ...] | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the page needs to draw a histogram's axis."""
+        known = self.values[np.isfinite(self.values)]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+        return {
+            "name": self.name,
+            "label": self.label,
+            "unit": self.unit,
+            "min": low,
+            "max": high,
+            "known": len(known),
+            "categories": None if self.categories is None else list(self.categories),
+        }
+
+
+_NEXT: Final = (
+    ("next_correct", "correct", "right", ""),
+    ("next_entropy", "entropy", "entropy", "nats"),
+    ("next_margin", "margin", "margin, top 1 − top 2", "logits"),
+    ("next_true_prob", "true_prob", "probability of the actual token", ""),
+    ("next_pred_prob", "pred_prob", "probability of the predicted token", ""),
+    ("next_true_rank", "rank", "rank of the actual token", ""),
+)
+
+
+def read_some(run_dir: Path, names: tuple[str, ...]) -> pa.Table:
+    """Read those of the columns that the run's token table has, and nothing else of it.
+
+    Raises:
+        DamagedRunError: The file is missing or changed.
+    """
+    path = run_dir / TOKENS_FILE
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        return file.read(columns=[name for name in names if name in file.schema_arrow.names])
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedRunError(f"{path} is damaged: {first_line(error)}. Restore it, or extract again.") from error
+
+
+def list_figures(run_dir: Path, objective: str) -> list[Figure]:
+    """Return the figures of a run's examples, `correct` first where it is known."""
+    own = {column.name for column in RUN_COLUMNS.get(objective, ())}
+    schema = pq.read_schema(run_dir / TOKENS_FILE)
+    others = tuple(f.name for f in schema if f.name not in own | _NO_KINDS and pa.types.is_string(f.type))
+    wanted = tuple(name for name, *_ in _NEXT)
+    choices = ("is_correct", "choice_probs", "choice_logits", "pred_idx")
+    table = read_some(run_dir, (*wanted, *choices, "n_tokens", *others))
+    figures = [Figure(name, label, unit, _numbers(table, column)) for column, name, label, unit in _NEXT
+               if column in table.column_names]  # fmt: skip
+    if "choice_probs" in table.column_names:
+        figures += _of_choices(table)
+    if "n_tokens" in table.column_names and list_levels(table.column("n_tokens")) in {(), None}:
+        figures += _counts(table)
+    figures += [f for name in others if (f := _category(table, name)) is not None]
+    return figures + _depths(run_dir, table.num_rows)
+
+
+def _counts(table: pa.Table) -> list[Figure]:
+    column = table.column("n_tokens")
+    if not pa.types.is_integer(column.type):
+        return []
+    return [Figure("n_tokens", "tokens", "", _numbers(table, "n_tokens"))]
+
+
+def _numbers(table: pa.Table, name: str) -> Float32[np.ndarray, " n"]:
+    return numbers_of(table.column(name)).astype(np.float32)
+
+
+def numbers_of(column: pa.ChunkedArray) -> Float64[np.ndarray, " n"]:
+    """Return a column as float64, NaN for nulls: from its bytes, because pyarrow's own way loads pandas for it."""
+    array = pc.cast(column, pa.float64()).combine_chunks()
+    if len(array) == 0:
+        return np.empty(0)
+    here = slice(array.offset, array.offset + len(array))
+    valid, values = array.buffers()
+    numbers: np.ndarray = np.frombuffer(values, np.float64)[here]
+    if valid is None:
+        return numbers
+    there = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[here].astype(bool)
+    return np.where(there, numbers, np.nan)
+
+
+def _of_choices(table: pa.Table) -> list[Figure]:
+    probs, logits = (rectangle(table.column(f"choice_{what}")).astype(np.float64) for what in ("probs", "logits"))
+    logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
+    best = np.sort(logits, axis=1)
+    figures = [] if "is_correct" not in table.column_names else [
+        Figure("correct", "right", "", _numbers(table, "is_correct"))
+    ]  # fmt: skip
+    figures.append(Figure("entropy", "entropy over the choices", "nats", (-(probs * logs).sum(1)).astype(np.float32)))
+    figures.append(Figure("margin", "margin, best − second", "logits", (best[:, -1] - best[:, -2]).astype(np.float32)))
+    figures.append(Figure("pred_prob", "probability of the answer given", "", probs.max(1).astype(np.float32)))
+    return figures
+
+
+def _category(table: pa.Table, name: str) -> Figure | None:
+    """Return a text column of the data set that has few different values, such as a kind."""
+    column = table.column(name)
+    encoded = pc.dictionary_encode(column).combine_chunks()
+    names = encoded.dictionary.to_pylist()
+    if len(column) - column.null_count < _EXAMPLES_PER_KIND * len(names):
+        return None
+    if not 2 <= len(names) <= _MOST_KINDS or any(n is None or len(n) > 40 for n in names):
+        return None
+    order = sorted(range(len(names)), key=lambda i: names[i])
+    place = np.empty(len(names), np.float32)
+    place[order] = np.arange(len(names), dtype=np.float32)
+    codes = numbers_of(pa.chunked_array([encoded.indices]))
+    known = np.isfinite(codes)
+    values = np.where(known, place[np.where(known, codes, 0).astype(np.int64)], np.nan).astype(np.float32)
+    return Figure(f"of_{name}", name, "", values, tuple(sorted(names)))
+
+
+def _depths(run_dir: Path, n: int) -> list[Figure]:
+    """Return the decision depths that `decision-traces lens` left, by the order of the examples."""
+    path = run_dir / ANALYSIS_DIR / _DEPTH_FILE
+    if not path.is_file():
+        return []
+    table = pq.ParquetFile(path).read(columns=["example_id", "stable_from", "flips"])
+    ids = read_some(run_dir, ("example_id",)).column("example_id")
+    found = numbers_of(pc.index_in(ids, value_set=table.column("example_id").combine_chunks()))
+    there, at = np.isfinite(found), np.where(np.isfinite(found), found, 0).astype(np.int64)
+    figures = []
+    for name, label in (("stable_from", "final choice on top from depth"), ("flips", "changes of the top choice")):
+        values = numbers_of(table.column(name))
+        shown = np.where(there, values[at], np.nan) if len(values) else np.full(n, np.nan)
+        figures.append(Figure(name, label, "", shown.astype(np.float32)))
+    return figures

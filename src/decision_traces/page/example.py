@@ -1,0 +1,152 @@
+"""One example as the page shows it: its tokens, its decision, what was right."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from decision_traces.page.runs import PageRun
+from decision_traces.page.slices import attention_layout
+from decision_traces.page.text import plain, shown_tokens
+from decision_traces.store.selection import checked_index
+
+_MOST_TEXT = 20_000
+
+
+def table_row(run: PageRun, row: int) -> dict[str, Any]:
+    """Return one row of the token table, lists as they are."""
+    return run.kept(("row", row), lambda: run.store.record(row))
+
+
+def checked_row(run: PageRun, row: int) -> int:
+    """Return the row.
+
+    Raises:
+        SelectionError: The run has no such row.
+    """
+    return checked_index(row, run.store.n, "row")
+
+
+def checked_choice(run: PageRun, choice: int) -> int:
+    """Return the choice; 0 is the only one of runs without.
+
+    Raises:
+        SelectionError: There is no such choice.
+    """
+    return checked_index(choice, (run.store.n_choices or 1) if run.by_choice else 1, "choice")
+
+
+def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
+    """Return the tokens of an example (of one choice), and its decision."""
+    values, side = table_row(run, row), run.store.sides[0]
+    prefix = run.store.token_prefix(side)
+    columns = {k: values.get(prefix + k) for k in ("tokens", "offset_mapping", "sequence_ids")}
+    spans = run.store.spans_of(side)
+    at = (row, choice) if run.by_choice else row
+    start, stop = int(spans.start[at]), int(spans.stop[at])
+    if run.by_choice:
+        columns = {k: None if v is None else v[choice] for k, v in columns.items()}
+    layout = attention_layout(run, row, choice)
+    of_choice = f", choice_idx={choice}" if run.by_choice else ""
+    return {
+        "example_id": run.store.example_id(row),
+        "row": row,
+        "choice": choice,
+        "text": str(values.get("text") or "")[:_MOST_TEXT],
+        "question": values.get("question") if run.store.n_choices or run.objective == "csqa_choice" else None,
+        "tokens": shown_tokens(columns, _texts(run, values, choice, prefix), start, stop),
+        "n_tokens": stop - start,
+        "padding": len(columns["tokens"] or []) - (stop - start),
+        "decision": decision(run, values, start),
+        "choices": choices(run, values),
+        "attention": None if layout is None else layout.as_json(),
+        "python": f"st.encodings({run.store.example_id(row)!r}{of_choice}, trim=True)",
+    }
+
+
+def _texts(run: PageRun, values: Mapping[str, Any], choice: int, prefix: str) -> tuple[str, ...]:
+    if run.by_choice:
+        texts = values.get("choice_texts") or []
+        return str(values.get("question") or ""), str(texts[choice]) if choice < len(texts) else ""
+    return (str((values.get("target_text") if prefix else values.get("text")) or ""),)
+
+
+def choices(run: PageRun, values: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return the choices of a question with their scores, None in runs without."""
+    if values.get("choice_probs") is None:
+        return None
+    texts = values.get("choice_texts") or values.get("csqa_choices") or []
+    right = values.get("label_idx", values.get("correct_idx"))
+    ids = values.get("choice_token_ids") or []
+    return [
+        {
+            "label": str(label),
+            "text": str(texts[i]) if i < len(texts) else "",
+            "id": int(ids[i]) if i < len(ids) else i,
+            "logit": number(values["choice_logits"][i]),
+            "prob": number(values["choice_probs"][i]),
+            "right": right == i,
+            "given": values.get("pred_idx") == i,
+        }
+        for i, label in enumerate(values["choice_labels"])
+    ]
+
+
+def decision(run: PageRun, values: Mapping[str, Any], start: int) -> dict[str, Any] | None:
+    """Return where the example's prediction was made, what was predicted, and what is true."""
+    if values.get("choice_probs") is not None:
+        return {
+            "pos": None if run.by_choice else int(values.get("answer_pos", start)) - start,
+            "correct": values.get("is_correct"),
+            "known": values.get("is_correct") is not None,
+        }
+    position = values.get("next_pos")
+    if position is None or position < 0:
+        return None
+    top = zip(*(values.get(f"next_topk_{what}") or [] for what in ("ids", "tokens", "probs")), strict=True)
+    known = values.get("next_true_id") is not None
+    return {
+        "pos": int(position) - start,
+        "correct": values.get("next_correct") if known else None,
+        "known": known,
+        "true": _token(values, "true") if known else None,
+        "pred": _token(values, "pred"),
+        "entropy": number(values.get("next_entropy")),
+        "margin": number(values.get("next_margin")),
+        "rank": values.get("next_true_rank"),
+        "top": [{"id": int(i), "text": plain(str(t)), "prob": number(p)} for i, t, p in top],
+    }
+
+
+def _token(values: Mapping[str, Any], which: str) -> dict[str, Any]:
+    return {
+        "id": values.get(f"next_{which}_id"),
+        "text": plain(str(values.get(f"next_{which}_token"))),
+        "prob": number(values.get(f"next_{which}_prob")),
+    }
+
+
+def number(value: Any, digits: int = 6) -> float | None:
+    """Return a number of few digits, None for what is missing or not finite: JSON has no NaN."""
+    return None if value is None or not np.isfinite(value) else float(f"{float(value):.{digits}g}")
+
+
+def outcomes_json(run: PageRun, row: int) -> dict[str, Any] | None:
+    """Return the outcome at every position, where the run kept it (`--all_positions`)."""
+    from decision_traces.schema import OUTCOMES_FILE
+
+    path = run.run_dir / OUTCOMES_FILE
+    if not path.is_file():
+        return None
+    import pyarrow.parquet as pq
+
+    columns = ["pos", "true_prob", "entropy", "true_rank", "pred_token"]
+    table = pq.read_table(path, columns=columns, filters=[("row", "=", row)])
+    start = int(run.store.spans.start[row])
+    return {
+        "pos": [int(p) - start for p in table.column("pos").to_pylist()],
+        "true_prob": [number(v, 4) for v in table.column("true_prob").to_pylist()],
+        "entropy": [number(v, 4) for v in table.column("entropy").to_pylist()],
+        "rank": table.column("true_rank").to_pylist(),
+        "pred": [plain(str(t)) for t in table.column("pred_token").to_pylist()],
+    }

@@ -1,0 +1,60 @@
+"""The page in a notebook: framed, from a server of this process; and one example as a still picture."""
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode
+
+from decision_traces.page.serve import PageServer, listen
+from decision_traces.store.selection import ExampleKey
+
+if TYPE_CHECKING:
+    from decision_traces.store.reader import TraceStore
+
+_HEIGHT: Final = 860
+_servers: dict[Path, PageServer] = {}
+
+
+class PageFrame:
+    """The page in an inline frame; a notebook shows it as the value of a cell.
+
+    Attributes:
+        url: Where the page is, for a window of its own.
+        height: Of the frame, in pixels.
+    """
+
+    def __init__(self, url: str, height: int = _HEIGHT) -> None:
+        """Remember the address."""
+        self.url = url
+        self.height = height
+
+    def __repr__(self) -> str:
+        """Say the address."""
+        return f"PageFrame({self.url!r})"
+
+    def _repr_html_(self) -> str:
+        address = html.escape(self.url, quote=True)
+        return (
+            f'<iframe src="{address}" width="100%" height="{self.height}" style="border:1px solid #ccc" '
+            f'title="decision traces"></iframe><br><a href="{address}" target="_blank">open in a window</a>'
+        )
+
+
+def view(store: "TraceStore", example: ExampleKey | None = None, height: int = _HEIGHT) -> PageFrame:
+    """Serve a run from this process, on this machine alone, and return a frame that shows it.
+
+    A run is served once; the server ends with the process.
+
+    Args:
+        store: The run.
+        example: The example to begin with, by example_id or row.
+        height: Of the frame, in pixels.
+    """
+    folder = store.run_dir.resolve()
+    if folder not in _servers:
+        server = listen([folder])
+        server.start()
+        _servers[folder] = server
+    url = _servers[folder].url
+    query = {} if example is None else {"ex": store.example_id(store.row(example))}
+    return PageFrame(f"{url}?{urlencode(query)}" if query else url, height)

@@ -1,0 +1,269 @@
+"""Everything the page asks for, as bytes: the server answers with it, and a bundle writes it to files."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from decision_traces._version import __version__
+from decision_traces.errors import UsageError
+from decision_traces.page import example, results, slices
+from decision_traces.page.columns import read_some
+from decision_traces.page.runs import ROWS_PER_PART, VALUES_PER_PART, PageRun
+from decision_traces.page.text import plain
+from decision_traces.store.opened import uncertified
+from decision_traces.store.selection import checked_index
+
+_JSON: Final = "application/json"
+_BYTES: Final = "application/octet-stream"
+_SNIPPET: Final = 160
+_MOST_QUERY: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One answer."""
+
+    body: bytes
+    media_type: str = _JSON
+
+
+def as_json(value: Any) -> Resource:
+    """Return a value as JSON."""
+    return Resource(json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode())
+
+
+def as_bytes(body: bytes) -> Resource:
+    """Return bytes as they are."""
+    return Resource(body, _BYTES)
+
+
+def runs(opened: Sequence[PageRun], *, bundle: bool = False) -> Resource:
+    """Return the runs the page may show."""
+    return as_json(
+        {
+            "version": __version__,
+            "bundle": bundle,
+            "runs": [
+                {"key": run.key, "run_id": str(run.store.meta.get("run_id") or run.run_dir.name)} for run in opened
+            ],
+        }
+    )
+
+
+def meta(run: PageRun, n: int | None = None) -> Resource:
+    """Return what a run is, what it has, what is missing, and its colour scales."""
+    about, store = run.store.meta, run.store
+    lens, contributions = run.grid("lens.zarr"), run.grid("contributions.zarr")
+    return as_json(
+        {
+            "key": run.key,
+            "run_id": str(about.get("run_id") or run.run_dir.name),
+            "path": str(run.run_dir.resolve()),
+            **{name: about.get(name) for name in ("model", "dataset", "split", "capture", "dtype")},
+            "objective": run.objective,
+            "n": store.n if n is None else min(n, store.n),
+            "T": store.T,
+            "L": store.L,
+            "H": store.H,
+            "by_choice": run.by_choice,
+            "n_choices": store.n_choices if run.by_choice else None,
+            "attention": run.attention_axes(),
+            "lens": None if lens is None else dict(lens.attrs),
+            "contributions": None if contributions is None else dict(contributions.attrs),
+            "missing": run.missing(),
+            "partial": {name: run.only_decisions(f"{name}.zarr") for name in ("lens", "contributions")},
+            "figures": [figure.summary() for figure in run.figures],
+            "rows_per_part": ROWS_PER_PART,
+            "values_per_part": VALUES_PER_PART,
+            "uncertified": uncertified(about) if about.get("uncertified") else None,
+        }
+    )
+
+
+def listed(run: PageRun) -> pa.Table:
+    """Return the columns that the list shows, read once."""
+    columns = ("example_id", "text", "question", "next_true_token", "next_pred_token", "answerKey", "pred_label")
+    return run.kept("list", lambda: read_some(run.run_dir, columns))
+
+
+def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
+    """Return names and texts of some examples, for the list.
+
+    Raises:
+        SelectionError: There is no such part.
+    """
+    count = run.store.n if n is None else n
+    checked_index(part, max(1, -(-count // ROWS_PER_PART)), "part of the list")
+    table = listed(run)
+    some = table.slice(part * ROWS_PER_PART, min(ROWS_PER_PART, count - part * ROWS_PER_PART))
+    found: dict[str, Any] = {"id": [str(i) for i in some.column("example_id").to_pylist()]}
+    text = "question" if run.objective in {"multiple_choice", "csqa_choice"} else "text"
+    found["text"] = [_snippet(t, end=text == "text") for t in some.column(text).to_pylist()]
+    for name, names in (("target", ("next_true_token", "answerKey")), ("said", ("next_pred_token", "pred_label"))):
+        there = next((c for c in names if c in some.column_names), None)
+        if there is not None:
+            found[name] = [None if t is None else plain(str(t)) for t in some.column(there).to_pylist()]
+    return as_json(found)
+
+
+def _snippet(text: str | None, *, end: bool) -> str:
+    """Return the end of a text, where the prediction is made, or its beginning."""
+    text = " ".join(str(text or "")[-4 * _SNIPPET :].split()) if end else " ".join(str(text or "").split())
+    if len(text) <= _SNIPPET:
+        return text
+    return "…" + text[-_SNIPPET:] if end else text[:_SNIPPET] + "…"
+
+
+def column(run: PageRun, name: str, part: int, n: int | None = None) -> Resource:
+    """Return one figure of some examples as float32.
+
+    Raises:
+        UsageError: There is no such figure.
+        SelectionError: There is no such part.
+    """
+    figure = next((f for f in run.figures if f.name == name), None)
+    if figure is None:
+        raise UsageError(f"No figure {name!r}: this run has {', '.join(f.name for f in run.figures)}.")
+    values = figure.values[:n]
+    checked_index(part, max(1, -(-len(values) // VALUES_PER_PART)), "part of the figure")
+    return as_bytes(values[part * VALUES_PER_PART : (part + 1) * VALUES_PER_PART].astype("<f4").tobytes())
+
+
+def search(run: PageRun, query: str) -> Resource:
+    """Return which examples contain a text, upper and lower case alike, as one bit each.
+
+    Raises:
+        UsageError: The text is too long.
+    """
+    if len(query) > _MOST_QUERY:
+        raise UsageError(f"q: a text of up to {_MOST_QUERY} characters, got {len(query)}.")
+    table = listed(run)
+    name = "question" if run.by_choice and "question" in table.column_names else "text"
+    found = pc.fill_null(pc.match_substring(table.column(name), query, ignore_case=True), False)
+    return as_bytes(np.packbits(found.to_numpy(), bitorder="little").tobytes())
+
+
+def row(run: PageRun, example_id: str) -> Resource:
+    """Return the row of an example_id."""
+    return as_json({"row": run.row(example_id)})
+
+
+def tokens(run: PageRun, at: int, choice: int) -> Resource:
+    """Return the tokens and the decision of an example (choice)."""
+    return as_json(example.tokens_json(run, example.checked_row(run, at), example.checked_choice(run, choice)))
+
+
+def outcomes(run: PageRun, at: int) -> Resource:
+    """Return the outcome at every position of an example; null where the run did not keep it."""
+    return as_json(example.outcomes_json(run, example.checked_row(run, at)))
+
+
+def lens(run: PageRun, at: int) -> Resource:
+    """Return the shape of an example's lens."""
+    return as_json(results.lens_json(run, example.checked_row(run, at)))
+
+
+def lens_values(run: PageRun, at: int, statistic: str) -> Resource:
+    """Return one statistic of an example's lens as JSON."""
+    return as_json(results.lens_values(run, example.checked_row(run, at), statistic))
+
+
+def lens_statistics(run: PageRun, at: int) -> Resource:
+    """Return the numbers of an example's lens as float16."""
+    return as_bytes(results.lens_statistics(run, example.checked_row(run, at)))
+
+
+def lens_top(run: PageRun, at: int, block: int) -> Resource:
+    """Return the most probable tokens of some depths."""
+    return as_bytes(results.lens_top(run, example.checked_row(run, at), block))
+
+
+def contributions(run: PageRun, at: int, position: int) -> Resource:
+    """Return the contributions at one position of an example."""
+    return as_json(results.contributions_json(run, example.checked_row(run, at), position))
+
+
+def race(run: PageRun, at: int) -> Resource:
+    """Return the race between the choices of an example."""
+    return as_json(results.race_json(run, example.checked_row(run, at)))
+
+
+def thumbs(run: PageRun, at: int, choice: int, layer: int) -> Resource:
+    """Return all heads of a layer, small, as bytes."""
+    values, layout = slices.layer_of(run, example.checked_row(run, at), example.checked_choice(run, choice), layer)
+    return as_bytes(slices.drawn(values, layout.thumb_pool).tobytes())
+
+
+def head_drawn(run: PageRun, at: int, choice: int, layer: int, head: int) -> Resource:
+    """Return one head's attention as bytes."""
+    values, layout = slices.head_of(run, example.checked_row(run, at), example.checked_choice(run, choice), layer, head)
+    return as_bytes(slices.drawn(values, layout.pool).tobytes())
+
+
+def head_values(run: PageRun, at: int, choice: int, layer: int, head: int, block: int) -> Resource:
+    """Return some rows of one head's attention as float16."""
+    values, layout = slices.head_of(run, example.checked_row(run, at), example.checked_choice(run, choice), layer, head)
+    return as_bytes(values[slices.block_of_rows(layout, block)].astype("<f2").tobytes())
+
+
+def head_json(run: PageRun, at: int, choice: int, layer: int, head: int, block: int) -> Resource:
+    """Return some rows of one head's attention as JSON."""
+    at, choice = example.checked_row(run, at), example.checked_choice(run, choice)
+    values, layout = slices.head_of(run, at, choice, layer, head)
+    some = slices.block_of_rows(layout, block)
+    named = repr(run.store.example_id(at))
+    call = f"mcq_attn({named}, choice_idx={choice}" if run.by_choice else f"attn({named}, side={run.store.sides[0]!r}"
+    return as_json(
+        {
+            "queries": layout.queries[some].tolist(),
+            "attention": [[example.number(v, 3) for v in line] for line in values[some].astype(np.float32)],
+            "python": f"st.{call}, layer={layer}, head={head}, trim=True)",
+        }
+    )
+
+
+Found = Iterator[tuple[str, Callable[[], Resource]]]
+
+
+def bundle_paths(run: PageRun, n: int) -> Found:
+    """Yield every path of a run that a static page asks for, and what stands there, of the first n examples."""
+    yield "meta.json", partial(meta, run, n)
+    for part in range(-(-n // ROWS_PER_PART)):
+        yield f"rows/{part}.json", partial(rows, run, part, n)
+    for figure in run.figures:
+        for part in range(-(-n // VALUES_PER_PART)):
+            yield f"columns/{figure.name}/{part}.bin", partial(column, run, figure.name, part, n)
+    for at in range(n):
+        for path, make in (*_of_example(run, at), *_of_choices(run, at)):
+            yield f"e/{at}/{path}", make
+
+
+def _of_example(run: PageRun, at: int) -> Found:
+    yield "outcomes.json", partial(outcomes, run, at)
+    if run.grid("lens.zarr") is not None:
+        found = results.lens_of(run, at)
+        yield "lens.json", partial(lens, run, at)
+        yield "lens/statistics.f16", partial(lens_statistics, run, at)
+        for block in range(-(-found.top_ids.shape[0] // found.depths_per_block)):
+            yield f"lens/top/{block}.bin", partial(lens_top, run, at, block)
+    if run.grid("contributions.zarr") is not None:
+        for position in results.contribution_positions(run, at):
+            yield f"contributions/{position}.json", partial(contributions, run, at, position)
+    if run.races and "race" not in run.missing():
+        yield "race.json", partial(race, run, at)
+
+
+def _of_choices(run: PageRun, at: int) -> Found:
+    axes = run.attention_axes() or {"layers": [], "heads": []}
+    for choice in range((run.store.n_choices or 1) if run.by_choice else 1):
+        yield f"c{choice}/tokens.json", partial(tokens, run, at, choice)
+        for layer in axes["layers"]:
+            yield f"c{choice}/attn/{layer}/thumbs.u8", partial(thumbs, run, at, choice, layer)
+            for head in axes["heads"]:
+                yield f"c{choice}/attn/{layer}/{head}.u8", partial(head_drawn, run, at, choice, layer, head)

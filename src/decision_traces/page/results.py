@@ -1,0 +1,212 @@
+"""What the analyses left in a run, for one example: lens, contributions, the race between choices."""
+
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from decision_traces.errors import SelectionError, UsageError
+from decision_traces.page.example import number, table_row
+from decision_traces.page.runs import RACE_FILE, PageRun
+from decision_traces.page.slices import LARGEST
+from decision_traces.schema import ANALYSIS_DIR
+
+STATISTICS: Final = ("prob", "rank", "entropy", "kl")
+_LARGEST_HALF: Final = 65504.0
+
+
+class Lens:
+    """What the lens says of one example, slots without a token left out.
+
+    Attributes:
+        pos: (slot,) token position, counted from the first token.
+        known: (slot,) whether the target is the true token.
+        candidates: (slot, candidate)
+        statistics: (statistic, depth, slot) in the order of `STATISTICS`.
+        top_ids, top_probs: (depth, slot, top)
+        candidate_probs: (depth, slot, candidate)
+    """
+
+    def __init__(self, run: PageRun, row: int) -> None:
+        """Read it.
+
+        Raises:
+            SelectionError: The lens was not computed.
+        """
+        group = run.grid("lens.zarr")
+        if group is None:
+            raise SelectionError(_said(run, "lens"))
+
+        def read(name: str) -> np.ndarray:
+            return np.asarray(group[name][row])  # type: ignore[index]
+
+        positions = read("positions")
+        slots = np.flatnonzero(positions >= 0)
+        self.pos = positions[slots] - int(run.store.spans.start[row])
+        self.known = read("known")[slots]
+        self.candidates = read("candidates")[slots]
+        self.statistics = np.stack([read(name)[:, slots].astype(np.float32) for name in STATISTICS])
+        self.top_ids = read("top_ids")[:, slots]
+        self.top_probs = read("top_probs")[:, slots]
+        self.candidate_probs = read("candidate_probs")[:, slots]
+
+    @property
+    def depths_per_block(self) -> int:
+        """How many depths of the most probable tokens and the candidates one response holds."""
+        _, slots, top = self.top_ids.shape
+        each: int = slots * (top * 6 + 2 * self.candidates.shape[1])
+        return max(1, LARGEST // max(1, each) - 1)
+
+
+def lens_of(run: PageRun, row: int) -> Lens:
+    """Return the lens of an example, read once."""
+    return run.kept(("lens", row), lambda: Lens(run, row))
+
+
+def lens_json(run: PageRun, row: int) -> dict[str, Any]:
+    """Return the shape of an example's lens, its candidates and the texts of all its tokens."""
+    lens = lens_of(run, row)
+    words = run.words()
+    ids = np.unique(np.concatenate([lens.top_ids.ravel(), lens.candidates.ravel()]))
+    return {
+        "pos": lens.pos.tolist(),
+        "known": lens.known.tolist(),
+        "depths": lens.top_ids.shape[0],
+        "top": lens.top_ids.shape[2],
+        "statistics": list(STATISTICS),
+        "depths_per_block": lens.depths_per_block,
+        "candidates": lens.candidates.tolist(),
+        "words": {int(i): words[int(i)] for i in ids if int(i) in words},
+        "python": _python(run, "lens.zarr", row, "prob"),
+    }
+
+
+def lens_values(run: PageRun, row: int, statistic: str) -> dict[str, Any]:
+    """Return one statistic of an example's lens as JSON: depth by position.
+
+    Raises:
+        UsageError: There is no such statistic.
+    """
+    if statistic not in STATISTICS:
+        raise UsageError(f"No statistic {statistic!r}: there are {', '.join(STATISTICS)}.")
+    lens = lens_of(run, row)
+    values = lens.statistics[STATISTICS.index(statistic)]
+    rounded = [[number(v, 4) for v in depth] for depth in values]
+    return {"pos": lens.pos.tolist(), statistic: rounded, "python": _python(run, "lens.zarr", row, statistic)}
+
+
+def lens_statistics(run: PageRun, row: int) -> bytes:
+    """Return (statistic, depth, slot) as float16; a rank too large for it is the largest it has."""
+    clipped = np.clip(lens_of(run, row).statistics, -_LARGEST_HALF, _LARGEST_HALF)
+    return clipped.astype("<f2").tobytes()
+
+
+def lens_top(run: PageRun, row: int, block: int) -> bytes:
+    """Return some depths' most probable tokens (ids as int32, probabilities as float16) and candidates (float16).
+
+    Raises:
+        UsageError: There is no such block.
+    """
+    lens = lens_of(run, row)
+    step, depths = lens.depths_per_block, lens.top_ids.shape[0]
+    if not 0 <= block < -(-depths // step):
+        raise UsageError(f"block {block}: there are {-(-depths // step)}, counted from 0.")
+    some = slice(block * step, (block + 1) * step)
+    parts = ((lens.top_ids, "<i4"), (lens.top_probs, "<f2"), (lens.candidate_probs, "<f2"))
+    return b"".join(values[some].astype(kind).tobytes() for values, kind in parts)
+
+
+def contributions_json(run: PageRun, row: int, position: int) -> dict[str, Any]:
+    """Return what each part (and head) adds to the lead of the target over each candidate at one position.
+
+    Raises:
+        SelectionError: Contributions were not computed, or not at this position.
+    """
+    group = run.grid("contributions.zarr")
+    if group is None:
+        raise SelectionError(_said(run, "contributions"))
+    of_choices = group.attrs.get("of") == "choice"
+    start = 0 if of_choices else int(run.store.spans.start[row])
+    positions = np.asarray(group["positions"][row])  # type: ignore[index]
+    found = np.flatnonzero(positions == position + start)
+    if position < 0 or len(found) == 0:
+        held = ", ".join(str(p - start) for p in positions[positions >= 0][:8])
+        raise SelectionError(f"No contributions at position {position}: there are some at {held or 'none'}.")
+    slot = int(found[0])
+    candidates = np.asarray(group["candidates"][row, slot])  # type: ignore[index]
+    keep = np.flatnonzero(candidates >= 0)
+    _, first = np.unique(candidates[keep], return_index=True)
+    keep = keep[np.sort(first)]
+    parts = np.asarray(group["parts"][row, slot])[keep]  # type: ignore[index]
+    return {
+        "pos": position,
+        "of": group.attrs.get("of"),
+        "candidates": [_candidate(run, row, int(i), of_choices=of_choices) for i in candidates[keep]],
+        "parts": group.attrs["parts"],
+        "values": _rounded(parts),
+        "heads": _rounded(np.asarray(group["heads"][row, slot])[keep]) if "heads" in group else None,  # type: ignore[index]
+        "python": _python(run, "contributions.zarr", row, "parts", f", {slot}"),
+    }
+
+
+def contribution_positions(run: PageRun, row: int) -> list[int]:
+    """Return the positions of an example that have contributions, counted from its first token."""
+    group = run.grid("contributions.zarr")
+    if group is None:
+        return []
+    held = np.asarray(group["positions"][row])  # type: ignore[index]
+    start = 0 if group.attrs.get("of") == "choice" else int(run.store.spans.start[row])
+    return [int(p) - start for p in held[held >= 0]]
+
+
+def _candidate(run: PageRun, row: int, token: int, *, of_choices: bool) -> dict[str, Any]:
+    if of_choices:
+        values = table_row(run, row)
+        return {"id": token, "text": f"{values['choice_labels'][token]} {values['choice_texts'][token]}"}
+    return {"id": token, "text": run.words().get(token, f"#{token}")}
+
+
+def race_json(run: PageRun, row: int) -> dict[str, Any]:
+    """Return the choices' logits and probabilities at every depth.
+
+    Raises:
+        SelectionError: The race was not computed, or the example is not in it.
+    """
+    path = run.run_dir / ANALYSIS_DIR / RACE_FILE
+    if not path.is_file():
+        raise SelectionError(_said(run, "race"))
+    example = run.store.example_id(row)
+    file = run.kept("race", lambda: pq.ParquetFile(path))
+    columns = ["example_id", "depth", "choice", "label", "logit", "prob"]
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=columns)
+        table = table.filter(pc.equal(table.column("example_id"), example))
+        if table.num_rows:
+            break
+    else:
+        raise SelectionError(f"{example} is not in {path}. Compute it again: {run.command('lens')}.")
+    n = len(set(table.column("choice").to_pylist()))
+    shaped = {name: table.column(name).to_numpy().reshape(-1, n) for name in ("logit", "prob")}
+    return {
+        "labels": table.column("label").to_pylist()[:n],
+        "logits": _rounded(shaped["logit"]),
+        "probs": _rounded(shaped["prob"]),
+        "python": f"pd.read_parquet(st.run_dir / 'analysis/{RACE_FILE}').query('example_id == {example!r}')",
+    }
+
+
+def _rounded(values: np.ndarray) -> Any:
+    """Return nested lists of numbers of five digits."""
+    if values.ndim == 0:
+        return number(values, 5)
+    return [_rounded(part) for part in values] if values.ndim > 1 else [number(v, 5) for v in values]
+
+
+def _said(run: PageRun, panel: str) -> str:
+    said = run.missing().get(panel, {"why": f"This run has no {panel}.", "command": ""})
+    return f"{said['why']} {said['command']}".strip()
+
+
+def _python(run: PageRun, group: str, row: int, name: str, more: str = "") -> str:
+    return f"zarr.open_group(st.run_dir / 'analysis/{group}')['{name}'][st.row({run.store.example_id(row)!r}){more}]"

@@ -1,0 +1,111 @@
+"""Starting the server: on this machine alone unless told otherwise, on a free port, with the browser opened."""
+
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from decision_traces.errors import UsageError
+from decision_traces.page.app import create_app, is_loopback
+from decision_traces.page.resources import listed
+from decision_traces.page.runs import PageRun
+
+DEFAULT_PORT: Final = 8377
+_TRIES: Final = 20
+
+
+@dataclass(slots=True)
+class PageServer:
+    """A server that is listening, though it may not have begun to answer.
+
+    Attributes:
+        runs: What it shows.
+        host: Address it listens at.
+        port: And the port.
+    """
+
+    runs: list[PageRun]
+    host: str
+    port: int
+    socket: socket.socket
+    _server: uvicorn.Server | None = field(default=None)
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
+
+    def serve(self, ready: Callable[[], None] | None = None) -> None:
+        """Answer until interrupted, having called `ready`; connections are accepted from before that on."""
+        hosts = frozenset() if is_loopback(self.host) else frozenset({self.host.lower(), *_own_names()})
+        config = uvicorn.Config(
+            create_app(self.runs, hosts), log_level="warning", access_log=False, lifespan="off", server_header=False
+        )
+        self._server = uvicorn.Server(config)
+        threading.Thread(target=_warm, args=(self.runs,), daemon=True).start()
+        if ready is not None:
+            ready()
+        self._server.run(sockets=[self.socket])
+
+    def start(self) -> threading.Thread:
+        """Answer in a thread of its own, until the process ends."""
+        thread = threading.Thread(target=self.serve, daemon=True, name=f"decision-traces page {self.port}")
+        thread.start()
+        return thread
+
+    def stop(self) -> None:
+        """Stop answering."""
+        if self._server is not None:
+            self._server.should_exit = True
+
+
+def _warm(runs: Sequence[PageRun]) -> None:
+    """Read what the first click needs while the browser is still busy with the page."""
+    for run in runs:
+        _ = run.figures
+        listed(run)
+        run.grid("lens.zarr")
+        _ = run.store.spans
+
+
+def listen(run_dirs: Sequence[Path], host: str = "127.0.0.1", port: int | None = None) -> PageServer:
+    """Open runs and listen.
+
+    Args:
+        run_dirs: The run folders; the first is shown first.
+        host: Address; only a loopback one keeps other machines out.
+        port: The port; where left out, 8377 or the next free one.
+
+    Raises:
+        RunError: One of the folders is no complete run.
+        UsageError: The address cannot be listened at, or there is no such port.
+    """
+    runs = [PageRun(f"r{i}", path) for i, path in enumerate(run_dirs)]
+    if port is not None and not 0 <= port < 1 << 16:
+        raise UsageError(f"--port {port}: ports go from 0 to 65535.")
+    ports = range(DEFAULT_PORT, DEFAULT_PORT + _TRIES) if port is None else [port]
+    reason: OSError | None = None
+    for number in ports:
+        try:
+            sock = socket.create_server((host, number), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            reason = error
+            continue
+        return PageServer(runs, host, sock.getsockname()[1], sock)
+    told = f"{ports[0]}" if len(ports) == 1 else f"{ports[0]} to {ports[-1]}"
+    raise UsageError(f"Cannot listen at {host}, port {told} ({reason}). Choose another with --port.")
+
+
+def open_browser(url: str) -> None:
+    """Open the page in the user's browser, if there is one."""
+    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+
+def _own_names() -> set[str]:
+    return {socket.gethostname().lower(), socket.getfqdn().lower()}

@@ -1,0 +1,135 @@
+"""The shard files of one block, written example by example as batches finish, in whatever order.
+
+A Zarr shard is its inner chunks one after the other and an index behind them (`sharding_indexed`): where each chunk
+begins and how long it is. So a block needs no room in memory: an example's chunk is appended when its batch is done,
+and the index closes the file. Only where several examples share a chunk are they kept until all of them are there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import FileIO
+from math import prod
+from pathlib import Path
+from typing import Final
+
+import google_crc32c
+import numpy as np
+from jaxtyping import UInt8
+from numcodecs import Zstd  # type: ignore[import-untyped]
+
+from decision_traces.schema import ATTN, CHOICE, ArraySpec
+from decision_traces.store.folder import FileRecord
+from decision_traces.store.frames import CRC_BYTES, FrameMaker
+from decision_traces.store.layout import RunLayout
+
+_ABSENT: Final = np.iinfo(np.uint64).max
+LEVEL: Final = 1
+
+
+@dataclass(slots=True)
+class _Group:
+    """Examples that share a chunk, until all of them are there."""
+
+    data: np.ndarray
+    waiting: int
+
+
+@dataclass(slots=True)
+class ShardFile:
+    """One shard file in the making.
+
+    Attributes:
+        path: The file.
+        spec: The array it belongs to.
+        layout: What the run holds.
+        rows: Examples in the block.
+        frames: Makes the frames of chunks with one example.
+    """
+
+    path: Path
+    spec: ArraySpec
+    layout: RunLayout
+    rows: int
+    frames: FrameMaker
+    _index: np.ndarray = field(init=False)
+    _size: int = 0
+    _crc: int = 0
+    _groups: dict[int, _Group] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shard, chunk = self.layout.shard(self.spec), self.layout.chunk(self.spec)
+        chunks = prod(-(-whole // part) for whole, part in zip(shard, chunk, strict=True))
+        self._index = np.full((chunks, 2), _ABSENT, np.uint64)
+
+    @property
+    def _choices(self) -> int:
+        return self.layout.dims.n_choices if CHOICE in self.spec.axes else 1
+
+    def begin(self) -> None:
+        """Make the file, empty; what a crash left half-written goes."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+        self.path.touch()
+
+    def put(self, pieces: Mapping[int, np.ndarray]) -> None:
+        """Append the chunks of some rows.
+
+        Args:
+            pieces: Row in the block (times the number of choices, plus the choice) to what fills the top left corner
+                of its room.
+        """
+        shared = self.layout.chunk(self.spec)[0]
+        with self.path.open("ab", buffering=0) as file:
+            for row, piece in pieces.items():
+                if shared == 1:
+                    self._append(file, row, self.frames.frame(piece))
+                else:
+                    self._collect(file, row, piece, shared)
+
+    def _collect(self, file: FileIO, row: int, piece: np.ndarray, shared: int) -> None:
+        example, choice = divmod(row, self._choices)
+        number = example // shared * self._choices + choice
+        if number not in self._groups:
+            room = self.layout.room(self.spec)
+            members = min(shared, self.rows - example // shared * shared)
+            self._groups[number] = _Group(np.zeros((shared, *room), self.layout.dtype), members)
+        group = self._groups[number]
+        group.data[example % shared][tuple(slice(n) for n in piece.shape)] = piece
+        group.waiting -= 1
+        if not group.waiting:
+            self._append(file, number, _compressed(self._groups.pop(number).data))
+
+    def _append(self, file: FileIO, number: int, chunk: UInt8[np.ndarray, " bytes"] | bytes) -> None:
+        write_all(file, chunk)
+        self._crc = google_crc32c.extend(self._crc, chunk)
+        self._index[number] = self._size, len(chunk)
+        self._size += len(chunk)
+
+    def close(self) -> FileRecord:
+        """Write what is left and the index; return size and CRC-32C of the file."""
+        with self.path.open("ab", buffering=0) as file:
+            for number in sorted(self._groups):  # examples of no tokens never came
+                self._append(file, number, _compressed(self._groups[number].data))
+            self._groups.clear()
+            index = self._index.astype("<u8").tobytes()
+            index += google_crc32c.value(index).to_bytes(CRC_BYTES, "little")
+            write_all(file, index)
+        return self._size + len(index), f"{google_crc32c.extend(self._crc, index):08x}"
+
+
+def frame_maker(layout: RunLayout, spec: ArraySpec) -> FrameMaker:
+    """Return what makes the frames of an array's chunks."""
+    whole = layout.dims_of(spec).positions == "all"
+    return FrameMaker(layout.room(spec), causal=spec.stage == ATTN and spec.side == "dec" and whole)
+
+
+def write_all(file: FileIO, data: np.ndarray | bytes) -> None:
+    """Write all of it to an unbuffered file, which may take less at a time."""
+    view = memoryview(data)  # type: ignore[arg-type]
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def _compressed(chunk: np.ndarray) -> bytes:
+    frame: bytes = bytes(Zstd(level=LEVEL).encode(np.ascontiguousarray(chunk)))
+    return frame + int(google_crc32c.value(frame)).to_bytes(CRC_BYTES, "little")

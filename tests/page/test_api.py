@@ -1,0 +1,304 @@
+"""The server in-process: right numbers, small answers, nothing outside the run, errors that are sentences."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from starlette.testclient import TestClient
+
+from decision_traces import TraceStore
+from decision_traces.page.app import create_app
+from decision_traces.page.resources import bundle_paths
+from decision_traces.page.runs import PageRun
+from decision_traces.page.slices import LARGEST
+from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, TinyRun, build_run
+
+
+def test_the_list_has_the_tables_figures(client: TestClient, demo_run: Path) -> None:
+    tokens = TraceStore(demo_run).tokens
+    meta = client.get("/api/r0/meta.json").json()
+    assert (meta["n"], meta["L"], meta["H"], meta["missing"]) == (12, 5, 4, {})
+    names = [figure["name"] for figure in meta["figures"]]
+    assert names[:3] == ["correct", "entropy", "margin"] and {"stable_from", "flips"} <= set(names)
+    entropy = np.frombuffer(client.get("/api/r0/columns/entropy/0.bin").content, "<f4")
+    assert np.array_equal(entropy, tokens["next_entropy"].to_numpy(np.float32))
+    rows = client.get("/api/r0/rows/0.json").json()
+    assert rows["id"] == list(tokens["example_id"]) and rows["target"] == list(tokens["next_true_token"])
+    assert all(
+        row in " ".join(text.split())
+        for row, text in zip([r.lstrip("…") for r in rows["text"]], tokens["text"], strict=True)
+    )
+
+
+def test_tokens_are_cut_out_of_the_text(client: TestClient, demo_run: Path) -> None:
+    store = TraceStore(demo_run)
+    found = client.get("/api/r0/e/3/c0/tokens.json").json()
+    assert "".join(found["tokens"]) == store.text(3) and found["n_tokens"] == store.n_tokens(3)
+    assert found["decision"]["pos"] == store.tokens["next_pos"][3]
+    assert found["decision"]["pred"]["text"] == store.tokens["next_pred_token"][3]
+
+
+def test_attention_is_the_stores(client: TestClient, demo_run: Path) -> None:
+    store = TraceStore(demo_run)
+    expected = store.attn(2, layer=3, head=1, trim=True)
+    n = len(expected)
+    exact = np.frombuffer(client.get("/api/r0/e/2/c0/attn/3/1/0.f16").content, "<f2").reshape(n, n)
+    assert np.array_equal(exact, expected)
+    drawn = np.frombuffer(client.get("/api/r0/e/2/c0/attn/3/1.u8").content, np.uint8).reshape(n, n)
+    assert np.abs((drawn / 255.0) ** 2 - expected.astype(np.float64)).max() < 0.005
+    twin = client.get("/api/r0/e/2/c0/attn/3/1/0.json").json()
+    assert np.allclose(twin["attention"], expected, atol=6e-4)
+    scope = {"st": store}
+    assert np.array_equal(eval(twin["python"], scope), expected)
+
+
+def test_attention_of_a_choice(client: TestClient, choice_run: Path) -> None:
+    store = TraceStore(choice_run)
+    expected = store.mcq_attn(1, choice_idx=2, layer=1, head=0, trim=True)
+    found = np.frombuffer(client.get("/api/r2/e/1/c2/attn/1/0/0.f16").content, "<f2")
+    assert np.array_equal(found.reshape(expected.shape), expected)
+    tokens = client.get("/api/r2/e/1/c2/tokens.json").json()
+    assert len(tokens["choices"]) == 5 and tokens["n_tokens"] == len(expected)
+
+
+def test_the_lens_ends_in_the_models_own_prediction(client: TestClient, demo_run: Path) -> None:
+    tokens = TraceStore(demo_run).tokens
+    for row in range(12):
+        head = client.get(f"/api/r0/e/{row}/lens.json").json()
+        shape = (len(head["statistics"]), head["depths"], len(head["pos"]))
+        values = np.frombuffer(client.get(f"/api/r0/e/{row}/lens/statistics.f16").content, "<f2").reshape(shape)
+        slot = head["pos"].index(int(tokens["next_pos"][row]))
+        prob, rank, entropy, kl = values[:, -1, slot].astype(np.float64)
+        assert prob == pytest.approx(tokens["next_true_prob"][row], abs=2e-3)
+        assert rank == tokens["next_true_rank"][row] and kl == 0
+        assert entropy == pytest.approx(tokens["next_entropy"][row], abs=5e-3)
+        twin = client.get(f"/api/r0/e/{row}/lens/entropy.json").json()
+        assert np.allclose(twin["entropy"], values[2], atol=5e-3)
+        assert head["candidates"][slot][0] == tokens["next_true_id"][row]
+        assert head["words"][str(tokens["next_pred_id"][row])] == tokens["next_pred_token"][row]
+
+
+def test_contributions_to_any_competitor_add_up(client: TestClient, demo_run: Path) -> None:
+    tokens = TraceStore(demo_run).tokens
+    table = pd.read_parquet(demo_run / "analysis" / "attribution.parquet")
+    for row in range(0, 12, 3):
+        position = int(tokens["next_pos"][row])
+        found = client.get(f"/api/r0/e/{row}/contributions/{position}.json").json()
+        ids = [candidate["id"] for candidate in found["candidates"]]
+        values = np.asarray(found["values"])
+        ours = table[table["example_id"] == tokens["example_id"][row]]
+        at = ids.index(int(ours["competitor_id"].iloc[0]))
+        whole = ours[ours["part"].isin(["embed", "attn", "mlp", "remainder"])]
+        assert values[at].sum() == pytest.approx(whole["logits"].sum(), abs=1e-3)
+        heads = ours[ours["part"] == "head"]["logits"].to_numpy().reshape(5, 4)
+        assert np.allclose(np.asarray(found["heads"])[at], heads, atol=1e-3)
+        # Any other pair too: the difference of their logits is that of the logarithms of their probabilities.
+        top = dict(zip(tokens["next_topk_ids"][row], tokens["next_topk_probs"][row], strict=True))
+        pair = [i for i in ids if i in top][1:3]
+        lead = values[ids.index(pair[1])] - values[ids.index(pair[0])]
+        assert lead.sum() == pytest.approx(np.log(top[pair[0]] / top[pair[1]]), abs=0.02)
+
+
+def test_every_position_has_its_truth(client: TestClient, demo_run: Path) -> None:
+    store = TraceStore(demo_run)
+    head = client.get("/api/r0/e/5/lens.json").json()
+    ids = store.encodings(5, trim=True)["input_ids"]
+    assert [c[0] for c in head["candidates"][:-1]] == list(ids[1:]) and head["known"] == [1] * (len(ids) - 1) + [0]
+
+
+def test_the_race_ends_where_the_table_says(client: TestClient, question_run: Path, choice_run: Path) -> None:
+    for key, run in (("r1", question_run), ("r2", choice_run)):
+        probs = TraceStore(run).tokens["choice_probs"]
+        for row in range(4):
+            race = client.get(f"/api/{key}/e/{row}/race.json").json()
+            assert np.allclose(race["probs"][-1], probs[row], atol=0.02)
+
+
+def test_text_is_searched(client: TestClient, demo_run: Path) -> None:
+    bits = np.frombuffer(client.get("/api/r0/search", params={"q": "THE "}).content, np.uint8)
+    found = np.unpackbits(bits, bitorder="little")[:12].astype(bool)
+    assert np.array_equal(found, TraceStore(demo_run).tokens["text"].str.lower().str.contains("the "))
+    assert client.get("/api/r0/search", params={"q": "%_.*"}).content == b"\0\0"
+
+
+RUNS = {
+    "decoder": DECODER,
+    "choices": CHOICES,
+    "selected": SELECTED,
+    "hybrid": HYBRID,
+    "encoder-decoder": ENCDEC,
+    "encoder": TinyRun(capture=("hidden",), side="enc", objective="encode"),
+    "older tools": TinyRun(layout="v2"),
+    "one position": TinyRun(positions="next"),
+    "masked": TinyRun(objective="masked", side="enc"),
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
+def test_any_run_opens_and_says_what_is_missing(tmp_path: Path, run: TinyRun) -> None:
+    build_run(tmp_path / "run", run)
+    page = PageRun("r0", tmp_path / "run")
+    small = TestClient(create_app([page]), base_url="http://localhost")
+    meta = small.get("/api/r0/meta.json").json()
+    for said in meta["missing"].values():
+        assert said["why"].endswith((".", "?"))
+    for path, make in bundle_paths(page, page.store.n):
+        answer = small.get(f"/api/r0/{path}")
+        assert answer.status_code == 200, (path, answer.text)
+        assert answer.content == make().body and len(answer.content) <= LARGEST
+
+
+def test_missing_panels_name_the_flag_and_the_command(client: TestClient, bare_run: Path) -> None:
+    missing = client.get("/api/r3/meta.json").json()["missing"]
+    assert "`attn` among the words of --capture" in missing["attention"]["why"]
+    assert missing["lens"]["command"] == f"decision-traces lens {bare_run} --all_positions"
+    assert "`resid`" in missing["contributions"]["why"] and missing["contributions"]["command"] == ""
+    answer = client.get("/api/r3/e/0/lens.json")
+    assert answer.status_code == 404 and "decision-traces lens" in answer.json()["error"]
+
+
+def test_every_answer_is_small(client: TestClient, demo_run: Path, choice_run: Path) -> None:
+    for run in (PageRun("r0", demo_run), PageRun("r2", choice_run)):
+        for path, _ in bundle_paths(run, 3):
+            answer = client.get(f"/api/{run.key}/{path}")
+            assert answer.status_code == 200 and len(answer.content) <= LARGEST, path
+
+
+def test_what_is_known_is_not_sent_again(client: TestClient, demo_run: Path) -> None:
+    first = client.get("/api/r0/e/0/lens.json")
+    again = client.get("/api/r0/e/0/lens.json", headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304 and again.content == b""
+    other = client.get("/api/r0/e/1/lens.json", headers={"If-None-Match": first.headers["etag"]})
+    assert other.status_code == 200
+    group = demo_run / "analysis" / "lens.zarr" / "zarr.json"
+    group.touch()
+    assert client.get("/api/r0/e/0/lens.json", headers={"If-None-Match": first.headers["etag"]}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:8377", "", "[::2]:80"])
+def test_another_name_is_refused(client: TestClient, host: str) -> None:
+    answer = client.get("/api/r0/meta.json", headers={"Host": host})
+    assert answer.status_code == 400 and "demo" not in answer.text
+    assert client.get("/", headers={"Host": host}).status_code == 400
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8377", "localhost:1", "[::1]:8377", "LOCALHOST"])
+def test_its_own_names_are_not(client: TestClient, host: str) -> None:
+    assert client.get("/api/runs.json", headers={"Host": host}).status_code == 200
+
+
+OUTSIDE = (
+    "..",
+    "../..",
+    "..%2f..%2f..%2fetc%2fpasswd",
+    "%2e%2e%2f%2e%2e%2fmeta",
+    "/etc/passwd",
+    "....//",
+    "r0/../../meta",
+    "\\..\\x",
+    "%00",
+    "meta.json%00",
+)
+PLACES = (
+    "/{}",
+    "/assets/{}",
+    "/api/{}/meta.json",
+    "/api/r0/{}",
+    "/api/r0/columns/{}/0.bin",
+    "/api/r0/rows/{}.json",
+    "/api/r0/e/{}/lens.json",
+    "/api/r0/e/0/c{}/tokens.json",
+    "/api/r0/e/0/c0/attn/{}/0.u8",
+    "/api/r0/e/0/c0/attn/0/{}.u8",
+    "/api/r0/e/0/lens/top/{}.bin",
+    "/api/r0/e/0/lens/{}.json",
+    "/api/r0/e/0/contributions/{}.json",
+    "/api/r0/row?example={}",
+)
+
+
+@pytest.mark.parametrize("bad", OUTSIDE)
+def test_no_path_leads_outside(client: TestClient, bad: str) -> None:
+    for place in PLACES:
+        answer = client.get(place.format(bad))
+        # The client itself resolves `..`: what is left of some is the address of the page, or of what a run is.
+        allowed = {200, 400, 404, 405} if answer.url.path in {"/", "/api/r0/meta.json"} else {400, 404, 405}
+        assert answer.status_code in allowed, (place, answer.status_code)
+        assert "root:" not in answer.text and "format_version" not in answer.text
+
+
+MALFORMED = (
+    "e/x/lens.json",
+    "e/1e3/lens.json",
+    "e/0/c0/attn/one/0.u8",
+    "rows/1.5.json",
+    "columns/nothing/0.bin",
+    "e/0/lens/top/99.bin",
+    "e/0/lens/nothing.json",
+    "search",
+    f"search?q={'x' * 201}",
+    "e/0/c0/attn/0/0/7.f16",
+)
+ABSENT = (
+    "e/12/lens.json",
+    "e/0/c1/tokens.json",
+    "e/0/c0/attn/5/0.u8",
+    "e/0/c0/attn/0/4.u8",
+    "e/0/contributions/500.json",
+    "row?example=none",
+    "rows/9.json",
+)
+
+
+@pytest.mark.parametrize("path", MALFORMED)
+def test_malformed_questions_get_a_sentence(client: TestClient, path: str) -> None:
+    answer = client.get(f"/api/r0/{path}")
+    assert answer.status_code == 400 and answer.json()["error"].endswith(".")
+
+
+@pytest.mark.parametrize("path", ABSENT)
+def test_what_is_not_there_is_said(client: TestClient, path: str) -> None:
+    answer = client.get(f"/api/r0/{path}")
+    assert answer.status_code == 404 and len(answer.json()["error"]) > 15
+
+
+def test_nothing_can_be_changed(client: TestClient) -> None:
+    for method in ("post", "put", "delete", "patch"):
+        assert getattr(client, method)("/api/r0/meta.json").status_code == 405
+
+
+def test_a_browser_is_told_to_load_nothing_from_elsewhere(client: TestClient) -> None:
+    answer = client.get("/")
+    assert answer.status_code == 200 and '<div id="page">' in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "unsafe-eval" not in policy and "script-src" not in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/api/r3/e/0/c0/tokens.json").headers["content-type"] == "application/json"
+
+
+def test_looking_needs_no_torch(demo_run: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from starlette.testclient import TestClient
+from decision_traces.page.app import create_app
+from decision_traces.page.runs import PageRun
+client = TestClient(create_app([PageRun("r0", Path({str(demo_run)!r}))]), base_url="http://localhost")
+for path in ("meta.json", "e/0/lens.json", "e/0/c0/attn/0/0.u8", "e/0/c0/tokens.json"):
+    assert client.get("/api/r0/" + path).status_code == 200
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_groups_say_what_they_hold(demo_run: Path) -> None:
+    for name, arrays in (("lens", {"prob", "top_ids", "candidates"}), ("contributions", {"parts", "heads"})):
+        group = zarr.open_group(demo_run / "analysis" / f"{name}.zarr", mode="r")
+        assert arrays <= set(group.array_keys())
+        for _, array in group.arrays():
+            assert array.attrs["doc"] and array.metadata.dimension_names[0] == "example"

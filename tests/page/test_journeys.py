@@ -1,0 +1,263 @@
+"""What a reader does with the page, in a real browser: judged by address, roles and text, not by pixels."""
+
+import functools
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from page.conftest import chromium
+
+from decision_traces import TraceStore
+from decision_traces.page.bundle import write_bundle
+
+sync_api = pytest.importorskip("playwright.sync_api")
+if chromium() is None:
+    pytest.skip(
+        "no Chromium (apt-get install chromium, or name one in DECISION_TRACES_CHROMIUM)", allow_module_level=True
+    )
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+expect = sync_api.expect
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium(), args=FLAGS.split())
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser, address: str) -> Iterator:
+    """A window of its own, in which any request that leaves the machine and any error fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    context.set_default_timeout(8000)
+    left: list[str] = []
+    errors: list[str] = []
+
+    def only_here(route) -> None:
+        local = urlsplit(route.request.url).hostname == "127.0.0.1"
+        if not local:
+            left.append(route.request.url)
+        route.continue_() if local else route.abort()
+
+    context.route("**/*", only_here)
+    window = context.new_page()
+    window.on("pageerror", lambda error: errors.append(str(error)))
+    window.on(
+        "console", lambda line: errors.append(line.text) if line.type == "error" and "404" not in line.text else None
+    )
+    yield window
+    context.close()
+    assert left == [] and errors == []
+
+
+def state(page) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def panel(page, name: str):
+    return page.get_by_role("region", name=name, exact=True)
+
+
+def open_row(page, address: str, run: Path, row: int, key: str = "r0", **more: str) -> TraceStore:
+    store = TraceStore(run)
+    query = "&".join(f"{k}={v}" for k, v in {"run": key, "ex": store.example_id(row), **more}.items())
+    page.goto(f"{address}?{query}")
+    expect(panel(page, "Decision")).to_be_visible()
+    return store
+
+
+def test_the_page_opens_where_an_answer_nearly_was_right(page, address: str, demo_run: Path) -> None:
+    page.goto(address)
+    expect(page.get_by_text("✗ Wrong")).to_be_visible()
+    tokens = TraceStore(demo_run).tokens
+    wrong = tokens[~tokens["next_correct"]]
+    assert state(page)["ex"] == wrong.loc[wrong["next_true_prob"].idxmax(), "example_id"]
+    for name in ("Tokens", "Lens", "Decision", "Contributions", "Race", "Attention"):
+        expect(panel(page, name)).to_be_visible()
+    expect(panel(page, "Tokens")).to_contain_text("leads")
+    expect(page.get_by_role("navigation", name="examples").get_by_role("status")).to_have_text("12 of 12")
+
+
+def test_filters_read_as_a_sentence_and_stand_in_the_address(page, address: str, demo_run: Path) -> None:
+    store = open_row(page, address, demo_run, 0)
+    page.get_by_role("button", name="wrong", exact=True).click()
+    page.get_by_label("entropy from").fill("1.5")
+    page.get_by_label("entropy from").press("Enter")
+    expect(page.get_by_text("Only wrong and entropy ≥ 1.50 nats.")).to_be_visible()
+    tokens = store.tokens
+    left = int(((~tokens["next_correct"]) & (tokens["next_entropy"] >= 1.5)).sum())
+    expect(page.get_by_text(f"{left} of 12")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text(f"{left} of 12")).to_be_visible()
+    assert state(page)["only"] == "wrong" and state(page)["f.entropy"] == "1.5.."
+    page.get_by_role("button", name="show all").click()
+    page.get_by_label("text contains").fill("the ")
+    found = int(tokens["text"].str.lower().str.contains("the ").sum())
+    expect(page.get_by_text(f"{found} of 12")).to_be_visible()
+    page.get_by_label("sort by").select_option("-entropy")
+    expect(page.get_by_role("listbox", name="list of examples").get_by_role("option").first).to_contain_text("H")
+    assert state(page)["sort"] == "-entropy"
+
+
+def test_the_keyboard_goes_everywhere(page, address: str, demo_run: Path) -> None:
+    store = open_row(page, address, demo_run, 3)
+    page.keyboard.press("ArrowDown")
+    expect(page).to_have_url(re.compile(store.example_id(4)))
+    expect(page.get_by_role("main")).to_have_attribute("aria-busy", "false")
+    page.keyboard.press("ArrowLeft")
+    assert state(page)["pos"] == str(store.tokens["next_pos"][4] - 1)
+    page.keyboard.press("d")
+    assert "pos" not in state(page)
+    page.keyboard.press("]")
+    page.keyboard.press("[")
+    assert "layer" in state(page)
+    page.keyboard.press("/")
+    expect(page.get_by_label("text contains")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("sort by")).to_be_focused()
+    page.get_by_role("button", name="help").click()
+    expect(page.get_by_role("complementary", name="help")).to_contain_text("final norm and unembedding")
+    page.go_back()
+    expect(page).to_have_url(re.compile(store.example_id(3)))
+
+
+def test_a_lens_cell_leads_to_its_layer(page, address: str, demo_run: Path) -> None:
+    store = open_row(page, address, demo_run, 2)
+    grid = panel(page, "Lens").get_by_role("application")
+    grid.focus()
+    for key in ("ArrowLeft", "ArrowDown", "ArrowDown"):
+        page.keyboard.press(key)
+    expect(panel(page, "Lens")).to_contain_text("layer 2, after")
+    page.keyboard.press("Enter")
+    assert state(page)["layer"] == "2" and state(page)["pos"] == str(store.tokens["next_pos"][2] - 1)
+    expect(page.get_by_label("layer", exact=True).last).to_have_value("2")
+    panel(page, "Lens").get_by_role("button", name="KL").click()
+    expect(panel(page, "Lens")).to_contain_text("KL divergence of the end from here (nats)")
+    assert state(page)["stat"] == "kl"
+    grid.hover(position={"x": 300, "y": 60})
+    expect(page.locator(".tooltip tr")).to_have_count(10)
+
+
+def test_another_competitor_changes_the_contributions(page, address: str, demo_run: Path) -> None:
+    store = open_row(page, address, demo_run, 1)
+    bars = panel(page, "Decision").get_by_role("button").filter(has=page.locator(".bar-track"))
+    before = panel(page, "Contributions").locator(".sum b").inner_text()
+    bars.nth(3).click()
+    chosen = int(state(page)["vs"])
+    tokens = store.tokens
+    assert chosen in list(tokens["next_topk_ids"][1])
+    expect(panel(page, "Contributions").locator(".sum b")).not_to_have_text(before)
+    expect(bars.nth(3)).to_have_attribute("aria-pressed", "true")
+    page.reload()
+    expect(bars.nth(3)).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_bar_leads_to_its_heads_and_a_head_to_its_attention(page, address: str, demo_run: Path) -> None:
+    store = open_row(page, address, demo_run, 0)
+    chart = panel(page, "Contributions").locator(".chart")
+    expect(chart).to_have_attribute("aria-label", re.compile("attn 3 "))
+    box = chart.locator("svg").first.bounding_box()
+    chart.locator("svg").first.click(position={"x": box["width"] * 0.5, "y": box["height"] * 0.5})
+    layer = int(state(page)["layer"])
+    heads = panel(page, "Contributions").get_by_role("button").filter(has_text="head ")
+    expect(heads).to_have_count(4)
+    sizes = [abs(float(text.split()[-1].replace("−", "-"))) for text in heads.all_inner_texts()]
+    assert sizes == sorted(sizes, reverse=True)
+    heads.first.click()
+    head = int(state(page)["head"])
+    expect(panel(page, "Attention")).to_contain_text(f"head {head}: each row looks at the columns")
+    row = store.attn(0, layer=layer, head=head, trim=True)[store.tokens["next_pos"][0]]
+    shown = panel(page, "Attention").locator(".looks button").first
+    expect(shown).to_have_attribute("title", f"position {int(row.argmax())}")
+
+
+def test_a_wrong_and_a_right_one_side_by_side_and_as_a_difference(page, address: str, demo_run: Path) -> None:
+    page.goto(address)
+    page.get_by_role("button", name="compare with a right one").click()
+    expect(page.get_by_text("✓ Right")).to_be_visible()
+    expect(page.get_by_text("✗ Wrong")).to_be_visible()
+    expect(panel(page, "Lens").get_by_role("application")).to_have_count(2)
+    assert state(page)["pin"].startswith("r0~")
+    page.get_by_role("button", name="difference").click()
+    expect(panel(page, "Lens").get_by_role("application")).to_have_count(1)
+    expect(panel(page, "Contributions")).to_contain_text("this minus pinned")
+    assert state(page)["cmp"] == "diff"
+    page.reload()
+    expect(panel(page, "Contributions")).to_contain_text("this minus pinned")
+    page.keyboard.press("p")
+    expect(page.get_by_role("button", name="difference")).to_have_count(0)
+    assert "pin" not in state(page)
+
+
+def test_data_and_python_of_a_panel(page, address: str, demo_run: Path) -> None:
+    store = open_row(page, address, demo_run, 5, layer="1", head="2")
+    panel(page, "Attention").get_by_role("button", name="python").click()
+    script = page.get_by_role("dialog").locator("pre").inner_text()
+    scope: dict = {}
+    exec(script.replace("\nst.attn", "\nfound = st.attn"), scope)
+    assert (scope["found"] == store.attn(5, layer=1, head=2, trim=True)).all()
+    page.get_by_role("button", name="close").click()
+    panel(page, "Lens").get_by_role("button", name="data").click()
+    expect(page.get_by_role("dialog")).to_contain_text('"statistic": "prob"')
+    expect(page.get_by_role("link", name="at its own address")).to_have_attribute("href", "api/r0/e/5/lens/prob.json")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_questions_race_and_choices_are_chosen(page, address: str, question_run: Path, choice_run: Path) -> None:
+    open_row(page, address, question_run, 1, "r1")
+    expect(panel(page, "Choice race")).to_be_visible()
+    expect(panel(page, "Decision").get_by_role("listitem")).to_have_count(5)
+    store = open_row(page, address, choice_run, 1, "r2")
+    expect(panel(page, "Choice race")).to_be_visible()
+    choices = page.get_by_role("group", name="choice", exact=True).get_by_role("button")
+    expect(choices).to_have_count(5)
+    expect(choices.nth(int(store.tokens["pred_idx"][1]))).to_have_attribute("aria-pressed", "true")
+    choices.nth(3).click()
+    assert state(page)["choice"] == "3"
+    expect(choices.nth(3)).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("region", name="Lens")).to_have_count(0)
+
+
+def test_text_is_text_and_what_is_missing_is_said(page, address: str, bare_run: Path) -> None:
+    page.on("dialog", lambda _: pytest.fail("a script of the data ran"))
+    open_row(page, address, bare_run, 0, "r3")
+    expect(page.get_by_role("listbox", name="tokens")).to_contain_text("script")
+    expect(panel(page, "Attention")).to_contain_text("`attn` among the words of --capture")
+    expect(panel(page, "Lens")).to_contain_text(f"decision-traces lens {bare_run} --all_positions")
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("main img, main script, nav img").count() == 0
+    page.goto(f"{address}?run=r3&ex=nobody")
+    expect(page.get_by_role("alert").first).to_contain_text("No example 'nobody'")
+
+
+def test_a_bundle_shows_the_same_from_any_file_server(page, demo_run: Path, tmp_path: Path) -> None:
+    write_bundle([demo_run], tmp_path / "site", limit=4)
+    handler = functools.partial(Quiet, directory=str(tmp_path / "site"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    store = open_row(page, f"http://127.0.0.1:{server.server_port}/", demo_run, 2)
+    expect(page.get_by_text("4 of 4")).to_be_visible()
+    expect(panel(page, "Attention").get_by_role("application")).to_be_visible()
+    expect(panel(page, "Contributions").locator(".sum b")).to_be_visible()
+    page.get_by_label("text contains").fill(store.text(1)[-12:])
+    expect(page.get_by_text("1 of 4")).to_be_visible()
+    server.shutdown()
+    server.server_close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""

@@ -1,0 +1,105 @@
+"""Reading shards directly: the same numbers as Zarr, and nothing that does not agree with its checksum."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decision_traces.schema import Dims, arrays_for
+from decision_traces.store.layout import RunLayout
+from decision_traces.store.shard_reader import shard_reader
+from decision_traces.store.writer import RunWriter
+
+LENGTHS = (6, 1, 0, 4, 5)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of five examples in blocks of two: hidden states of two layers, and attention."""
+    specs = [s for s in arrays_for("dec", ("attn", "hidden")) if "cross" not in s.stage]
+    layout = RunLayout(tuple(specs), {"dec": Dims(5, 2, 2, 2, 4, 1500, 6)}, "float32", 2)
+    rng = np.random.default_rng(0)
+    place = tmp_path_factory.mktemp("shards") / "run"
+    with RunWriter.create(place, layout, {}, overwrite=False) as writer:
+        for number in range(3):
+            block, rows = writer.open_block(number), layout.rows(number)
+            for site, ((spec, _), *_) in layout.places().items():
+                room = layout.room(spec)
+                pieces = {}
+                for row in rows:
+                    n = LENGTHS[row]
+                    shape = (n, room[1]) if len(room) == 2 else (room[0], n, n)
+                    value = rng.normal(size=shape).astype(np.float32)
+                    if n:
+                        pieces[row - rows.start] = value if len(room) == 2 else np.tril(value)
+                block.put(site, pieces)
+            block.close({"tokens.parquet": pa.table({"n_tokens": [LENGTHS[row] for row in rows]})}, {})
+        writer.join_tables()
+        return writer.commit({})
+
+
+def _array(run, name):
+    folder = run / name
+    array = zarr.open_array(folder, mode="r")
+    return array, shard_reader(array, folder)
+
+
+@given(data=st.data(), name=st.sampled_from(["dec_hidden.zarr/h", "dec_self_attn.zarr/attn"]))
+def test_any_box_is_what_zarr_reads(run, data, name):
+    array, reader = _array(run, name)
+    box = []
+    for size in array.shape:
+        start = data.draw(st.integers(0, size - 1))
+        box.append(slice(start, data.draw(st.integers(start + 1, size))))
+    np.testing.assert_array_equal(reader.read(tuple(box)), array[tuple(box)])
+
+
+@given(slots=st.lists(st.integers(-1, 5), min_size=5, max_size=5), depth=st.integers(0, 2))
+def test_one_slot_of_each_example(run, slots, depth):
+    """Past the tokens there are zeros, and -1 is none."""
+    array, reader = _array(run, "dec_hidden.zarr/h")
+    box = (slice(0, 5), slice(depth, depth + 1), slice(0, 6), slice(0, 1500))
+    lines = reader.rows(box, np.array(slots))
+    whole = array[:, depth]
+    for row, slot in enumerate(slots):
+        np.testing.assert_array_equal(lines[row], whole[row, slot] if slot >= 0 else np.zeros(1500))
+
+
+def test_slots_of_several_heads_are_not_one_stretch(run):
+    _, reader = _array(run, "dec_self_attn.zarr/attn")
+    box = (slice(0, 5), slice(0, 1), slice(0, 2), slice(0, 6), slice(0, 6))
+    assert reader.rows(box, np.zeros(5, int)) is None
+
+
+@pytest.mark.parametrize("place", ["chunk", "index", "end"])
+@pytest.mark.parametrize("read_before", [False, True])
+def test_a_changed_file_is_found_also_after_it_was_read(run, tmp_path, place, read_before):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    _, reader = _array(copy, "dec_hidden.zarr/h")
+    box = (slice(0, 2), slice(0, 1), slice(0, 6), slice(0, 1500))
+    if read_before:
+        reader.read(box)
+        reader.rows(box, np.array([1, 0]))
+    path = copy / "dec_hidden.zarr/h/c/0/0/0/0"
+    content = bytearray(path.read_bytes())
+    if place == "end":
+        content = content[:-5]
+    else:
+        content[100 if place == "chunk" else len(content) - 20] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    for read in (lambda: reader.read(box), lambda: reader.rows(box, np.array([1, 0]))):
+        with pytest.raises(ValueError, match=r"checksum|past the end"):
+            read()
+
+
+def test_arrays_of_another_make_are_left_to_zarr(tmp_path):
+    plain = zarr.create_array(tmp_path / "plain", shape=(4, 4), chunks=(1, 4), dtype="float32")
+    ends = zarr.create_array(tmp_path / "blosc", shape=(4, 4), chunks=(1, 4), shards=(2, 4), dtype="float32")
+    assert shard_reader(plain, tmp_path / "plain") is None
+    assert shard_reader(ends, tmp_path / "blosc") is None
