@@ -4,9 +4,9 @@
 
 All contenders do the same examples, tokens and arrays, one after the other, round after round, so that whatever else
 the machine does falls on all of them. The other tools come with `pip install -c constraints.txt -e ".[bench]"`; each
-runs in a process of its own, because some change torch for everybody. `--check 8` first compares what they write with
-ours on 8 examples, `--memory` adds a run of each in a process of its own, and `--show FILE` only prints (and draws)
-what an earlier benchmark has written to `--json FILE`, which is filled round by round.
+runs in a process of its own, because some change torch for everybody. `--check` first compares what they write with
+ours on a few examples, `--memory` adds a run of each in a process of its own, and `--show FILE` only prints (and
+draws) what an earlier benchmark has written to `--json FILE`, which is filled run by run.
 """
 
 import sys
@@ -22,7 +22,7 @@ from rich.console import Console
 from benchmarks.agreement import Agreement
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.protocol import UnavailableError
-from benchmarks.contenders.task import ARRAYS, Task
+from benchmarks.contenders.task import SETS, Task
 from benchmarks.machine import about_machine
 from benchmarks.measure import measure
 from benchmarks.picture import save_ratios
@@ -32,8 +32,9 @@ from decision_traces.data.registry import DatasetName
 from decision_traces.models.load import quiet_transformers
 
 Name = Literal["limit", "ours", "plain", "transformer_lens", "nnsight", "torchlens"]
+SetName = Literal["resid", "qkv", "everything"]
 _MEMORY: Final = "memory"
-_SETS: Final = ("hidden+resid", "hidden+resid+qkv", "attn+qkv+hidden+resid")
+_CHECKED: Final = 6  # examples: more say the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,12 @@ class Settings:
     """Most rows of a batch of ours."""
     contenders: tuple[Name, ...] = ("limit", "ours", "plain", "transformer_lens", "nnsight", "torchlens")
     """Who takes part."""
-    captures: tuple[str, ...] = _SETS
-    """Which sets of arrays, each as `--capture` words joined by +."""
+    captures: tuple[SetName, ...] = ("resid", "qkv", "everything")
+    """Which sets of arrays: hidden states and residual stream; q, k and v besides; attention as well."""
     rounds: int = 3
     """How many rounds; 0 with --check or --memory alone."""
-    check: int = 0
-    """First compare the arrays of every contender with ours on so many examples."""
+    check: bool = False
+    """First compare the arrays of every contender with ours on a few examples."""
     memory: bool = False
     """Also run each once in a process of its own, for its peak memory."""
     scratch: Path | None = None
@@ -77,9 +78,6 @@ class Settings:
 
     def task(self, capture: str) -> Task:
         """Return the task of one set of captures."""
-        words = tuple(word for word in ARRAYS if word in capture.split("+"))
-        if set(words) != set(capture.split("+")):
-            raise SystemExit(f"--captures {capture}: words are {', '.join(ARRAYS)}, joined by +")
         return Task(
             self.model_path.resolve(),
             self.dataset,
@@ -87,7 +85,7 @@ class Settings:
             self.data_dir,
             self.limit,
             self.max_seq_len,
-            words,
+            SETS[capture],
             self.batch_size,
         )
 
@@ -120,7 +118,7 @@ class Session:
             self._round(capture, _MEMORY)
 
     def _check(self, capture: str) -> None:
-        few = replace(self.settings, limit=min(self.settings.check, self.results.n_examples))
+        few = replace(self.settings, limit=min(_CHECKED, self.results.n_examples))
         agreement = Agreement(few.task(capture), self.scratch)
         for name in self._contenders(capture):
             if name == "ours":

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-_PACKAGES: Final = ("decision-traces", "torch", "transformers", "zarr", "zarrs", "numpy")
+_PACKAGES: Final = ("decision-traces", "torch", "transformers", "zarr", "numcodecs", "numpy")
 
 
 def about_machine(packages: Iterable[str] = ()) -> dict[str, Any]:

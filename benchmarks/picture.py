@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.task import SETS
 from benchmarks.results import LIMIT, Results, Row
 from decision_traces.views.style import BLUE, GREY, INK, new_figure, plain, save
 
@@ -36,7 +37,7 @@ def _bars(results: Results, capture: str) -> list[Row]:
 
 
 def _draw(axis: Any, capture: str, rows: dict[str, Row], names: list[str]) -> None:
-    plain(axis, f"--capture {capture.replace('+', ' ')}", "", "", grid="x")
+    plain(axis, f"--capture {' '.join(SETS[capture])}", "", "", grid="x")
     for place, name in enumerate(names):
         row = rows.get(name)
         if row is None or row.ratio is None:

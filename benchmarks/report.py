@@ -8,6 +8,7 @@ from rich.table import Table
 
 from benchmarks.agreement import MOST_DIFFERENCE
 from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders.task import SETS
 from benchmarks.results import Results, Row, Spread
 
 _NONE: Final = "–"
@@ -55,7 +56,7 @@ def agrees(results: Results) -> bool:
 
 
 def _words(capture: str) -> str:
-    return capture.replace("+", " + ")
+    return " + ".join(SETS[capture])
 
 
 def _about(results: Results) -> str:

@@ -18,6 +18,13 @@ ARRAYS: Final[Mapping[Capture, tuple[str, ...]]] = {
 }
 """What each `--capture` word asks for, by the names that contenders use for their arrays."""
 
+SETS: Final[Mapping[str, tuple[Capture, ...]]] = {
+    "resid": ("hidden", "resid"),
+    "qkv": ("hidden", "resid", "qkv"),
+    "everything": ("attn", "qkv", "hidden", "resid"),
+}
+"""The sets of captures that are measured, by the names of the command line."""
+
 STAGES: Final = ("pre_attn", "post_attn", "post_mlp")
 
 
