@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from decision_traces.store.arrays import StoredArray
 
-ROWS_PER_PART: Final = 200
+ROWS_PER_PART: Final = 50
 VALUES_PER_PART: Final = 200_000
 RACE_FILE: Final = "choice_race.parquet"
 _CACHE: Final = 32
