@@ -51,6 +51,7 @@ def settings(untrained: Path, out: Path, **options) -> FinetuneConfig:
     return FinetuneConfig(model="tiny", model_path=untrained, dataset="tinyworld", out_dir=out, device="cpu", **small)
 
 
+@pytest.mark.long
 def test_an_encoder_from_scratch_learns_and_its_trace_shows_it(untrained: Path, tmp_path: Path) -> None:
     """Guessing is right one time in five; 286 questions have a standard error of 2.4 points."""
     lines: list[str] = []

@@ -73,11 +73,12 @@ def text(outputs: list[Any]) -> str:
             ["attention_heads", "attribution", "calibration", "compare", "lens_trajectories"],
             ["demo on tinyworld/validation, 800 examples", "By kind of item", "Heads that push most"],
         ),
-        (
+        pytest.param(
             CHOICES,
             "notebook_choices",
             ["attention_heads", "attribution", "calibration", "choice_race", "lens_trajectories"],
             ["demo on tinyworld/validation, 286 examples", "among the answers", "Heads that push most"],
+            marks=pytest.mark.long,
         ),
     ],
 )
@@ -106,6 +107,7 @@ def test_on_a_run_without_attention(executed: Callable[..., list[Any]], tiny_fol
     assert "wrong (12)" in text(outputs) and "Heads that push most" not in text(outputs)
 
 
+@pytest.mark.long
 def test_on_an_encoders_run(executed: Callable[..., list[Any]], tiny_encoder_folder, tmp_path: Path) -> None:
     run = extract_multiple_choice(
         MultipleChoiceConfig(

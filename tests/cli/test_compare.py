@@ -72,6 +72,7 @@ def test_everything_a_run_holds_is_compared(run: Path, capsys: pytest.CaptureFix
     assert bins.loc[bins["n_examples"] > 0, "accuracy"].tolist() == [0.0, 1.0]
 
 
+@pytest.mark.long
 def test_a_second_run_with_the_same_seed_writes_the_same(run: Path) -> None:
     def tables(seed: str) -> list[pd.DataFrame]:
         assert exit_code(compare.main, str(run), "--quiet", "--n_boot", "50", "--folds", "2", "--seed", seed) == 0

@@ -17,7 +17,6 @@ def import_everything() -> None:
     """Load what the commands load, and start nothing: threads would not survive a fork."""
     import transformers
     import xarray  # noqa: F401
-    import zarrs  # noqa: F401
 
     from decision_traces.analysis import replay  # noqa: F401
     from decision_traces.cli import csqa_enc, index, nexttok  # noqa: F401

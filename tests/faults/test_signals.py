@@ -88,7 +88,13 @@ def test_twice_it_stops_at_once(first: signal.Signals, turn: int, running, begin
 
 def test_ctrl_c_while_the_command_is_loading_leaves_nothing(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", "from decision_traces.cli.main import main; main()", "nexttok", "--model", "demo"]
-    process = subprocess.Popen([*argv, "--out_dir", str(tmp_path / "run")], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*argv, "--out_dir", str(tmp_path / "run")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     until(lambda: "torch" in Path(f"/proc/{process.pid}/maps").read_text())
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
