@@ -64,7 +64,11 @@ def _verdict(kind: Kind, model_type: str) -> Verdict:
     return check_class(CLASSES[kind, model_type])
 
 
-@pytest.mark.parametrize(("kind", "model_type"), MAINSTREAM)
+@pytest.mark.parametrize(
+    ("kind", "model_type"),
+    # One in two in every run of the tests; the matrix itself, and -m long, have all of them.
+    [pytest.param(*which, marks=pytest.mark.long if i % 2 else ()) for i, which in enumerate(MAINSTREAM)],
+)
 def test_a_mainstream_class_is_traced_as_expected(kind: Kind, model_type: str) -> None:
     attention, missing, derived = MAINSTREAM[kind, model_type]
     verdict = _verdict(kind, model_type)

@@ -117,6 +117,7 @@ def test_killed_while_it_replaces_a_run_it_leaves_the_old_or_the_new(
     assert commands.run(INDEX, run, "--validate").code == 0, when
 
 
+@pytest.mark.long
 def test_killed_again_and_again_it_does_no_finished_block_twice(begin, wanted, tmp_path: Path) -> None:
     run, rng = tmp_path / "run", random.Random(SEED)
     known: dict[int, dict] = {}
