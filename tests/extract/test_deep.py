@@ -23,6 +23,8 @@ from decision_traces.testing.encoder_decoders import save_tiny_encoder_decoder
 from decision_traces.testing.encoders import save_tiny_masked_encoder
 from decision_traces.testing.runs import copy_run, reseal
 
+pytestmark = pytest.mark.long  # minutes; the same ways are taken in part by other tests
+
 CAPTURES = ("attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act")
 LINES = ["The cat sat on the mat.", "a", "", "One more line of plain text."]
 SAME = "stored equals recomputed"

@@ -15,6 +15,8 @@ from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extrac
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.store.validate import failures, validate_run
 
+pytestmark = pytest.mark.long  # minutes; the same ways are taken in part by other tests
+
 CAPTURES = ("attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits")
 LINES = ["The cat sat on the mat.", "a", "abcdef", "ab", "One more line of plain text, longer.", "six ab", "x" * 40]
 AXES = {

@@ -13,6 +13,8 @@ from decision_traces.schema import CAPTURES
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, build_run, copy_run, reseal
 
+pytestmark = pytest.mark.long  # minutes; the same ways are taken in part by other tests
+
 SOME = replace(SELECTED, capture=CAPTURES, d_value=5)
 BOTH = replace(ENCDEC, capture=CAPTURES, missing=(("enc_logits", "its encoder has no head"),))
 MASKED = replace(DECODER, side="enc", objective="masked", capture=("hidden",))
