@@ -16,6 +16,8 @@ from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.encoder_decoders import ENCODER_DECODERS, save_tiny_encoder_decoder
 
+pytestmark = pytest.mark.long  # minutes; test_texts and the matrix take encoder-decoders too
+
 CAPTURES = ("attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits")
 TEXTS = ["The cat sat on the mat.", "a", "Ωμέγα 🙂", "One more line of plain text, longer."]
 TARGETS = ["Die Katze.", "much longer than its text", "x", "东京"]
