@@ -24,7 +24,7 @@ from decision_traces.errors import (
 from decision_traces.extract.cost import RunCost, cost_of, disk_estimate
 from decision_traces.extract.engine import Engine, Workflow, token_budget
 from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
-from decision_traces.extract.memory import give_back, out_of_memory
+from decision_traces.extract.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
 from decision_traces.extract.prepare import prepare
 from decision_traces.extract.progress import Progress
@@ -211,7 +211,8 @@ def _extract(
     )
     progress.start(len(rows), sum(e.n_tokens for e in prepared.encodings_of(rows)))
     try:
-        engine.run(workflow, writer, progress)
+        with freed_memory_kept():
+            engine.run(workflow, writer, progress)
     except CaptureError:
         writer.discard()
         raise
