@@ -57,17 +57,22 @@ def load(model_path: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
-def packed(tokens: Tokens) -> list[Batch]:
-    """Sort all examples by length and pack them, so that hardly any computation goes to padding."""
-    return [pad(rows, tokens) for rows in _groups([len(ids) for ids in tokens])]
+def packed(tokens: Tokens, most_slots: int = MOST_SLOTS) -> list[Batch]:
+    """Sort all examples by length and pack them, so that hardly any computation goes to padding.
+
+    Args:
+        tokens: Token ids of each example.
+        most_slots: Most slots of a batch, padding included.
+    """
+    return [pad(rows, tokens) for rows in _groups([len(ids) for ids in tokens], most_slots)]
 
 
-def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _groups(lengths: Sequence[int], most_slots: int) -> Iterator[list[int]]:
     group: list[int] = []
     used = 0
     for row in sorted((r for r, n in enumerate(lengths) if n), key=lengths.__getitem__):
         slots = (len(group) + 1) * lengths[row]
-        full = len(group) == MOST_ROWS or slots > MOST_SLOTS
+        full = len(group) == MOST_ROWS or slots > most_slots
         wasteful = used >= _ENOUGH_TOKENS and slots - used - lengths[row] > _MOST_PADDING * slots
         if group and (full or wasteful):
             yield group

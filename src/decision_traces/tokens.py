@@ -178,6 +178,9 @@ def batches(
 ) -> Iterator[TokenBatch]:
     """Sort by length and cut into batches so that computing them takes least. Texts of no tokens are left out.
 
+    The longest come first: what is allocated for them serves the others, and a memory that is too small is found out
+    at once.
+
     What a batch takes is its slots (padding included) and a little for being a batch; the cuts that make the sum of
     it least are found by going over all of them (dynamic programming).
 
@@ -199,7 +202,7 @@ def batches(
 def _cuts(
     lengths: Int[np.ndarray, "n 2"], batch_size: int, token_budget: int, *, one_length: bool
 ) -> list[tuple[int, int]]:
-    """Return where to cut a series of texts, ordered by length, into batches: (start, stop) of each."""
+    """Return where to cut a series of texts, ordered by length, into batches: (start, stop) of each, last first."""
     least, cut = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=np.int64)
     for stop in range(1, len(lengths) + 1):
         start = np.arange(stop - 1, max(0, stop - batch_size) - 1, -1)  # of the last batch: 1, 2, 3, … rows
@@ -216,7 +219,7 @@ def _cuts(
     while stop:
         found.append((int(cut[stop]), stop))
         stop = int(cut[stop])
-    return found[::-1]
+    return found
 
 
 _TRIAL_LENGTHS: Final = (9, 6, 4)

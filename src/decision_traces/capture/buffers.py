@@ -4,7 +4,7 @@ A pass is copied whole, padding and all, in one step a tensor: cast, move and st
 (its tokens, the slots that are kept) is a view, `row`; nothing of the padding ever leaves.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Final
@@ -45,6 +45,8 @@ from decision_traces.schema import (
 )
 
 TORCH_DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
+Memory = Callable[[int], np.ndarray]
+"""Number of bytes → (bytes,) uint8."""
 Site = tuple[str, int]
 """A distinct tensor of the forward pass: its name (see `schema.site`) and layer."""
 
@@ -95,11 +97,111 @@ class _Kept:
     view: Tensor
 
 
+class _Transfers:
+    """Copies from a CUDA device beside its computing: on a stream of their own, to page-locked memory.
+
+    The largest values are found on the device too, where looking at all of them costs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._peaks: dict[Site, Tensor] = {}
+        self._told = torch.empty(0)
+
+    def start(self) -> None:
+        """Begin a pass."""
+        self._peaks.clear()
+
+    def copy(self, place: Site, target: Tensor, value: Tensor, padding: Tensor | None) -> None:
+        """Cast now, in the order of the pass, which may overwrite the tensor later; move when there is time.
+
+        Args:
+            place: Which tensor.
+            target: Page-locked memory.
+            value: (rows, [heads,] positions, width), on the device.
+            padding: (rows, positions), where no token stands; None where one stands everywhere.
+        """
+        cast = value.to(target.dtype, copy=True, memory_format=torch.contiguous_format)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            target.copy_(cast, non_blocking=True)
+            at = torch.linalg.vector_norm(cast, float("inf"), dim=-1)
+            if padding is not None:
+                at = at.masked_fill(padding.view(len(padding), *(1,) * (at.dim() - 2), -1), 0)
+            self._peaks[place] = at.amax()
+        cast.record_stream(self._stream)  # its room must not be given away before it has been read
+
+    def end(self) -> None:
+        """Note what `wait` waits for."""
+        with torch.cuda.stream(self._stream):
+            told = torch.stack(list(self._peaks.values())).float()
+            self._told = torch.empty(told.shape, pin_memory=True).copy_(told, non_blocking=True)
+        self._done.record(self._stream)
+
+    def wait(self) -> None:
+        """Wait until everything is in memory."""
+        self._done.synchronize()
+
+    def peaks(self) -> dict[Site, float]:
+        """Return the largest absolute value of every tensor over its tokens, once `wait` has waited."""
+        return dict(zip(self._peaks, self._told.tolist(), strict=True))
+
+
+@dataclass(slots=True)
+class _Slots:
+    """The positions that are kept of each row of a pass; slots without a token stand behind the others.
+
+    Attributes:
+        index: (rows, slots) position of each slot; any where there is no token.
+        empty: (rows, slots) whether no token stands there; None where one stands in each.
+        counts: How many slots of each row have a token.
+    """
+
+    index: Tensor
+    empty: Tensor | None
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, slots: Sequence[Sequence[int]], lengths: Sequence[int]) -> "_Slots":
+        """Return the slots of a pass, given the position of each (-1 for none) and the length of each row."""
+        tokens = [[p for p in row if 0 <= p < n] for row, n in zip(slots, lengths, strict=True)]
+        index = torch.zeros(len(slots), max(map(len, slots), default=0), dtype=torch.long)
+        for row, positions in enumerate(tokens):
+            index[row, : len(positions)] = torch.tensor(positions, dtype=torch.long)
+        counts = tuple(map(len, tokens))
+        empty = torch.arange(index.shape[1]) >= torch.tensor(counts)[:, None]
+        return cls(index, empty if bool(empty.any()) else None, counts)
+
+    def taken(self, value: Tensor) -> Tensor:
+        """Return a tensor's kept positions, zero where there is none: (rows, [heads,] slots, width)."""
+        if self.index.device != value.device:
+            self.index = self.index.to(value.device)
+            self.empty = None if self.empty is None else self.empty.to(value.device)
+        heads = (1,) * (value.dim() - 3)
+        index = self.index.view(len(self.index), *heads, -1, 1)
+        kept = value.take_along_dim(index, dim=value.dim() - 2)
+        return kept if self.empty is None else kept.masked_fill(self.empty.view(index.shape), 0)
+
+
+def _with_zeros(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor in the top left corner of a larger one."""
+    whole = value.new_zeros(shape)
+    whole[tuple(slice(n) for n in value.shape)] = value
+    return whole
+
+
 class BatchBuffers:
     """Copies of what one forward pass gave; the room is kept for the next pass, so that its pages are touched once."""
 
     def __init__(
-        self, sites: Iterable[Site], sides: Mapping[Side, Dims], dtype: StorageDtype, *, pinned: bool = False
+        self,
+        sites: Iterable[Site],
+        sides: Mapping[Side, Dims],
+        dtype: StorageDtype,
+        *,
+        pinned: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         """Prepare; room is taken when it is needed.
 
@@ -107,17 +209,19 @@ class BatchBuffers:
             sites: The distinct tensors to keep; nothing else is copied.
             sides: The sizes of each side, and what of its heads and positions is kept.
             dtype: Storage type.
-            pinned: Whether the model is on a CUDA device: then copies go to page-locked memory, and the pass does not
-                wait for them; `wait` does.
+            pinned: Whether the model is on a CUDA device: then copies go to page-locked memory on a stream of their
+                own, and the pass does not wait for them; `wait` does.
+            memory: Gives room, page-locked where `pinned`; torch itself where left out.
         """
-        self.sides, self.dtype, self._pinned = sides, TORCH_DTYPES[dtype], pinned
-        self._copied = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
+        self.sides, self.dtype = sides, TORCH_DTYPES[dtype]
+        self._transfers, self._memory = _Transfers() if pinned else None, memory
         empty = torch.empty(0, dtype=self.dtype)
         self.sites: dict[Site, _Kept] = {place: _Kept(empty, empty) for place in dict.fromkeys(sites)}
         self.names = frozenset(name for name, _ in self.sites)
         self.n_rows = 0
         self._lengths: Mapping[Side, Sequence[int]] = {}
-        self._slots: Mapping[Side, Sequence[Sequence[int]]] = {}
+        self._slots: Mapping[Side, _Slots] = {}
+        self._pads: dict[tuple[Side, int], Tensor | None] = {}
 
     def start(
         self,
@@ -131,8 +235,11 @@ class BatchBuffers:
             slots: Token position of each slot of each row (-1 for none), by side; a side that is left out keeps all.
         """
         self._lengths = {side: tuple(lengths[side]) for side in self.sides}
-        self._slots = slots or {}
+        self._slots = {side: _Slots.of(rows, self._lengths[side]) for side, rows in (slots or {}).items()}
+        self._pads.clear()
         self.n_rows = len(next(iter(self._lengths.values())))
+        if self._transfers is not None:
+            self._transfers.start()
         for kept in self.sites.values():
             kept.view = kept.store[:0]
 
@@ -154,34 +261,47 @@ class BatchBuffers:
             return
         value = self._chosen_heads(name, value)
         shape = self._shape(name, layer, value)
-        chosen = side_of(name) in self._slots and stage_of(name) not in _OF_SOURCE
-        size = prod(shape)
-        if len(kept.store) < size:
-            kept.store = torch.empty(size, dtype=self.dtype, pin_memory=self._pinned)
-        kept.view = kept.store[:size].view(shape)
-        if chosen:
-            self._put_slots(name, kept.view, value)
-        elif kept.view.shape == value.shape:
-            self._copy(kept.view, value)
-        else:  # a layer with fewer or narrower heads
-            kept.view.zero_()
-            self._copy(kept.view[tuple(slice(n) for n in value.shape)], value)
+        if side_of(name) in self._slots and stage_of(name) not in _OF_SOURCE:
+            value = self._slots[side_of(name)].taken(value)
+        kept.view = self._room(kept, prod(shape)).view(shape)
+        if kept.view.shape != value.shape:  # a layer with fewer or narrower heads
+            value = _with_zeros(value, shape)
+        if self._transfers is None:
+            kept.view.copy_(value)
+        else:
+            self._transfers.copy((name, layer), kept.view, value, self._padding(name, value))
 
-    def _copy(self, target: Tensor, value: Tensor) -> None:
-        """Cast, move and store. On a device, in its own order: what is overwritten later has been copied before."""
-        if self._pinned:
-            value = value.to(self.dtype).contiguous()
-        target.copy_(value, non_blocking=self._pinned)
+    def _room(self, kept: _Kept, size: int) -> Tensor:
+        """Return room for so many numbers; page-locked memory is taken in powers of two, as torch does anyway."""
+        if len(kept.store) < size:
+            pinned = self._transfers is not None
+            room = 1 << (size - 1).bit_length() if pinned else size
+            if self._memory is None:
+                kept.store = torch.empty(room, dtype=self.dtype, pin_memory=pinned)
+            else:
+                kept.store = torch.from_numpy(self._memory(room * self.dtype.itemsize)).view(self.dtype)
+        return kept.store[:size]
+
+    def _padding(self, name: str, value: Tensor) -> Tensor | None:
+        """Return where a tensor has no tokens, (rows, positions), on its device; None where nothing is padded."""
+        side = "enc" if stage_of(name) in _OF_SOURCE else side_of(name)
+        if side in self._slots and stage_of(name) not in _OF_SOURCE:
+            return None  # zero already
+        width = value.shape[-2]
+        if (side, width) not in self._pads:
+            behind = torch.arange(width) >= torch.tensor(self._lengths[side])[:, None]
+            self._pads[side, width] = behind.to(value.device) if bool(behind.any()) else None
+        return self._pads[side, width]
 
     def written(self) -> None:
         """Say that the pass is over; `wait` waits until its copies are there."""
-        if self._copied is not None:
-            self._copied.record()
+        if self._transfers is not None:
+            self._transfers.end()
 
     def wait(self) -> None:
         """Wait until everything that was copied in the pass is in memory; may be called in another thread."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        if self._transfers is not None:
+            self._transfers.wait()
 
     def _chosen_heads(self, name: str, value: Tensor) -> Tensor:
         stage, dims = stage_of(name), self.sides[side_of(name)]
@@ -217,21 +337,6 @@ class BatchBuffers:
             return (self.n_rows, *heads, slots, width)
         return (self.n_rows, *heads, value.shape[at], width)
 
-    def _put_slots(self, name: str, target: Tensor, value: Tensor) -> None:
-        """Copy the positions that are kept; slots without a token stand behind the others, or there is only one."""
-        target.zero_()
-        for row, positions in enumerate(self._positions(side_of(name))):
-            if positions:
-                index = torch.tensor(positions, dtype=torch.long, device=value.device)
-                piece = value[row].index_select(value.dim() - 3, index)
-                place = target[row].narrow(value.dim() - 3, 0, len(positions))
-                self._copy(place[tuple(slice(n) for n in piece.shape)], piece)
-
-    def _positions(self, side: Side) -> list[list[int]]:
-        """Return the positions kept of each row that are tokens."""
-        pairs = zip(self._slots[side], self._lengths[side], strict=True)
-        return [[p for p in slots if 0 <= p < n] for slots, n in pairs]
-
     # -- reading --------------------------------------------------------------------------------------------
 
     def row(self, place: Site, row: int) -> np.ndarray:
@@ -247,17 +352,13 @@ class BatchBuffers:
         if stage in _OF_SOURCE:
             view = view[:, : self._lengths["enc"][row]]
         elif side in self._slots:
-            view = view.narrow(view.dim() - 2, 0, self._n_kept(side, row))
+            view = view.narrow(view.dim() - 2, 0, self._slots[side].counts[row])
         else:
             view = view.narrow(view.dim() - 2, 0, self._lengths[side][row])
         if stage in _BY_KEY:
             view = view[..., : self._lengths["enc" if stage == CROSS_ATTN else side][row]]
         piece: np.ndarray = view.numpy()
         return piece
-
-    def _n_kept(self, side: Side, row: int) -> int:
-        n = self._lengths[side][row]
-        return sum(0 <= p < n for p in self._slots[side][row])
 
     def padded(self, place: Site) -> Tensor:
         """Return one tensor with all the room it has on disk, zero where there is no token: (rows, *example shape)."""
@@ -276,6 +377,8 @@ class BatchBuffers:
 
     def peaks(self) -> dict[Site, float]:
         """Return the largest absolute value of every tensor over its tokens; NaN where one is not a number."""
+        if self._transfers is not None:
+            return self._transfers.peaks()
         return {
             place: float(np.max([peak(self.row(place, row)) for row in range(self.n_rows)]))  # keeps a NaN
             for place, kept in self.sites.items()

@@ -13,6 +13,7 @@ import torch
 from decision_traces.capture.buffers import TORCH_DTYPES, BatchBuffers, Site
 from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import NonFiniteError
+from decision_traces.extract.helpers import Helpers
 from decision_traces.extract.memory import out_of_memory
 from decision_traces.extract.progress import Progress
 from decision_traces.models.anatomy import Anatomy
@@ -128,15 +129,19 @@ class _NotStorable(Exception):
 
 
 class _Pipeline:
-    """Computes in this thread and writes in another, with a bounded number of batches in between."""
+    """Computes in this thread and writes beside it, with a bounded number of batches in between."""
 
     def __init__(self, engine: Engine, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
         self._engine, self._workflow, self._writer, self._progress = engine, workflow, writer, progress
         sites, layout = engine.layout.places(), engine.layout
-        pinned = engine.loaded.device.type == "cuda"
-        self._free = [BatchBuffers(sites, layout.sides, layout.dtype, pinned=pinned) for _ in range(IN_FLIGHT)]
+        self._beside = Helpers.of(engine.loaded.device)
+        self._free = [
+            BatchBuffers(sites, layout.sides, layout.dtype, pinned=self._beside.pinned, memory=self._beside.memory)
+            for _ in range(IN_FLIGHT)
+        ]
         self._jobs: deque[tuple[Future[None], BatchBuffers | None]] = deque()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")  # one batch after the other
+        self._side_by_side = ThreadPoolExecutor(max(1, len(self._beside.processes)), thread_name_prefix="tensors")
         self._largest = torch.finfo(TORCH_DTYPES[layout.dtype]).max
         self._most_slots: float = math.inf  # of a batch, once one was too large for the memory
 
@@ -151,12 +156,14 @@ class _Pipeline:
                 self._wait()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._side_by_side.shutdown(wait=True, cancel_futures=True)
+            self._beside.close()
 
     def block(self, number: int) -> None:
         """Compute a block and hand it to the writer."""
         engine, choices = self._engine, self._engine.layout.dims.n_choices
         encodings, rows = engine.encodings_of(number), engine.layout.rows(number)
-        block = _Block(number, self._writer.open_block(number))
+        block = _Block(number, self._writer.open_block(number, self._beside.processes))
         done = 0
         for whole in self._batches(encodings):
             for batch, buffers in self._computed(whole, encodings, rows.start * choices):
@@ -243,15 +250,18 @@ class _Pipeline:
         self._progress.written(self._writer.bytes_written)
 
     def _store(self, block: _Block, batch: TokenBatch, rows: Sequence[Encoding], buffers: BatchBuffers) -> None:
-        """Write what was captured of a batch, in the other thread."""
+        """Write what was captured of a batch, in the writer's thread; its tensors may be written side by side."""
         buffers.wait()
         peaks = buffers.peaks()
         if not all(value <= self._largest for value in peaks.values()):
             raise _NotStorable(batch, rows)
         block.note(peaks)
-        for place in buffers.sites:
+
+        def put(place: Site) -> None:
             pieces = {row: buffers.row(place, i) for i, row in enumerate(batch.rows)}
             block.files.put(place, {row: piece for row, piece in pieces.items() if piece.size})
+
+        list(self._side_by_side.map(put, buffers.sites))
 
     def _close(self, block: _Block, tables: Mapping[str, pa.Table]) -> None:
         block.files.close(tables, {"peaks": {peak_key(place): value for place, value in block.peaks.items()}})

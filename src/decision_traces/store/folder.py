@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import google_crc32c
+from crc32c import crc32c
 
 from decision_traces.errors import DamagedRunError, RunError
 from decision_traces.schema import ANALYSIS_DIR, INDEX_FILE, MANIFEST_FILE, META_FILE
@@ -40,7 +40,7 @@ def checksum(path: Path) -> FileRecord:
     crc, size = 0, 0
     with path.open("rb") as stream:
         while piece := stream.read(_CHUNK):
-            crc = google_crc32c.extend(crc, piece)
+            crc = crc32c(piece, crc)
             size += len(piece)
     return size, f"{crc:08x}"
 

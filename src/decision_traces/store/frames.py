@@ -7,15 +7,15 @@ every Zstandard decoder, costs no more than copying the tokens, and takes their 
 that, and what it costs, is measured in `docs/performance.md`.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from typing import Final
 
-import google_crc32c
 import numpy as np
-from jaxtyping import UInt8
+from crc32c import crc32c
 
 _MAGIC: Final = bytes.fromhex("28b52ffd")
 # Frame header descriptor: the size of the content is given in eight bytes; no dictionary, no checksum of its own.
@@ -25,6 +25,8 @@ BLOCK_BYTES: Final = 128 << 10  # most content of a block
 _RAW, _RLE, _LAST = 0, 1, 1
 _PLANS: Final = 3
 CRC_BYTES: Final = 4
+Frame = list[bytes | memoryview]
+"""A frame in pieces, one behind the other, so that large numbers are written from where they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,48 @@ class _Plan:
         buffer: The whole frame, and room for the checksum behind it.
         segments: (planes, bytes of one plane's blocks): the part of the frame that changes, a plane being one head.
         copies: What goes where in every segment.
+        between: What stands in front of every copy, and behind the last, where there is one plane.
     """
 
     buffer: np.ndarray
     segments: np.ndarray
     copies: tuple[_Copy, ...]
+    between: tuple[bytes, ...]
+
+    def filled(self, lines: np.ndarray) -> Frame:
+        """Return the frame with the numbers copied into it; (planes, lines, bytes)."""
+        for copy in self.copies:
+            stop = copy.start + copy.length
+            self.segments[:, copy.target : copy.target + copy.length] = lines[:, copy.line, copy.start : stop]
+        frame = self.buffer[:-CRC_BYTES].data
+        return [frame, _checksum(crc32c(frame))]
+
+    def around(self, line: np.ndarray) -> Frame:
+        """Return the frame around the numbers of one plane, which stay where they are; (bytes,)."""
+        crc, frame, bytes_ = 0, Frame(), line.data
+        for before, copy in zip(self.between, self.copies, strict=False):
+            numbers = bytes_[copy.start : copy.start + copy.length]
+            crc = crc32c(numbers, crc32c(before, crc))
+            frame += [before, numbers]
+        return [*frame, self.between[-1], _checksum(crc32c(self.between[-1], crc))]
+
+
+def _checksum(crc: int) -> bytes:
+    return crc.to_bytes(CRC_BYTES, "little")
+
+
+class _Plans(threading.local):
+    """Each thread has its own, so that several may make frames of one array."""
+
+    def __init__(self) -> None:
+        self.by_shape: OrderedDict[tuple[int, ...], _Plan] = OrderedDict()
 
 
 class FrameMaker:
-    """Makes the frames of one array; a frame is valid until the next of its shape is made."""
+    """Makes the frames of one array.
+
+    A frame is valid as long as the numbers it was made of where it `stays`, else until the same thread makes the next.
+    """
 
     def __init__(self, chunk: tuple[int, ...], *, causal: bool = False) -> None:
         """Prepare.
@@ -64,9 +99,9 @@ class FrameMaker:
         """
         self._planes, (self._slots, self._width) = (chunk[0] if len(chunk) > 2 else 1), chunk[-2:]
         self._causal = causal
-        self._plans: OrderedDict[tuple[int, ...], _Plan] = OrderedDict()
+        self._plans = _Plans()
 
-    def frame(self, piece: np.ndarray) -> UInt8[np.ndarray, " bytes"]:
+    def frame(self, piece: np.ndarray) -> Frame:
         """Return the frame of an example's chunk with its CRC-32C behind it, as Zarr's `crc32c` codec puts it.
 
         Args:
@@ -75,24 +110,23 @@ class FrameMaker:
         planes = piece if piece.ndim > 2 else piece[None]
         causal = self._causal and planes.shape[1] == planes.shape[2] and not _above_diagonal(planes)
         plan = self._plan(planes.shape, planes.itemsize, causal)
-        whole = not causal and planes.shape[2] == self._width
-        lines = planes.reshape(len(planes), 1, -1) if whole else planes
-        bytes_ = lines.view(np.uint8)
-        for copy in plan.copies:
-            stop = copy.start + copy.length
-            plan.segments[:, copy.target : copy.target + copy.length] = bytes_[:, copy.line, copy.start : stop]
-        checksum = google_crc32c.value(plan.buffer[:-CRC_BYTES])
-        plan.buffer[-CRC_BYTES:] = np.frombuffer(checksum.to_bytes(CRC_BYTES, "little"), np.uint8)
-        return plan.buffer
+        if causal or planes.shape[2] != self._width:
+            return plan.filled(planes.view(np.uint8))
+        lines = planes.reshape(len(planes), 1, -1).view(np.uint8)
+        return plan.around(lines[0, 0]) if self.stays(piece) else plan.filled(lines)
+
+    def stays(self, piece: np.ndarray) -> bool:
+        """Return whether the frame of a piece is put around its numbers, which are not copied."""
+        return self._planes == 1 and not self._causal and piece.shape[-1] == self._width
 
     def _plan(self, shape: tuple[int, ...], itemsize: int, causal: bool) -> _Plan:
-        key = (*shape, itemsize, causal)
-        if key not in self._plans:
-            if len(self._plans) >= _PLANS:
-                self._plans.popitem(last=False)
-            self._plans[key] = self._make(shape, itemsize, causal)
-        self._plans.move_to_end(key)
-        return self._plans[key]
+        key, plans = (*shape, itemsize, causal), self._plans.by_shape
+        if key not in plans:
+            if len(plans) >= _PLANS:
+                plans.popitem(last=False)
+            plans[key] = self._make(shape, itemsize, causal)
+        plans.move_to_end(key)
+        return plans[key]
 
     def _make(self, shape: tuple[int, ...], itemsize: int, causal: bool) -> _Plan:
         planes, n, width = shape
@@ -104,7 +138,10 @@ class FrameMaker:
         frame = header + segment * planes + rest + bytes(CRC_BYTES)
         buffer = np.frombuffer(bytearray(frame), np.uint8)
         changing = buffer[len(header) : len(header) + len(segment) * planes]
-        return _Plan(buffer, changing.reshape(planes, len(segment)), copies)
+        ends = [0, *(len(header) + copy.target + copy.length for copy in copies)]
+        starts = [*(len(header) + copy.target for copy in copies), len(frame) - CRC_BYTES]
+        between = tuple(frame[end:start] for end, start in zip(ends, starts, strict=True)) if self._planes == 1 else ()
+        return _Plan(buffer, changing.reshape(planes, len(segment)), copies, between)
 
 
 def _above_diagonal(planes: np.ndarray) -> bool:

@@ -14,8 +14,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numcodecs import Zstd  # type: ignore[import-untyped]
 from zarr import Array
 
@@ -229,8 +229,7 @@ def _read(file: FileIO, length: int) -> bytes:
 
 
 def _check(data: bytes, what: str) -> None:
-    view = np.frombuffer(data, np.uint8)
-    found = int(google_crc32c.value(view[:-CRC_BYTES]))
+    found = crc32c(memoryview(data)[:-CRC_BYTES])
     told = int.from_bytes(data[-CRC_BYTES:], "little")
     if found != told:
         raise ValueError(f"{what} does not agree with its checksum (CRC-32C {found:08x}, stored {told:08x})")

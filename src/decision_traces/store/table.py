@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from crc32c import crc32c
 from jaxtyping import Bool, Int64
 
 from decision_traces.errors import DamagedRunError
@@ -58,7 +58,7 @@ def _opened(path: Path, expected: FileRecord | None) -> Iterator[pq.ParquetFile]
         raw = path.read_bytes()
     except OSError as error:
         raise DamagedRunError(f"{path} cannot be read ({error.strerror}). {help_}") from error
-    if expected is not None and (len(raw), f"{google_crc32c.value(raw):08x}") != tuple(expected):
+    if expected is not None and (len(raw), f"{crc32c(raw):08x}") != tuple(expected):
         raise DamagedRunError(f"{path} is damaged: not the size or CRC-32C the manifest names. {help_}")
     try:
         yield pq.ParquetFile(io.BytesIO(raw), page_checksum_verification=True)

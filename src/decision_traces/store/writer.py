@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,7 @@ from decision_traces.store.frames import FrameMaker
 from decision_traces.store.layout import RunLayout, Site
 from decision_traces.store.ledger import LEDGER_FILE, append_record, read_ledger, rewrite_ledger
 from decision_traces.store.lock import LOCK_FILE, FolderLock
+from decision_traces.store.processes import RemoteShard, ShardProcess
 from decision_traces.store.shards import LEVEL, ShardFile, frame_maker
 from decision_traces.store.table import write_table
 
@@ -78,6 +80,7 @@ class RunWriter:
         self.folder = partial_folder(run)
         self.done: dict[int, dict[str, Any]] = {}
         self.bytes_written = 0
+        self.counting = threading.Lock()
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._frames: dict[str, FrameMaker] = {}
         self.links = True
@@ -205,8 +208,12 @@ class RunWriter:
 
     # -- blocks ---------------------------------------------------------------------------------------------
 
-    def open_block(self, block: int) -> "OpenBlock":
+    def open_block(self, block: int, helpers: Sequence[ShardProcess] = ()) -> "OpenBlock":
         """Begin a block, or begin it anew after a crash: what it left half-written goes.
+
+        Args:
+            block: Its number.
+            helpers: Processes that write its files; this one does where there are none.
 
         Raises:
             DiskSpaceError, RunError: The disk is full, or the folder cannot be written.
@@ -214,7 +221,7 @@ class RunWriter:
         with disk_errors(self.folder):
             if not (self.folder / LEDGER_FILE).is_file():  # making folders anew would hide that earlier blocks are gone
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            return OpenBlock(self, block)
+            return OpenBlock(self, block, helpers)
 
     def shard_path(self, spec: ArraySpec, block: int, index: int) -> Path:
         """Return the file of one block of an array at one index of its layer axis."""
@@ -320,18 +327,21 @@ class RunWriter:
 class OpenBlock:
     """A block in the making: rows come in any order, each distinct tensor is written once."""
 
-    def __init__(self, writer: RunWriter, block: int) -> None:
+    def __init__(self, writer: RunWriter, block: int, helpers: Sequence[ShardProcess]) -> None:
         self._writer, self._block = writer, block
         rows = len(writer.layout.rows(block))
         self._places = writer.layout.places()
-        self._shards: dict[Site, ShardFile] = {}
-        for site, ((spec, index), *_) in self._places.items():
+        self._shards: dict[Site, ShardFile | RemoteShard] = {}
+        for number, (site, ((spec, index), *_)) in enumerate(self._places.items()):
             path = writer.shard_path(spec, block, index)
-            self._shards[site] = ShardFile(path, spec, writer.layout, rows, writer.frames_of(spec))
+            if helpers:
+                self._shards[site] = RemoteShard(path, spec, writer.layout, rows, helpers[number % len(helpers)])
+            else:
+                self._shards[site] = ShardFile(path, spec, writer.layout, rows, writer.frames_of(spec))
             self._shards[site].begin()
 
     def put(self, site: Site, pieces: Mapping[int, np.ndarray]) -> None:
-        """Append what was captured of some rows of one tensor.
+        """Append what was captured of some rows of one tensor. Several threads may do so for different ones.
 
         Args:
             site: Site and layer (the model's own number).
@@ -344,7 +354,8 @@ class OpenBlock:
         """
         with disk_errors(self._writer.folder):
             self._shards[site].put(pieces)
-        self._writer.bytes_written += sum(piece.nbytes for piece in pieces.values())
+        with self._writer.counting:
+            self._writer.bytes_written += sum(piece.nbytes for piece in pieces.values())
 
     def close(self, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> int:
         """Finish the block's files and enter it in the ledger.

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pandas as pd
 import zarr
+from crc32c import crc32c
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from decision_traces.testing.run_arrays import keeps_all_positions, kept_numbers, random_arrays, whole_arrays
@@ -245,11 +245,11 @@ def seal(folder: Path, meta: Mapping[str, Any]) -> None:
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in {"meta.json", "manifest.json", "index.json"}:
             raw = path.read_bytes()
-            files[name] = [len(raw), f"{google_crc32c.value(raw):08x}"]
+            files[name] = [len(raw), f"{crc32c(raw):08x}"]
     manifest = _json({"files": files}).encode()
     (folder / "manifest.json").write_bytes(manifest)
     body = {k: v for k, v in meta.items() if k not in {"digest", "manifest_crc32c"}}
-    body["manifest_crc32c"] = f"{google_crc32c.value(manifest):08x}"
+    body["manifest_crc32c"] = f"{crc32c(manifest):08x}"
     body["digest"] = hashlib.sha256(_json(body).encode()).hexdigest()
     (folder / "meta.json").write_bytes(_json(body).encode())
 

@@ -1,0 +1,77 @@
+"""The helper process that writes shard files: it is told what lies where in shared memory, and answers when it is done.
+
+Started by `processes.ShardProcess`. It ends when the other end of its socket is closed, however that comes about.
+"""
+
+import mmap
+import os
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from pathlib import Path
+from typing import Any
+
+from decision_traces.schema import ArraySpec
+from decision_traces.store.folder import FileRecord
+from decision_traces.store.frames import FrameMaker
+from decision_traces.store.layout import RunLayout
+from decision_traces.store.shards import ShardFile, frame_maker
+from decision_traces.store.shared_memory import Place
+
+
+class _Desk:
+    """The files in work and the memory that is known; each method is an order of the other side."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._memory: dict[int, mmap.mmap] = {}
+        self._frames: dict[str, FrameMaker] = {}
+        self._files: dict[Path, ShardFile] = {}
+
+    def memory(self, room: int, size: int) -> None:
+        """Take a room of shared memory."""
+        file = recv_handle(self._connection)
+        try:
+            self._memory[room] = mmap.mmap(file, size)
+        finally:
+            os.close(file)
+
+    def begin(self, path: Path, spec: ArraySpec, layout: RunLayout, rows: int) -> None:
+        """Begin a shard file."""
+        if spec.name not in self._frames:
+            self._frames[spec.name] = frame_maker(layout, spec)
+        self._files[path] = ShardFile(path, spec, layout, rows, self._frames[spec.name])
+        self._files[path].begin()
+
+    def put(self, path: Path, places: dict[int, Place]) -> None:
+        """Append the chunks of some rows."""
+        self._files[path].put({row: place.array(self._memory[place.room]) for row, place in places.items()})
+
+    def close(self, path: Path) -> FileRecord:
+        """Close a shard file and forget it."""
+        return self._files.pop(path).close()
+
+
+def main(socket: int) -> None:
+    """Do what is ordered until nobody is left to order anything.
+
+    Args:
+        socket: File descriptor of this process' end.
+    """
+    connection: Connection[Any, Any] = Connection(socket)
+    desk = _Desk(connection)
+    while True:
+        try:
+            order, arguments = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        answer: tuple[Any, BaseException | None]
+        try:
+            do: Callable[..., Any] = getattr(desk, order)
+            answer = do(*arguments), None
+        except (OSError, MemoryError, ValueError) as error:  # raised again on the other side
+            answer = None, error
+        try:
+            connection.send(answer)
+        except BrokenPipeError:
+            return
