@@ -14,8 +14,6 @@ from decision_traces.schema import Side, Task
 
 _TOKENISE_AT_ONCE = 1000
 _NO_LIMIT = 1 << 30
-_BATCH_COST: Final = 32
-"""What a batch costs by itself, in slots: the weights are read once a batch (135 M parameters, on a CPU)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +172,13 @@ def make_batch(rows: Sequence[int], encodings: Sequence[Encoding], pad: int) -> 
 
 
 def batches(
-    encodings: Sequence[Encoding], batch_size: int, token_budget: int, pad: int, *, one_length: bool = False
+    encodings: Sequence[Encoding],
+    batch_size: int,
+    token_budget: int,
+    pad: int,
+    *,
+    one_length: bool = False,
+    batch_cost: int = 32,
 ) -> Iterator[TokenBatch]:
     """Sort by length and cut into batches so that computing them takes least. Texts of no tokens are left out.
 
@@ -190,17 +194,18 @@ def batches(
         token_budget: Most slots (rows times longest) of a batch; a single longer text still makes a batch.
         pad: Id that fills padding.
         one_length: Whether all rows of a batch must have the same length, so that nothing is padded at all.
+        batch_cost: What a batch costs by itself, in slots.
     """
     sizes = [(e.n_tokens, 0 if e.target is None else e.target.n_tokens) for e in encodings]
     order = sorted((i for i, e in enumerate(encodings) if e.n_tokens), key=sizes.__getitem__)
     lengths = np.array([sizes[i] for i in order], dtype=np.int64).reshape(-1, 2)
-    for start, stop in _cuts(lengths, batch_size, token_budget, one_length=one_length):
+    for start, stop in _cuts(lengths, batch_size, token_budget, batch_cost, one_length=one_length):
         rows = order[start:stop]
         yield make_batch(rows, [encodings[i] for i in rows], pad)
 
 
 def _cuts(
-    lengths: Int[np.ndarray, "n 2"], batch_size: int, token_budget: int, *, one_length: bool
+    lengths: Int[np.ndarray, "n 2"], batch_size: int, token_budget: int, batch_cost: int, *, one_length: bool
 ) -> list[tuple[int, int]]:
     """Return where to cut a series of texts, ordered by length, into batches: (start, stop) of each, last first."""
     least, cut = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=np.int64)
@@ -211,7 +216,7 @@ def _cuts(
         allowed = (slots <= token_budget) | (start == stop - 1)
         if one_length:
             allowed &= (lengths[start] == lengths[stop - 1]).all(axis=1)
-        cost = np.where(allowed, least[start] + slots + _BATCH_COST, np.inf)
+        cost = np.where(allowed, least[start] + slots + batch_cost, np.inf)
         best = int(cost.argmin())
         least[stop], cut[stop] = cost[best], start[best]
     found = []

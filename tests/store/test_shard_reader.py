@@ -7,6 +7,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decision_traces.pieces import Pieces
 from decision_traces.schema import Dims, arrays_for
 from decision_traces.store.layout import RunLayout
 from decision_traces.store.shard_reader import shard_reader
@@ -27,14 +28,12 @@ def run(tmp_path_factory):
             block, rows = writer.open_block(number), layout.rows(number)
             for site, ((spec, _), *_) in layout.places().items():
                 room = layout.room(spec)
-                pieces = {}
-                for row in rows:
-                    n = LENGTHS[row]
-                    shape = (n, room[1]) if len(room) == 2 else (room[0], n, n)
-                    value = rng.normal(size=shape).astype(np.float32)
-                    if n:
-                        pieces[row - rows.start] = value if len(room) == 2 else np.tril(value)
-                block.put(site, pieces)
+                lengths = tuple(LENGTHS[row] for row in rows)
+                values = rng.normal(size=(len(rows), *room)).astype(np.float32)
+                if len(room) > 2:
+                    values = np.tril(values)
+                widths = None if len(room) == 2 else lengths
+                block.put(site, Pieces(values, tuple(row - rows.start for row in rows), lengths, widths))
             block.close({"tokens.parquet": pa.table({"n_tokens": [LENGTHS[row] for row in rows]})}, {})
         writer.join_tables()
         return writer.commit({})

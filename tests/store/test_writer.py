@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import zarr
 
+from decision_traces.pieces import Pieces
 from decision_traces.schema import CAPTURES, Dims, arrays_for
 from decision_traces.store.folder import read_manifest
 from decision_traces.store.reader import TraceStore
@@ -38,7 +39,8 @@ def write(writer, made, blocks):
         opened = writer.open_block(block)
         for part in (rows[1::2][::-1], rows[::2]):
             for place, tensor in made.items():
-                opened.put(place, {row - rows.start: tensor[row] for row in part})
+                kept = (tensor.shape[-2],) * len(part)
+                opened.put(place, Pieces(tensor[list(part)], tuple(row - rows.start for row in part), kept))
         opened.close({"tokens.parquet": table}, {"block": block})
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from decision_traces.errors import CaptureError, NonFiniteError
+from decision_traces.pieces import Pieces
 from decision_traces.schema import (
     ATTN,
     ATTN_OUT,
@@ -219,7 +220,7 @@ class BatchBuffers:
         self.sites: dict[Site, _Kept] = {place: _Kept(empty, empty) for place in dict.fromkeys(sites)}
         self.names = frozenset(name for name, _ in self.sites)
         self.n_rows = 0
-        self._lengths: Mapping[Side, Sequence[int]] = {}
+        self._lengths: Mapping[Side, tuple[int, ...]] = {}
         self._slots: Mapping[Side, _Slots] = {}
         self._pads: dict[tuple[Side, int], Tensor | None] = {}
 
@@ -339,26 +340,25 @@ class BatchBuffers:
 
     # -- reading --------------------------------------------------------------------------------------------
 
-    def row(self, place: Site, row: int) -> np.ndarray:
-        """Return what is kept of one row of a tensor: a view, without padding and slots that no token stands in.
+    def pieces(self, place: Site, rows: Sequence[int]) -> Pieces:
+        """Return what is kept of every row of a tensor, without padding and slots that no token stands in.
 
-        Returns:
-            (n_kept, width) or (n_heads, n_kept, d_head or n_keys) in the storage type; the top left corner of the
-            example's room on disk.
+        Args:
+            place: Which tensor.
+            rows: The number of each row of the pass, for whoever gets the pieces.
         """
         name, _ = place
         side, stage = side_of(name), stage_of(name)
-        view = self.sites[place].view[row]
         if stage in _OF_SOURCE:
-            view = view[:, : self._lengths["enc"][row]]
-        elif side in self._slots:
-            view = view.narrow(view.dim() - 2, 0, self._slots[side].counts[row])
+            kept = self._lengths["enc"]
         else:
-            view = view.narrow(view.dim() - 2, 0, self._lengths[side][row])
-        if stage in _BY_KEY:
-            view = view[..., : self._lengths["enc" if stage == CROSS_ATTN else side][row]]
-        piece: np.ndarray = view.numpy()
-        return piece
+            kept = self._slots[side].counts if side in self._slots else self._lengths[side]
+        widths = self._lengths["enc" if stage == CROSS_ATTN else side] if stage in _BY_KEY else None
+        return Pieces(self.sites[place].view.numpy(), tuple(rows), kept, widths)
+
+    def row(self, place: Site, row: int) -> np.ndarray:
+        """Return what is kept of one row, a view: (n_kept, width) or (n_heads, n_kept, d_head or n_keys)."""
+        return self.pieces(place, range(self.n_rows)).piece(row)
 
     def padded(self, place: Site) -> Tensor:
         """Return one tensor with all the room it has on disk, zero where there is no token: (rows, *example shape)."""
@@ -380,9 +380,9 @@ class BatchBuffers:
         if self._transfers is not None:
             return self._transfers.peaks()
         return {
-            place: float(np.max([peak(self.row(place, row)) for row in range(self.n_rows)]))  # keeps a NaN
-            for place, kept in self.sites.items()
-            if kept.view.numel()
+            place: float(np.max([peak(pieces.piece(i)) for i in range(self.n_rows)]))  # keeps a NaN
+            for place, pieces in ((p, self.pieces(p, range(self.n_rows))) for p in self.sites)
+            if pieces.values.size
         }
 
     def check_finite(self, largest: float | None = None) -> None:

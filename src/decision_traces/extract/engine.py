@@ -25,6 +25,8 @@ from decision_traces.tokens import Encoding, TokenBatch, batches, make_batch
 
 _TOKENS: Final = {"cpu": 1024}
 _MOST_TOKENS: Final = 8192
+_BATCH_COST: Final = {"cpu": 32}
+_LAUNCHES: Final = 1024
 IN_FLIGHT: Final = 2
 """Batches whose captures are in memory: one is computed while the other is written."""
 NextPosition = Callable[[Encoding], int]
@@ -34,6 +36,15 @@ NextPosition = Callable[[Encoding], int]
 def token_budget(device: torch.device) -> int:
     """Return the most slots of a batch: enough for full speed (measured on a CPU), little enough for the memory."""
     return _TOKENS.get(device.type, _MOST_TOKENS)
+
+
+def batch_cost(device: torch.device) -> int:
+    """Return what a batch costs by itself, in slots.
+
+    On a CPU the weights are read once a batch (measured with 135 M parameters); an accelerator waits for Python to
+    start some hundred kernels (16 ms for 16 layers on an H200, where as much time is worth 2,000 slots).
+    """
+    return _BATCH_COST.get(device.type, _LAUNCHES)
 
 
 @runtime_checkable
@@ -140,8 +151,7 @@ class _Pipeline:
             for _ in range(IN_FLIGHT)
         ]
         self._jobs: deque[tuple[Future[None], BatchBuffers | None]] = deque()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")  # one batch after the other
-        self._side_by_side = ThreadPoolExecutor(max(1, len(self._beside.processes)), thread_name_prefix="tensors")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._largest = torch.finfo(TORCH_DTYPES[layout.dtype]).max
         self._most_slots: float = math.inf  # of a batch, once one was too large for the memory
 
@@ -156,7 +166,6 @@ class _Pipeline:
                 self._wait()
         finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
-            self._side_by_side.shutdown(wait=True, cancel_futures=True)
             self._beside.close()
 
     def block(self, number: int) -> None:
@@ -178,7 +187,14 @@ class _Pipeline:
         engine = self._engine
         most = engine.batch_size * engine.layout.dims.n_choices
         budget = token_budget(engine.loaded.device)
-        return batches(encodings, most, budget, engine.pad, one_length=not engine.anatomy.pads)
+        return batches(
+            encodings,
+            most,
+            budget,
+            engine.pad,
+            one_length=not engine.anatomy.pads,
+            batch_cost=batch_cost(engine.loaded.device),
+        )
 
     # -- computing ------------------------------------------------------------------------------------------
 
@@ -250,18 +266,15 @@ class _Pipeline:
         self._progress.written(self._writer.bytes_written)
 
     def _store(self, block: _Block, batch: TokenBatch, rows: Sequence[Encoding], buffers: BatchBuffers) -> None:
-        """Write what was captured of a batch, in the writer's thread; its tensors may be written side by side."""
+        """Write what was captured of a batch, in the writer's thread."""
         buffers.wait()
         peaks = buffers.peaks()
         if not all(value <= self._largest for value in peaks.values()):
             raise _NotStorable(batch, rows)
         block.note(peaks)
-
-        def put(place: Site) -> None:
-            pieces = {row: buffers.row(place, i) for i, row in enumerate(batch.rows)}
-            block.files.put(place, {row: piece for row, piece in pieces.items() if piece.size})
-
-        list(self._side_by_side.map(put, buffers.sites))
+        for place in buffers.sites:
+            block.files.put(place, buffers.pieces(place, batch.rows))
+        block.files.written()
 
     def _close(self, block: _Block, tables: Mapping[str, pa.Table]) -> None:
         block.files.close(tables, {"peaks": {peak_key(place): value for place, value in block.peaks.items()}})

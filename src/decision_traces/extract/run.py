@@ -22,7 +22,7 @@ from decision_traces.errors import (
     first_line,
 )
 from decision_traces.extract.cost import RunCost, cost_of, disk_estimate
-from decision_traces.extract.engine import Engine, Workflow, token_budget
+from decision_traces.extract.engine import Engine, Workflow, batch_cost, token_budget
 from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
 from decision_traces.extract.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
@@ -76,7 +76,8 @@ def plan_job(job: Job, progress: Progress) -> RunCost:
     cost = cost_of(prepared, budget, n_tables=job.n_tables)
     most = job.options.batch_size * prepared.layout.dims.n_choices
     one_length = not prepared.anatomy.pads
-    tried = list(batches(prepared.encodings, most, budget, prepared.pad, one_length=one_length))
+    each = batch_cost(prepared.loaded.device)
+    tried = list(batches(prepared.encodings, most, budget, prepared.pad, one_length=one_length, batch_cost=each))
     if not tried:
         return cost
     middle = tried[len(tried) // 2]

@@ -1,22 +1,22 @@
 """Helper processes that write shard files, so that writing does not hold up the Python that drives an accelerator.
 
 A model's forward pass on a GPU is thousands of short Python steps, and every thread that runs Python beside it makes
-each of them wait. Processes do not; the numbers lie in memory that both see (`shared_memory`).
+each of them wait. Processes do not. The numbers lie in memory that both see (`shared_memory`); one thread gives the
+orders.
 """
 
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from decision_traces.errors import RunError
+from decision_traces.pieces import Pieces
 from decision_traces.schema import ArraySpec
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.layout import RunLayout
@@ -45,49 +45,45 @@ class ShardProcess:
         theirs.close()
         self._connection: Connection[Any, Any] = Connection(ours.detach())
         self._known: set[int] = set()
-        self._lock = threading.Lock()
+        self._owed = 0
 
-    def order(self, what: str, *arguments: object) -> Any:
-        """Let it do something, wait, and return what it answers; one order at a time.
+    def order(self, what: str, *arguments: object) -> None:
+        """Let it do something, without waiting for it.
 
         Raises:
-            OSError: What it raised.
             RunError: It is gone.
         """
-        with self._lock:
-            return self._order(what, *arguments)
-
-    def put(self, path: Path, pieces: Mapping[int, np.ndarray]) -> None:
-        """Let it append the chunks of some rows, which lie in shared memory."""
-        places = {row: self._memory.place(piece) for row, piece in pieces.items()}
-        with self._lock:
-            for number in {place.room for place in places.values()} - self._known:
-                self._show(number)
-            self._order("put", path, places)
-
-    def _show(self, number: int) -> None:
-        """Let it have a room of the shared memory."""
-        room = self._memory.rooms[number]
-        self._connection.send(("memory", (number, room.size)))
-        send_handle(self._connection, room.file, self._process.pid)
-        self._answer()
-        self._known.add(number)
-
-    def _order(self, what: str, *arguments: object) -> Any:
-        try:
+        with _gone():
             self._connection.send((what, arguments))
-            return self._answer()
-        except (EOFError, ConnectionResetError, BrokenPipeError) as error:
-            raise RunError(
-                "A process that writes for this one has ended (out of memory, or stopped by somebody). Finished blocks "
-                "are kept; run the same command with --resume."
-            ) from error
+        self._owed += 1
 
-    def _answer(self) -> Any:
-        answer, error = self._connection.recv()
-        if error is not None:
-            raise error
+    def finish(self) -> Any:
+        """Wait until it has done everything; return what it answered to the last order.
+
+        Raises:
+            OSError, MemoryError, ValueError: What it raised first.
+            RunError: It is gone.
+        """
+        answer, first = None, None
+        while self._owed:
+            with _gone():
+                answer, error = self._connection.recv()
+            self._owed -= 1
+            first = first or error
+        if first is not None:
+            raise first
         return answer
+
+    def put(self, path: Path, pieces: Pieces) -> None:
+        """Let it append the chunks of some rows of a tensor, which lies in shared memory."""
+        place = self._memory.place(pieces.values)
+        if place.room not in self._known:
+            room = self._memory.rooms[place.room]
+            self.order("memory", place.room, room.size)
+            with _gone():
+                send_handle(self._connection, room.file, self._process.pid)
+            self._known.add(place.room)
+        self.order("put", path, place, pieces.rows, pieces.slots, pieces.widths)
 
     def close(self) -> None:
         """Let it end."""
@@ -100,25 +96,44 @@ class ShardProcess:
 
 
 class RemoteShard:
-    """A shard file that a helper process writes; see `shards.ShardFile`."""
+    """A shard file that a helper process writes; see `shards.ShardFile`. Its helper hears of it at the first `put`."""
 
     def __init__(self, path: Path, spec: ArraySpec, layout: RunLayout, rows: int, process: ShardProcess) -> None:
         self.path = path
         self._about = (spec, layout, rows)
-        self._process = process
+        self._process, self._begun = process, False
 
     def begin(self) -> None:
-        """Make the file, empty."""
-        self._process.order("begin", self.path, *self._about)
+        """Do nothing yet: the helpers may be at work on the block before."""
 
-    def put(self, pieces: Mapping[int, np.ndarray]) -> None:
-        """Append the chunks of some rows, which lie in shared memory."""
+    def put(self, pieces: Pieces) -> None:
+        """Let the chunks of some rows, which lie in shared memory, be appended."""
+        self._begin()
         self._process.put(self.path, pieces)
 
     def close(self) -> FileRecord:
         """Write the index; return size and CRC-32C of the file."""
-        size, checksum = self._process.order("close", self.path)
+        self._begin()
+        self._process.order("close", self.path)
+        size, checksum = self._process.finish()
         return size, checksum
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._process.order("begin", self.path, *self._about)
+            self._begun = True
+
+
+@contextmanager
+def _gone() -> Iterator[None]:
+    """Say in a sentence that a helper is no longer there."""
+    try:
+        yield
+    except (EOFError, ConnectionResetError, BrokenPipeError) as error:
+        raise RunError(
+            "A process that writes for this one has ended (out of memory, or stopped by somebody). Finished blocks "
+            "are kept; run the same command with --resume."
+        ) from error
 
 
 def start_processes(n: int, memory: SharedMemory) -> Sequence[ShardProcess]:

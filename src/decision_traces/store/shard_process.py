@@ -11,6 +11,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any
 
+from decision_traces.pieces import Pieces
 from decision_traces.schema import ArraySpec
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.frames import FrameMaker
@@ -43,9 +44,9 @@ class _Desk:
         self._files[path] = ShardFile(path, spec, layout, rows, self._frames[spec.name])
         self._files[path].begin()
 
-    def put(self, path: Path, places: dict[int, Place]) -> None:
-        """Append the chunks of some rows."""
-        self._files[path].put({row: place.array(self._memory[place.room]) for row, place in places.items()})
+    def put(self, path: Path, place: Place, *kept: Any) -> None:
+        """Append the chunks of some rows: a tensor in shared memory, and the rest of `Pieces`."""
+        self._files[path].put(Pieces(place.array(self._memory[place.room]), *kept))
 
     def close(self, path: Path) -> FileRecord:
         """Close a shard file and forget it."""

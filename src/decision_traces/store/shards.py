@@ -6,7 +6,7 @@ and the index closes the file. Only where several examples share a chunk are the
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from math import prod
@@ -17,6 +17,7 @@ import numpy as np
 from crc32c import crc32c
 from numcodecs import Zstd  # type: ignore[import-untyped]
 
+from decision_traces.pieces import Pieces
 from decision_traces.schema import ATTN, CHOICE, ArraySpec
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.frames import CRC_BYTES, Frame, FrameMaker
@@ -72,17 +73,12 @@ class ShardFile:
         self.path.unlink(missing_ok=True)
         self.path.touch()
 
-    def put(self, pieces: Mapping[int, np.ndarray]) -> None:
-        """Append the chunks of some rows.
-
-        Args:
-            pieces: Row in the block (times the number of choices, plus the choice) to what fills the top left corner
-                of its room.
-        """
+    def put(self, pieces: Pieces) -> None:
+        """Append the chunks of some rows."""
         shared = self.layout.chunk(self.spec)[0]
         with self.path.open("ab", buffering=0) as file:
             waiting = Frame()
-            for row, piece in pieces.items():
+            for row, piece in pieces.by_row().items():
                 if shared > 1:
                     self._collect(file, row, piece, shared)
                     continue

@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import shutil
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +19,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import RunError, RunExistsError
+from decision_traces.pieces import Pieces
 from decision_traces.schema import META_FILE, ArraySpec
 from decision_traces.store.disk import disk_errors, refuse_existing
 from decision_traces.store.folder import (
@@ -80,7 +80,6 @@ class RunWriter:
         self.folder = partial_folder(run)
         self.done: dict[int, dict[str, Any]] = {}
         self.bytes_written = 0
-        self.counting = threading.Lock()
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._frames: dict[str, FrameMaker] = {}
         self.links = True
@@ -328,7 +327,7 @@ class OpenBlock:
     """A block in the making: rows come in any order, each distinct tensor is written once."""
 
     def __init__(self, writer: RunWriter, block: int, helpers: Sequence[ShardProcess]) -> None:
-        self._writer, self._block = writer, block
+        self._writer, self._block, self._helpers = writer, block, helpers
         rows = len(writer.layout.rows(block))
         self._places = writer.layout.places()
         self._shards: dict[Site, ShardFile | RemoteShard] = {}
@@ -340,22 +339,29 @@ class OpenBlock:
                 self._shards[site] = ShardFile(path, spec, writer.layout, rows, writer.frames_of(spec))
             self._shards[site].begin()
 
-    def put(self, site: Site, pieces: Mapping[int, np.ndarray]) -> None:
-        """Append what was captured of some rows of one tensor. Several threads may do so for different ones.
+    def put(self, site: Site, pieces: Pieces) -> None:
+        """Append what was captured of some rows of one tensor, or let a helper do it; see `written`.
 
         Args:
             site: Site and layer (the model's own number).
-            pieces: Row in the block (times the number of choices, plus the choice) to its part of the tensor in the
-                storage type, cut to tokens, kept heads and kept slots: the top left corner of its room on disk. A row
-                without tokens is left out.
+            pieces: What is kept of each row.
 
         Raises:
             DiskSpaceError, RunError: The disk is full, or the folder cannot be written.
         """
         with disk_errors(self._writer.folder):
             self._shards[site].put(pieces)
-        with self._writer.counting:
-            self._writer.bytes_written += sum(piece.nbytes for piece in pieces.values())
+        self._writer.bytes_written += pieces.nbytes
+
+    def written(self) -> None:
+        """Wait until everything that was put is written, so that its memory may be used again.
+
+        Raises:
+            DiskSpaceError, RunError: See `put`.
+        """
+        with disk_errors(self._writer.folder):
+            for helper in self._helpers:
+                helper.finish()
 
     def close(self, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> int:
         """Finish the block's files and enter it in the ledger.
