@@ -118,6 +118,10 @@ class ArraySpec:
         return site(self.side, self.stage), number
 
 
+Site = tuple[str, int]
+"""A distinct tensor of the forward pass: its name (`site`) and the model's own number of its layer."""
+
+
 def site(side: Side, stage: str) -> str:
     """Return the name of a distinct tensor: side and stage."""
     return f"{side}.{stage}"

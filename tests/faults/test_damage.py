@@ -1,11 +1,22 @@
-"""Damage to any file is found and the file is named; with the manifest made to agree, the chunk checksums find it."""
+"""Damage to any file is found and the file is named; with the manifest made to agree, the chunk checksums find it.
+
+And what is read from a damaged run is what was written, or an error: never other numbers.
+"""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decision_traces import TraceStore
+from decision_traces.errors import TraceError
+from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
+from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.store.index import index_run
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.runs import TinyRun, build_run, copy_run, reseal
@@ -13,13 +24,25 @@ from decision_traces.testing.runs import TinyRun, build_run, copy_run, reseal
 SMALL = TinyRun(lengths=(3, 2, 0), n_layers=2, n_heads=2, n_kv_heads=1, n_positions=3, d_head=2, d_model=3, links=False)
 
 
+CHOICES = replace(SMALL, lengths=((3, 2), (1, 3)), n_kv_heads=2)
+KINDS = ("decoder", "choices")
+
+
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small") / "run"
-    build_run(folder, SMALL)
-    index_run(folder)
-    assert failures(validate_run(folder)) == []
-    return folder
+def runs(tmp_path_factory):
+    """A run of a decoder and one of an encoder that reads choices."""
+    made = {}
+    for kind, content in zip(KINDS, (SMALL, CHOICES), strict=True):
+        made[kind] = tmp_path_factory.mktemp(kind) / "run"
+        build_run(made[kind], content)
+        index_run(made[kind])
+        assert failures(validate_run(made[kind])) == []
+    return made
+
+
+@pytest.fixture(scope="module")
+def small(runs):
+    return runs["decoder"]
 
 
 def files(folder):
@@ -43,14 +66,34 @@ def test_there_is_something_of_each_kind_to_damage(small):
     assert len(names) == 38
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_one_changed_byte_anywhere_is_found_and_named(tmp_path_factory, small, data):
-    file = data.draw(st.sampled_from(files(small)))
+def test_one_changed_byte_anywhere_is_found_and_named(tmp_path_factory, runs, data):
+    whole = runs[data.draw(st.sampled_from(KINDS))]
+    file = data.draw(st.sampled_from(files(whole)))
     place, bits = data.draw(st.integers(0, 10**6)), data.draw(st.integers(1, 255))
-    folder = copy_run(small, tmp_path_factory.mktemp("flip") / "run")
+    folder = copy_run(whole, tmp_path_factory.mktemp("flip") / "run")
     flip(folder / file, place, bits)
     assert named(folder, file)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_file_cut_anywhere_is_found_and_named(tmp_path_factory, runs, data):
+    whole = runs[data.draw(st.sampled_from(KINDS))]
+    file = data.draw(st.sampled_from(files(whole)))
+    size = (whole / file).stat().st_size
+    folder = copy_run(whole, tmp_path_factory.mktemp("cut") / "run")
+    (folder / file).write_bytes((folder / file).read_bytes()[: data.draw(st.integers(0, size - 1))])
+    assert named(folder, file)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_file_that_is_gone_is_found_and_named(tmp_path, runs, kind):
+    for number, file in enumerate(sorted(set(files(runs[kind])) - {"meta.json", "index.json"})):
+        folder = copy_run(runs[kind], tmp_path / str(number))
+        (folder / file).unlink()
+        assert named(folder, file)
 
 
 ONE_OF_EACH = (
@@ -71,13 +114,6 @@ def test_a_file_cut_short_is_found_and_named(tmp_path, small, file, cut):
     folder = copy_run(small, tmp_path / "run")
     raw = (folder / file).read_bytes()
     (folder / file).write_bytes(raw[: -cut or 0])
-    assert named(folder, file)
-
-
-@pytest.mark.parametrize("file", [f for f in ONE_OF_EACH if f not in {"meta.json", "index.json"}])
-def test_a_file_that_is_gone_is_found_and_named(tmp_path, small, file):
-    folder = copy_run(small, tmp_path / "run")
-    (folder / file).unlink()
     assert named(folder, file)
 
 
@@ -147,3 +183,70 @@ def test_everything_is_checked_though_much_is_broken(tmp_path, small):
     (folder / "dec_res_embed.zarr/x/zarr.json").unlink()
     names = {r.array for r in failures(validate_run(folder))}
     assert {"tokens.parquet", "dec_self_q", "dec_hidden", "dec_res_embed"} <= names
+
+
+# -- reading a damaged run --------------------------------------------------------------------------------------
+
+Read = Callable[[TraceStore, str], np.ndarray]
+OF_A_DECODER: dict[str, Read] = {
+    "attn": lambda s, e: s.attn(e),
+    "one head": lambda s, e: s.attn(e, layer=1, head=2),
+    "q": lambda s, e: s.qkv(e, which="q"),
+    "k of a layer": lambda s, e: s.qkv(e, which="k", layer=0),
+    "hidden": lambda s, e: s.hidden(e, trim=True),
+    "hidden of a layer": lambda s, e: s.hidden(e, layer=2),
+    "post_attn": lambda s, e: s.resid(e, stage="post_attn", layer=1),
+    "embed": lambda s, e: s.resid_embed(e),
+    "gather": lambda s, _: s.gather("dec_hidden", layer=1, position="next"),
+    "xarray": lambda s, _: s.to_xarray("dec_res_post_mlp").isel(example=1).to_numpy(),
+}
+OF_CHOICES: dict[str, Read] = {
+    "attn": lambda s, e: s.mcq_attn(e, 1, layer=1),
+    "v": lambda s, e: s.mcq_qkv(e, 2, which="v"),
+    "hidden": lambda s, e: s.mcq_hidden(e, 0),
+    "pre_attn": lambda s, e: s.mcq_resid(e, 1, stage="pre_attn"),
+    "embed": lambda s, e: s.mcq_resid_embed(e, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def real(tiny_folder, tiny_encoder_folder, tmp_path_factory) -> dict[str, tuple[Path, dict[str, Read]]]:
+    """Runs as the commands write them, with the ways to read each."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "texts.txt").write_text("one text\nanother, longer text\nx\n")
+    capture = ("attn", "qkv", "hidden", "resid")
+    config = NextTokenConfig(
+        model_path=tiny_folder("gpt2"), text_file=folder / "texts.txt", capture=capture, out_dir=folder / "decoder"
+    )
+    extract_next_token(config)
+    choices = MultipleChoiceConfig(
+        model_path=tiny_encoder_folder("bert"),
+        dataset="tinyworld",
+        limit=3,
+        capture=capture,
+        out_dir=folder / "choices",
+    )
+    extract_multiple_choice(choices)
+    return {"decoder": (folder / "decoder", OF_A_DECODER), "choices": (folder / "choices", OF_CHOICES)}
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_an_accessor_gives_what_was_written_or_an_error(tmp_path_factory, real, data):
+    run, readings = real[data.draw(st.sampled_from(KINDS))]
+    read = readings[data.draw(st.sampled_from(sorted(readings)))]
+    file = data.draw(st.sampled_from([f for f in files(run) if ".zarr/" in f]))
+    place, bits = data.draw(st.integers(0, 10**9)), data.draw(st.integers(1, 255))
+    damaged = copy_run(run, tmp_path_factory.mktemp("read") / "run")
+    if data.draw(st.booleans()):
+        flip(damaged / file, place, bits)
+    else:
+        whole = (damaged / file).read_bytes()
+        (damaged / file).write_bytes(whole[: place % len(whole)])
+    example = TraceStore(run).example_id(1)
+    try:
+        found = read(TraceStore(damaged), example)
+    except TraceError as error:
+        assert str(error).strip()
+        return
+    np.testing.assert_array_equal(found, read(TraceStore(run), example))

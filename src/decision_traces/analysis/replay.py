@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decision_traces.analysis.unembedding import load_run_model
-from decision_traces.capture.buffers import BatchBuffers, Site
+from decision_traces.capture.buffers import BatchBuffers
 from decision_traces.capture.check import TOLERANCE, relative_difference
 from decision_traces.capture.evidence import logits_of
 from decision_traces.capture.recorder import Recorder
@@ -17,7 +17,7 @@ from decision_traces.errors import DamagedRunError, UsageError
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
 from decision_traces.models.probe import find_anatomy
-from decision_traces.schema import CHOICE, DEPTH, EXAMPLE, LAYER, ArraySpec, Side
+from decision_traces.schema import CHOICE, DEPTH, EXAMPLE, LAYER, ArraySpec, Side, Site
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.reader import TraceStore

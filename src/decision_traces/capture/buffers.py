@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from decision_traces.capture.slots import Slots
+from decision_traces.capture.transfers import Transfers
 from decision_traces.errors import CaptureError, NonFiniteError
 from decision_traces.pieces import Pieces
 from decision_traces.schema import (
@@ -39,6 +41,7 @@ from decision_traces.schema import (
     K,
     Q,
     Side,
+    Site,
     StorageDtype,
     V,
     side_of,
@@ -48,8 +51,6 @@ from decision_traces.schema import (
 TORCH_DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
 Memory = Callable[[int], np.ndarray]
 """Number of bytes → (bytes,) uint8."""
-Site = tuple[str, int]
-"""A distinct tensor of the forward pass: its name (see `schema.site`) and layer."""
 
 _ORDER: Final = (
     EMBED, Q, K, V, ATTN, HEAD_OUT, ATTN_OUT, POST_ATTN, CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT,
@@ -98,93 +99,6 @@ class _Kept:
     view: Tensor
 
 
-class _Transfers:
-    """Copies from a CUDA device beside its computing: on a stream of their own, to page-locked memory.
-
-    The largest values are found on the device too, where looking at all of them costs nothing.
-    """
-
-    def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._peaks: dict[Site, Tensor] = {}
-        self._told = torch.empty(0)
-
-    def start(self) -> None:
-        """Begin a pass."""
-        self._peaks.clear()
-
-    def copy(self, place: Site, target: Tensor, value: Tensor, padding: Tensor | None) -> None:
-        """Cast now, in the order of the pass, which may overwrite the tensor later; move when there is time.
-
-        Args:
-            place: Which tensor.
-            target: Page-locked memory.
-            value: (rows, [heads,] positions, width), on the device.
-            padding: (rows, positions), where no token stands; None where one stands everywhere.
-        """
-        cast = value.to(target.dtype, copy=True, memory_format=torch.contiguous_format)
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            target.copy_(cast, non_blocking=True)
-            at = torch.linalg.vector_norm(cast, float("inf"), dim=-1)
-            if padding is not None:
-                at = at.masked_fill(padding.view(len(padding), *(1,) * (at.dim() - 2), -1), 0)
-            self._peaks[place] = at.amax()
-        cast.record_stream(self._stream)  # its room must not be given away before it has been read
-
-    def end(self) -> None:
-        """Note what `wait` waits for."""
-        with torch.cuda.stream(self._stream):
-            told = torch.stack(list(self._peaks.values())).float()
-            self._told = torch.empty(told.shape, pin_memory=True).copy_(told, non_blocking=True)
-        self._done.record(self._stream)
-
-    def wait(self) -> None:
-        """Wait until everything is in memory."""
-        self._done.synchronize()
-
-    def peaks(self) -> dict[Site, float]:
-        """Return the largest absolute value of every tensor over its tokens, once `wait` has waited."""
-        return dict(zip(self._peaks, self._told.tolist(), strict=True))
-
-
-@dataclass(slots=True)
-class _Slots:
-    """The positions that are kept of each row of a pass; slots without a token stand behind the others.
-
-    Attributes:
-        index: (rows, slots) position of each slot; any where there is no token.
-        empty: (rows, slots) whether no token stands there; None where one stands in each.
-        counts: How many slots of each row have a token.
-    """
-
-    index: Tensor
-    empty: Tensor | None
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, slots: Sequence[Sequence[int]], lengths: Sequence[int]) -> "_Slots":
-        """Return the slots of a pass, given the position of each (-1 for none) and the length of each row."""
-        tokens = [[p for p in row if 0 <= p < n] for row, n in zip(slots, lengths, strict=True)]
-        index = torch.zeros(len(slots), max(map(len, slots), default=0), dtype=torch.long)
-        for row, positions in enumerate(tokens):
-            index[row, : len(positions)] = torch.tensor(positions, dtype=torch.long)
-        counts = tuple(map(len, tokens))
-        empty = torch.arange(index.shape[1]) >= torch.tensor(counts)[:, None]
-        return cls(index, empty if bool(empty.any()) else None, counts)
-
-    def taken(self, value: Tensor) -> Tensor:
-        """Return a tensor's kept positions, zero where there is none: (rows, [heads,] slots, width)."""
-        if self.index.device != value.device:
-            self.index = self.index.to(value.device)
-            self.empty = None if self.empty is None else self.empty.to(value.device)
-        heads = (1,) * (value.dim() - 3)
-        index = self.index.view(len(self.index), *heads, -1, 1)
-        kept = value.take_along_dim(index, dim=value.dim() - 2)
-        return kept if self.empty is None else kept.masked_fill(self.empty.view(index.shape), 0)
-
-
 def _with_zeros(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return a tensor in the top left corner of a larger one."""
     whole = value.new_zeros(shape)
@@ -215,13 +129,13 @@ class BatchBuffers:
             memory: Gives room, page-locked where `pinned`; torch itself where left out.
         """
         self.sides, self.dtype = sides, TORCH_DTYPES[dtype]
-        self._transfers, self._memory = _Transfers() if pinned else None, memory
+        self._transfers, self._memory = Transfers() if pinned else None, memory
         empty = torch.empty(0, dtype=self.dtype)
         self.sites: dict[Site, _Kept] = {place: _Kept(empty, empty) for place in dict.fromkeys(sites)}
         self.names = frozenset(name for name, _ in self.sites)
         self.n_rows = 0
         self._lengths: Mapping[Side, tuple[int, ...]] = {}
-        self._slots: Mapping[Side, _Slots] = {}
+        self._slots: Mapping[Side, Slots] = {}
         self._pads: dict[tuple[Side, int], Tensor | None] = {}
 
     def start(
@@ -236,7 +150,7 @@ class BatchBuffers:
             slots: Token position of each slot of each row (-1 for none), by side; a side that is left out keeps all.
         """
         self._lengths = {side: tuple(lengths[side]) for side in self.sides}
-        self._slots = {side: _Slots.of(rows, self._lengths[side]) for side, rows in (slots or {}).items()}
+        self._slots = {side: Slots.of(rows, self._lengths[side]) for side, rows in (slots or {}).items()}
         self._pads.clear()
         self.n_rows = len(next(iter(self._lengths.values())))
         if self._transfers is not None:

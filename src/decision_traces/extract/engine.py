@@ -10,7 +10,7 @@ from typing import Final, Protocol, runtime_checkable
 import pyarrow as pa
 import torch
 
-from decision_traces.capture.buffers import TORCH_DTYPES, BatchBuffers, Site
+from decision_traces.capture.buffers import TORCH_DTYPES, BatchBuffers
 from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import NonFiniteError
 from decision_traces.extract.helpers import Helpers
@@ -18,7 +18,7 @@ from decision_traces.extract.memory import out_of_memory
 from decision_traces.extract.progress import Progress
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
-from decision_traces.schema import Dims, Side
+from decision_traces.schema import Dims, Side, Site
 from decision_traces.store.layout import RunLayout
 from decision_traces.store.writer import OpenBlock, RunWriter
 from decision_traces.tokens import Encoding, TokenBatch, batches, make_batch

@@ -18,11 +18,9 @@ from decision_traces.schema import (
     ArraySpec,
     Dims,
     Side,
+    Site,
     StorageDtype,
 )
-
-Site = tuple[str, int]
-"""A distinct tensor of the forward pass: its name and the model's own number of its layer."""
 
 SMALL_CHUNK: Final = 32 << 10
 """Bytes below which one example at one layer is no chunk of its own."""

@@ -20,7 +20,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import RunError, RunExistsError
 from decision_traces.pieces import Pieces
-from decision_traces.schema import META_FILE, ArraySpec
+from decision_traces.schema import META_FILE, ArraySpec, Site
 from decision_traces.store.disk import disk_errors, refuse_existing
 from decision_traces.store.folder import (
     FileRecord,
@@ -31,7 +31,7 @@ from decision_traces.store.folder import (
     write_meta,
 )
 from decision_traces.store.frames import FrameMaker
-from decision_traces.store.layout import RunLayout, Site
+from decision_traces.store.layout import RunLayout
 from decision_traces.store.ledger import LEDGER_FILE, append_record, read_ledger, rewrite_ledger
 from decision_traces.store.lock import LOCK_FILE, FolderLock
 from decision_traces.store.processes import RemoteShard, ShardProcess
