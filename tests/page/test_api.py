@@ -191,6 +191,36 @@ def test_its_own_names_are_not(client: TestClient, host: str) -> None:
     assert client.get("/api/runs.json", headers={"Host": host}).status_code == 200
 
 
+def test_a_server_for_everybody_is_asked_by_its_numbers(demo_run: Path) -> None:
+    app = create_app([PageRun("r0", demo_run)], by_number=True)
+    asked = {host: TestClient(app, base_url=f"http://{host}").get("/api/runs.json").status_code
+             for host in ("192.168.1.5:8377", "[2001:db8::1]", "localhost", "evil.example", "192.168.1.5.evil.example")}  # fmt: skip
+    assert list(asked.values()) == [200, 200, 200, 400, 400]
+
+
+def test_what_nobody_foresaw_is_a_sentence(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PageRun, "missing", lambda _: 1 / 0)
+    client = TestClient(
+        create_app([PageRun("r0", demo_run)]), base_url="http://localhost", raise_server_exceptions=False
+    )
+    answer = client.get("/api/r0/meta.json")
+    assert answer.status_code == 500
+    assert "ZeroDivisionError: division by zero" in answer.json()["error"] and "--validate" in answer.json()["error"]
+
+
+def test_one_head_is_read_alone(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, read = PageRun("r0", demo_run), []
+    whole = TraceStore.attn
+    monkeypatch.setattr(TraceStore, "attn", lambda *a, **k: read.append(a[-1]) or whole(*a, **k))
+    client = TestClient(create_app([run]), base_url="http://localhost")
+    alone = client.get("/api/r0/e/1/c0/attn/2/3.u8").content
+    client.get("/api/r0/e/1/c0/attn/2/thumbs.u8")
+    again = client.get("/api/r0/e/1/c0/attn/2/3/0.f16").content
+    assert read == [3, None]
+    assert np.array_equal(np.frombuffer(again, "<f2"), whole(run.store, 1, "dec", "self", 2, 3, trim=True).ravel())
+    assert len(alone) == len(again) // 2
+
+
 OUTSIDE = (
     "..",
     "../..",
@@ -237,11 +267,9 @@ MALFORMED = (
     "e/0/c0/attn/one/0.u8",
     "rows/1.5.json",
     "columns/nothing/0.bin",
-    "e/0/lens/top/99.bin",
     "e/0/lens/nothing.json",
     "search",
     f"search?q={'x' * 201}",
-    "e/0/c0/attn/0/0/7.f16",
 )
 ABSENT = (
     "e/12/lens.json",
@@ -251,6 +279,11 @@ ABSENT = (
     "e/0/contributions/500.json",
     "row?example=none",
     "rows/9.json",
+    "rows/-1.json",
+    "columns/entropy/1.bin",
+    "columns/entropy/-1.bin",
+    "e/0/lens/top/99.bin",
+    "e/0/c0/attn/0/0/7.f16",
 )
 
 

@@ -13,12 +13,12 @@ from fastapi.staticfiles import StaticFiles
 
 from decision_traces._version import __version__
 from decision_traces.errors import (
-    DamagedRunError,
     NotCapturedError,
     RunError,
     SelectionError,
     TraceError,
     UnknownExampleError,
+    first_line,
 )
 from decision_traces.page import resources
 from decision_traces.page.resources import Resource
@@ -40,17 +40,18 @@ _HEADERS: Final = {
 Next = Callable[[Request], Awaitable[Response]]
 
 
-def create_app(runs: Sequence[PageRun], hosts: frozenset[str] = frozenset()) -> FastAPI:
+def create_app(runs: Sequence[PageRun], hosts: frozenset[str] = frozenset(), *, by_number: bool = False) -> FastAPI:
     """Return the application.
 
     Args:
         runs: What it shows, and the only folders it reads besides its own page.
         hosts: Names it may be asked by, besides those of this machine; a page of another site that has had its own
             name pointed at this machine (DNS rebinding) asks by that name and is refused.
+        by_number: Whether it may be asked by any address in numbers, which no rebinding goes through.
     """
     app = FastAPI(title="decision-traces", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     _add_errors(app)
-    _add_guard(app, _LOCAL | hosts)
+    _add_guard(app, _LOCAL | hosts, by_number=by_number)
     _add_list(app, list(runs))
     _add_example(app, {run.key: run for run in runs})
     app.mount("/", StaticFiles(directory=STATIC, html=True, check_dir=False))
@@ -173,13 +174,13 @@ def _run(runs: dict[str, PageRun], key: str) -> PageRun:
     return runs[key]
 
 
-def _add_guard(app: FastAPI, hosts: frozenset[str]) -> None:
+def _add_guard(app: FastAPI, hosts: frozenset[str], *, by_number: bool) -> None:
     """Refuse who asks by another name, and add the headers that keep a browser from doing more than it should."""
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Next) -> Response:
         asked = _host(request.headers.get("host", ""))
-        if asked not in hosts:
+        if asked not in hosts and not (by_number and _is_address(asked)):
             return JSONResponse({"error": f"This server is not {asked or 'nameless'}. Ask it by its address."}, 400)
         response = await call_next(request)
         for name, value in _HEADERS.items():
@@ -191,6 +192,14 @@ def _host(header: str) -> str:
     """Return the name in a Host header, without port and brackets."""
     with_port = header.count(":") == 1 or (header.startswith("[") and "]:" in header)
     return (header.rsplit(":", 1)[0] if with_port else header).strip("[]").lower()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:
@@ -213,7 +222,13 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(TraceError)
     async def refused(_request: Request, error: TraceError) -> JSONResponse:
-        known = ((DamagedRunError, 500), (RunError, 500), (UnknownExampleError, 404), (NotCapturedError, 404),
-                 (SelectionError, 404))  # fmt: skip
+        known = ((RunError, 500), (UnknownExampleError, 404), (NotCapturedError, 404), (SelectionError, 404))
         status = next((code for kind, code in known if isinstance(error, kind)), 400)
         return JSONResponse({"error": str(error)}, status)
+
+    @app.exception_handler(Exception)
+    async def failed(_request: Request, error: Exception) -> JSONResponse:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        return JSONResponse(
+            {"error": f"This could not be read ({told}). `decision-traces index RUN --validate` says more."}, 500
+        )

@@ -40,6 +40,7 @@ def write_bundle(
         RunError: One of the folders is no complete run, or the bundle cannot be written.
         UsageError: The folder is there and is not to be replaced, or holds something else.
     """
+    folder = folder.resolve()
     _make_room(folder, [Path(run).resolve() for run in run_dirs], overwrite=overwrite)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: needs at least 1.")

@@ -149,7 +149,12 @@ def _category(table: pa.Table, name: str) -> Figure | None:
     codes = numbers_of(pa.chunked_array([encoded.indices]))
     known = np.isfinite(codes)
     values = np.where(known, place[np.where(known, codes, 0).astype(np.int64)], np.nan).astype(np.float32)
-    return Figure(f"of_{name}", name, "", values, tuple(sorted(names)))
+    return Figure(f"of_{_in_a_path(name)}", name, "", values, tuple(sorted(names)))
+
+
+def _in_a_path(name: str) -> str:
+    """Return the name of a data set's column as it may stand in a path."""
+    return "".join(c if c.isalnum() or c in "_-" else f".{ord(c):x}" for c in name)
 
 
 def _depths(run_dir: Path, n: int) -> list[Figure]:

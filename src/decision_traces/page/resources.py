@@ -7,17 +7,14 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from decision_traces._version import __version__
-from decision_traces.errors import UsageError
+from decision_traces.errors import SelectionError, UsageError
 from decision_traces.page import example, results, slices
-from decision_traces.page.columns import read_some
 from decision_traces.page.runs import ROWS_PER_PART, VALUES_PER_PART, PageRun
 from decision_traces.page.text import plain
 from decision_traces.store.opened import uncertified
-from decision_traces.store.selection import checked_index
 
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
@@ -64,7 +61,7 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
         {
             "key": run.key,
             "run_id": str(about.get("run_id") or run.run_dir.name),
-            "path": str(run.run_dir.resolve()),
+            "path": str(run.run_dir.resolve()) if n is None else run.run_dir.name,  # a bundle goes to others
             **{name: about.get(name) for name in ("model", "dataset", "split", "capture", "dtype")},
             "objective": run.objective,
             "n": store.n if n is None else min(n, store.n),
@@ -86,12 +83,6 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
     )
 
 
-def listed(run: PageRun) -> pa.Table:
-    """Return the columns that the list shows, read once."""
-    columns = ("example_id", "text", "question", "next_true_token", "next_pred_token", "answerKey", "pred_label")
-    return run.kept("list", lambda: read_some(run.run_dir, columns))
-
-
 def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
     """Return names and texts of some examples, for the list.
 
@@ -99,8 +90,8 @@ def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
         SelectionError: There is no such part.
     """
     count = run.store.n if n is None else n
-    checked_index(part, max(1, -(-count // ROWS_PER_PART)), "part of the list")
-    table = listed(run)
+    part = _checked_part(part, max(1, -(-count // ROWS_PER_PART)))
+    table = run.listed
     some = table.slice(part * ROWS_PER_PART, min(ROWS_PER_PART, count - part * ROWS_PER_PART))
     found: dict[str, Any] = {"id": [str(i) for i in some.column("example_id").to_pylist()]}
     text = "question" if run.objective in {"multiple_choice", "csqa_choice"} else "text"
@@ -110,6 +101,17 @@ def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
         if there is not None:
             found[name] = [None if t is None else plain(str(t)) for t in some.column(there).to_pylist()]
     return as_json(found)
+
+
+def _checked_part(part: int, parts: int) -> int:
+    """Return the number of a part.
+
+    Raises:
+        SelectionError: There is no such part.
+    """
+    if not 0 <= part < parts:
+        raise SelectionError(f"No part {part}: there are {parts}, counted from 0.")
+    return part
 
 
 def _snippet(text: str | None, *, end: bool) -> str:
@@ -131,7 +133,7 @@ def column(run: PageRun, name: str, part: int, n: int | None = None) -> Resource
     if figure is None:
         raise UsageError(f"No figure {name!r}: this run has {', '.join(f.name for f in run.figures)}.")
     values = figure.values[:n]
-    checked_index(part, max(1, -(-len(values) // VALUES_PER_PART)), "part of the figure")
+    part = _checked_part(part, max(1, -(-len(values) // VALUES_PER_PART)))
     return as_bytes(values[part * VALUES_PER_PART : (part + 1) * VALUES_PER_PART].astype("<f4").tobytes())
 
 
@@ -143,7 +145,7 @@ def search(run: PageRun, query: str) -> Resource:
     """
     if len(query) > _MOST_QUERY:
         raise UsageError(f"q: a text of up to {_MOST_QUERY} characters, got {len(query)}.")
-    table = listed(run)
+    table = run.listed
     name = "question" if run.by_choice and "question" in table.column_names else "text"
     found = pc.fill_null(pc.match_substring(table.column(name), query, ignore_case=True), False)
     return as_bytes(np.packbits(found.to_numpy(), bitorder="little").tobytes())

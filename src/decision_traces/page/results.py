@@ -52,6 +52,11 @@ class Lens:
         self.candidate_probs = read("candidate_probs")[:, slots]
 
     @property
+    def nbytes(self) -> int:
+        """What it holds in memory."""
+        return sum(value.nbytes for value in vars(self).values())
+
+    @property
     def depths_per_block(self) -> int:
         """How many depths of the most probable tokens and the candidates one response holds."""
         _, slots, top = self.top_ids.shape
@@ -92,7 +97,8 @@ def lens_values(run: PageRun, row: int, statistic: str) -> dict[str, Any]:
         raise UsageError(f"No statistic {statistic!r}: there are {', '.join(STATISTICS)}.")
     lens = lens_of(run, row)
     values = lens.statistics[STATISTICS.index(statistic)]
-    rounded = [[number(v, 4) for v in depth] for depth in values]
+    digits = 9 if statistic == "rank" else 4  # a rank is a number of tokens, and said exactly
+    rounded = [[number(v, digits) for v in depth] for depth in values]
     return {"pos": lens.pos.tolist(), statistic: rounded, "python": _python(run, "lens.zarr", row, statistic)}
 
 
@@ -106,12 +112,12 @@ def lens_top(run: PageRun, row: int, block: int) -> bytes:
     """Return some depths' most probable tokens (ids as int32, probabilities as float16) and candidates (float16).
 
     Raises:
-        UsageError: There is no such block.
+        SelectionError: There is no such block.
     """
     lens = lens_of(run, row)
     step, depths = lens.depths_per_block, lens.top_ids.shape[0]
     if not 0 <= block < -(-depths // step):
-        raise UsageError(f"block {block}: there are {-(-depths // step)}, counted from 0.")
+        raise SelectionError(f"block {block}: there are {-(-depths // step)}, counted from 0.")
     some = slice(block * step, (block + 1) * step)
     parts = ((lens.top_ids, "<i4"), (lens.top_probs, "<f2"), (lens.candidate_probs, "<f2"))
     return b"".join(values[some].astype(kind).tobytes() for values, kind in parts)
@@ -209,4 +215,5 @@ def _said(run: PageRun, panel: str) -> str:
 
 
 def _python(run: PageRun, group: str, row: int, name: str, more: str = "") -> str:
-    return f"zarr.open_group(st.run_dir / 'analysis/{group}')['{name}'][st.row({run.store.example_id(row)!r}){more}]"
+    place = f"['{name}'][st.row({run.store.example_id(row)!r}){more}]"
+    return f"zarr.open_group(st.run_dir / 'analysis/{group}', mode='r'){place}"

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from decision_traces.errors import NotCapturedError, TraceError
-from decision_traces.page.columns import Figure, list_figures
+from decision_traces.page.columns import Figure, list_figures, read_some
 from decision_traces.schema import ANALYSIS_DIR, HEAD, LAYER, META_FILE
 from decision_traces.store.reader import TraceStore
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import zarr
 
     from decision_traces.store.arrays import StoredArray
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 ROWS_PER_PART: Final = 50
 VALUES_PER_PART: Final = 200_000
 RACE_FILE: Final = "choice_race.parquet"
+_LISTED: Final = ("example_id", "text", "question", "next_true_token", "next_pred_token", "answerKey", "pred_label")
 _CACHE: Final = 32
 _CACHE_BYTES: Final = 48 << 20
 Made = TypeVar("Made")
@@ -62,9 +64,15 @@ class PageRun:
         if now != self._seen:
             with self._lock:
                 self._cache.clear()
-            self.__dict__.pop("figures", None)
+            for name in ("figures", "listed"):
+                self.__dict__.pop(name, None)
             self._seen = now
         return now
+
+    def held(self, key: Any) -> Any:
+        """Return what was made under a key lately; None where nothing was."""
+        with self._lock:
+            return self._cache.get(key)
 
     def kept(self, key: Any, make: Callable[[], Made]) -> Made:
         """Return what was made under a key lately, or make it."""
@@ -80,6 +88,11 @@ class PageRun:
             while len(self._cache) > 1 and (len(self._cache) > _CACHE or held > _CACHE_BYTES):
                 held -= getattr(self._cache.popitem(last=False)[1], "nbytes", 0)
         return made
+
+    @cached_property
+    def listed(self) -> "pa.Table":
+        """The columns that the list shows."""
+        return read_some(self.run_dir, _LISTED)
 
     # What the run is ---------------------------------------------------------------------------------------
 
@@ -165,18 +178,23 @@ class PageRun:
         if self.grid("contributions.zarr") is None:
             found["contributions"] = self._contributions()
         if self.races and not (self.run_dir / ANALYSIS_DIR / RACE_FILE).is_file():
-            why = self.not_captured("enc_mc_hidden" if self.by_choice else "dec_hidden")
+            why = self.not_captured("enc_mc_hidden") if self.by_choice else self._no_states()
             found["race"] = {
                 "why": why or "The choices have not been followed through the layers yet.",
                 "command": "" if why else self.command("lens"),
             }
         return found
 
+    def _no_states(self) -> str:
+        """Return why a decoder's states cannot be followed through its layers; empty where they can."""
+        there = self.store.has("dec_hidden") or self.store.has("dec_res_pre_attn")
+        return "" if there else self.not_captured("dec_hidden")
+
     def _lens(self) -> dict[str, str]:
         if not self.decides:
             return {"why": "A lens needs a decoder that predicts tokens; this run has none.", "command": ""}
-        if not (self.store.has("dec_hidden") or self.store.has("dec_res_pre_attn")):
-            return {"why": self.not_captured("dec_hidden"), "command": ""}
+        if self._no_states():
+            return {"why": self._no_states(), "command": ""}
         return {
             "why": "The lens has not been computed for this run yet.",
             "command": self.command("lens", "--all_positions"),

@@ -12,11 +12,11 @@ import uvicorn
 
 from decision_traces.errors import UsageError
 from decision_traces.page.app import create_app, is_loopback
-from decision_traces.page.resources import listed
 from decision_traces.page.runs import PageRun
 
 DEFAULT_PORT: Final = 8377
 _TRIES: Final = 20
+_EVERY: Final = frozenset({"0.0.0.0", "::"})
 
 
 @dataclass(slots=True)
@@ -38,15 +38,14 @@ class PageServer:
     @property
     def url(self) -> str:
         """Where the page is."""
-        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        host = _address() if self.host in _EVERY else self.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def serve(self, ready: Callable[[], None] | None = None) -> None:
         """Answer until interrupted, having called `ready`; connections are accepted from before that on."""
-        hosts = frozenset() if is_loopback(self.host) else frozenset({self.host.lower(), *_own_names()})
-        config = uvicorn.Config(
-            create_app(self.runs, hosts), log_level="warning", access_log=False, lifespan="off", server_header=False
-        )
+        hosts = frozenset({self.host.lower(), *(() if is_loopback(self.host) else _own_names())})
+        app = create_app(self.runs, hosts, by_number=self.host in _EVERY)
+        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
         self._server = uvicorn.Server(config)
         threading.Thread(target=_warm, args=(self.runs,), daemon=True).start()
         if ready is not None:
@@ -69,7 +68,7 @@ def _warm(runs: Sequence[PageRun]) -> None:
     """Read what the first click needs while the browser is still busy with the page."""
     for run in runs:
         _ = run.figures
-        listed(run)
+        _ = run.listed
         run.grid("lens.zarr")
         _ = run.store.spans
 
@@ -105,6 +104,16 @@ def listen(run_dirs: Sequence[Path], host: str = "127.0.0.1", port: int | None =
 def open_browser(url: str) -> None:
     """Open the page in the user's browser, if there is one."""
     threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+
+def _address() -> str:
+    """Return the address by which other machines reach this one, or the loopback one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))  # for documentation (RFC 5737); nothing is sent
+            return str(sock.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
 
 
 def _own_names() -> set[str]:

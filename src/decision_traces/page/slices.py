@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
-from decision_traces.errors import SelectionError, UsageError
+from decision_traces.errors import SelectionError
 from decision_traces.page.runs import PageRun
 from decision_traces.store.selection import checked_index
 
@@ -14,7 +14,7 @@ LARGEST: Final = 1 << 20
 """Bytes of one response, at most."""
 _SIDE: Final = 1000  # a matrix with a longer side is drawn by the largest of neighbouring values
 _THUMB: Final = 48
-_JSON_CHARS: Final = 8
+_JSON_CHARS: Final = 10  # of three digits: 1.23e-05, and a comma
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,28 +86,36 @@ def layer_of(
     layout = attention_layout(run, row, choice)
     if layout is None:
         raise SelectionError(run.not_captured(run.attention_name))
-    return run.kept(("attn", row, choice, layer), lambda: _read(run, row, choice, layer, layout)), layout
+    return run.kept(("attn", row, choice, layer), lambda: _read(run, row, choice, layer, None, layout)), layout
 
 
-def _read(run: PageRun, row: int, choice: int, layer: int, layout: AttentionLayout) -> np.ndarray:
+def _read(
+    run: PageRun, row: int, choice: int, layer: int, head: int | None, layout: AttentionLayout
+) -> Float[np.ndarray, "*head rows keys"]:
+    """Read one layer of an example, or one head of it."""
     values = (
-        run.store.mcq_attn(row, choice, layer)
+        run.store.mcq_attn(row, choice, layer, head)
         if run.by_choice
-        else run.store.attn(row, run.store.sides[0], "self", layer)
+        else run.store.attn(row, run.store.sides[0], "self", layer, head)
     )
-    part: np.ndarray = values[:, layout.stored, layout.start : layout.start + layout.keys]
+    part: np.ndarray = values[..., layout.stored, layout.start : layout.start + layout.keys]
     return np.ascontiguousarray(part)
 
 
 def head_of(run: PageRun, row: int, choice: int, layer: int, head: int) -> tuple[np.ndarray, AttentionLayout]:
-    """Return one head's attention; see `layer_of`."""
-    values, layout = layer_of(run, row, choice, layer)
+    """Return one head's attention; see `layer_of`. Of a long text, a layer of all heads may be a gigabyte."""
+    layout = attention_layout(run, row, choice)
+    if layout is None:
+        raise SelectionError(run.not_captured(run.attention_name))
     heads = (run.attention_axes() or {})["heads"]
     number = checked_index(head, run.store.H, "head")
     if number not in heads:
         raise SelectionError(f"No head {number} here: this run keeps heads {', '.join(map(str, heads))} (--heads).")
-    one: np.ndarray = values[heads.index(number)]
-    return one, layout
+    whole: np.ndarray | None = run.held(("attn", row, choice, layer))
+    if whole is not None:
+        return whole[heads.index(number)], layout
+    key = ("attn", row, choice, layer, number)
+    return run.kept(key, lambda: _read(run, row, choice, layer, number, layout)), layout
 
 
 def drawn(values: Float[np.ndarray, "*lead rows keys"], pool: int) -> UInt8[np.ndarray, "*lead down across"]:
@@ -131,9 +139,9 @@ def block_of_rows(layout: AttentionLayout, block: int) -> slice:
     """Return the rows of one block.
 
     Raises:
-        UsageError: There is no such block.
+        SelectionError: There is no such block.
     """
     blocks = -(-len(layout.queries) // layout.block)
     if not 0 <= block < max(1, blocks):
-        raise UsageError(f"block {block}: there are {blocks}, counted from 0.")
+        raise SelectionError(f"block {block}: there are {blocks}, counted from 0.")
     return slice(block * layout.block, (block + 1) * layout.block)
