@@ -193,9 +193,10 @@ def test_its_own_names_are_not(client: TestClient, host: str) -> None:
 
 def test_a_server_for_everybody_is_asked_by_its_numbers(demo_run: Path) -> None:
     app = create_app([PageRun("r0", demo_run)], by_number=True)
-    asked = {host: TestClient(app, base_url=f"http://{host}").get("/api/runs.json").status_code
-             for host in ("192.168.1.5:8377", "[2001:db8::1]", "localhost", "evil.example", "192.168.1.5.evil.example")}  # fmt: skip
-    assert list(asked.values()) == [200, 200, 200, 400, 400]
+    for host in ("192.168.1.5:8377", "[2001:db8::1]", "localhost"):
+        assert TestClient(app, base_url=f"http://{host}").get("/api/runs.json").status_code == 200
+    for host in ("evil.example", "192.168.1.5.evil.example"):
+        assert TestClient(app, base_url=f"http://{host}").get("/api/runs.json").status_code == 400
 
 
 def test_what_nobody_foresaw_is_a_sentence(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
