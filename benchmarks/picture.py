@@ -11,6 +11,7 @@ from decision_traces.views.style import BLUE, GREY, INK, new_figure, plain, save
 _WIDTH: Final = 6.2  # inches at 130 dots: 806 pixels
 _BAR: Final = 0.27
 _PANEL: Final = 0.62
+_EXACT: Final = 2  # below it, hundredths are shown
 
 
 def save_ratios(results: Results, path: Path) -> Path:
@@ -28,6 +29,7 @@ def save_ratios(results: Results, path: Path) -> Path:
     for axis, capture in zip(axes, captures, strict=True):
         _draw(axis, capture, {row.contender: row for row in _bars(results, capture)}, names)
         axis.set_xlabel("")
+    axes[0].set_xlim(0, 1.12 * max(row.ratio.most for c in captures for row in _bars(results, c) if row.ratio))
     axes[-1].set_xlabel("time over a bare forward pass (1 = nothing captured, nothing written)", fontsize=9, color=INK)
     return save(figure, path, f"Tracing {results.model}: {results.n_examples} texts, every array on disk")
 
@@ -49,7 +51,7 @@ def _draw(axis: Any, capture: str, rows: dict[str, Row], names: list[str]) -> No
         axis.errorbar(ratio.median, place, xerr=spread, color=INK, linewidth=1, capsize=2)
         weight = "bold" if name == "ours" else "normal"
         axis.annotate(
-            f"{ratio.median:.1f}×",
+            f"{ratio.median:.2f}×" if ratio.median < _EXACT else f"{ratio.median:.1f}×",
             (ratio.most, place),
             xytext=(5, 0),
             textcoords="offset points",
@@ -61,6 +63,4 @@ def _draw(axis: Any, capture: str, rows: dict[str, Row], names: list[str]) -> No
     axis.axvline(1, color=INK, linewidth=1, linestyle="--")
     axis.set_yticks(range(len(names)), [CONTENDERS[name].about.title for name in names], fontsize=9)
     axis.invert_yaxis()
-    axis.set_xlim(left=0)
-    axis.margins(x=0.12)
     axis.tick_params(axis="y", length=0)
