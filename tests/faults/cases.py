@@ -50,6 +50,28 @@ _BROKEN: tuple[tuple[str, bytes], ...] = (
 )
 
 
+_REFUSED = 0.05
+"""Share of the flags that have a value which no run can have."""
+_CHOICES: dict[str, tuple[float, tuple[object, ...], tuple[object, ...]]] = {
+    "max_seq_len": (0.7, ("auto", 1, 2, 7, 64, 64, 96), (97, 0, 10**9)),
+    "batch_size": (0.4, (1, 2, 3, 64), (0, -1)),
+    "block_mb": (0.2, (1, 2048), (0,)),
+    "dtype": (0.2, ("float16", "float32"), ("float64",)),
+    "model_dtype": (0.2, ("float32", "bfloat16", "float16"), ("int8",)),
+    "limit": (0.2, (1, 3, 1000), (0, -2)),
+    "layers": (0.25, ("all", "0", "-1", "0-1"), ("0,2", "7", "none", "", "2-0")),
+    "heads": (0.25, ("all", "0", "-1"), ("0,1", "9", "x")),
+    "positions": (0.3, ("all", "next", "last", "0,5", "0", "1000"), ("-1", "first")),
+    "next_topk": (0.2, (1, 3, 1000), (0,)),
+    "task": (0.1, ("auto",), ("causal", "masked", "encode", "seq2seq")),
+    "mask_prob": (0.03, (0.15,), (0, 0.3, 0.99, 1, -1, "nan")),
+    "dec_max_len": (0.03, ("auto",), (1, 5, 0)),
+    "seed": (0.1, (0, 1), (-1,)),
+    "device": (0.05, ("cpu",), ("gpu", "cuda:7")),
+}
+"""Flag to how often it is given, values that most runs can have, and values that few or none can."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One extraction.
@@ -84,7 +106,7 @@ def case(seed: int) -> Case:
     """Return the case of a seed."""
     r = random.Random(seed)
     family = r.choice(r.choice((_DECODERS, _DECODERS, _ENCODERS, _ENCODER_DECODERS)))
-    suffix, content = r.choice(_BROKEN) if r.random() < 0.12 else _file(r, _texts(r, long=seed % 50 == 7))
+    suffix, content = r.choice(_BROKEN) if r.random() < 0.08 else _file(r, _texts(r, long=seed % 100 == 7))
     return Case(family, _overrides(r, family), suffix, content, _flags(r, family))
 
 
@@ -131,30 +153,14 @@ def _file(r: random.Random, texts: list[str]) -> tuple[str, bytes]:
 def _flags(r: random.Random, family: str) -> tuple[str, ...]:
     """Return flags, most of which make sense; one in so many does not."""
     flags: list[str] = ["--capture", *r.sample(_CAPTURES, r.randrange(1, 5))]
-    choices: dict[str, tuple[object, ...]] = {
-        "max_seq_len": ("auto", 1, 2, 7, 64, 64, 96, 97, 0, 10**9),
-        "batch_size": (1, 2, 3, 64, 64, 0, -1),
-        "block_mb": (1, 1, 2048, 0),
-        "dtype": ("float16", "float32", "float64"),
-        "model_dtype": ("float32", "bfloat16", "float16"),
-        "limit": (1, 3, 1000, 0, -2),
-        "layers": ("all", "0", "-1", "0-1", "0,2", "7", "none", "", "2-0"),
-        "heads": ("all", "0", "-1", "0,1", "9", "x"),
-        "positions": ("all", "next", "last", "0,5", "0", "-1", "1000", "first"),
-        "next_topk": (1, 3, 1000, 0),
-        "task": ("auto", "causal", "masked", "encode", "seq2seq"),
-        "mask_prob": (0, 0.3, 0.99, 1, -1, "nan"),
-        "dec_max_len": ("auto", 1, 5, 0),
-        "seed": (0, 1, -1),
-        "device": ("cpu", "gpu", "cuda:7"),
-    }
-    likely = {"max_seq_len": 0.7, "batch_size": 0.4, "task": 0.1, "mask_prob": 0.1, "dec_max_len": 0.05, "device": 0.05}
-    for name, values in choices.items():
-        if r.random() < likely.get(name, 0.2):
-            flags += [f"--{name}", str(r.choice(values))]
+    if family not in _DECODERS and "logits" in flags and r.random() < 0.5:
+        flags.remove("logits")
+    for name, (often, fine, refused) in _CHOICES.items():
+        if r.random() < often:
+            flags += [f"--{name}", str(r.choice(refused if r.random() < _REFUSED else fine))]
     if family in _ENCODER_DECODERS and r.random() < 0.8:
-        flags += ["--target_column", r.choice(("text", "text", "missing"))]
+        flags += ["--target_column", r.choice(("text", "text", "text", "missing"))]
     for name in ("all_positions", "store_unembed", "skip_headings", "resume", "overwrite", "plan"):
-        if r.random() < 0.06:
+        if r.random() < 0.03:
             flags.append(f"--{name}")
     return tuple(flags)

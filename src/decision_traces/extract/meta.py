@@ -210,7 +210,7 @@ def largest_values(layout: RunLayout, facts: Sequence[Mapping[str, Any]]) -> dic
     """Return the largest absolute value of every array over all blocks."""
     largest = dict.fromkeys((spec.name for spec in layout.specs), 0.0)
     for place, specs in layout.places().items():
-        peak = max((fact["peaks"][peak_key(place)] for fact in facts), default=0.0)
+        peak = max((fact["peaks"].get(peak_key(place), 0.0) for fact in facts), default=0.0)
         for spec, _ in specs:
             largest[spec.name] = max(largest[spec.name], peak)
     return largest
