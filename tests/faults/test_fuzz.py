@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from faults.cases import Case, case
+from faults.cases import IN_CI, Case, case
 
 from decision_traces import TraceStore
 from decision_traces.cli import extract
@@ -19,7 +19,6 @@ from decision_traces.testing.encoder_decoders import save_tiny_encoder_decoder
 from decision_traces.testing.encoders import save_tiny_masked_encoder
 from decision_traces.testing.models import save_tiny_decoder
 
-IN_CI = 100
 ALL = 2000
 SAVE = {"decoder": save_tiny_decoder, "encoder": save_tiny_masked_encoder, "encoder-decoder": save_tiny_encoder_decoder}
 USAGE = 2

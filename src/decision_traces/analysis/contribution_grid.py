@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
+from decision_traces.analysis.encoder_attribution import ChoiceParts
 from decision_traces.analysis.frozen import FrozenNorm, freeze
 from decision_traces.analysis.grids import (
     CANDIDATE,
@@ -212,20 +213,22 @@ def _heads(
     return found
 
 
-def write_choice_contributions(store: TraceStore, result: Attribution) -> Path:
-    """Keep the attribution of an encoder's choices in the same form: the right choice against its strongest rival."""
-    n, n_layers = len(result.example_id), result.n_layers
-    sizes = {EXAMPLE: n, SLOT: 1, CANDIDATE: 2, PART: 2 + 2 * n_layers}
-    steps = np.stack([result.attn, result.mlp], axis=2).reshape(n, -1)
-    parts = np.concatenate([result.embed[:, None], steps, result.remainder[:, None]], axis=1)
-    both = np.stack([np.zeros_like(parts), parts], axis=1)[:, None]
+def write_choice_contributions(store: TraceStore, result: Attribution, choices: ChoiceParts) -> Path:
+    """Keep the attribution of an encoder's choices in the same form: the right choice against each of the others."""
+    n, n_choices, n_layers = choices.attn.shape
+    steps = np.stack([choices.attn, choices.mlp], axis=3).reshape(n, n_choices, -1)
+    parts = np.concatenate([choices.embed[..., None], steps, choices.remainder[..., None]], axis=2)
+    each = np.arange(n)[:, None]
+    order = np.argsort(-choices.score, axis=1, kind="stable")
+    order = np.stack([[t, *row[row != t]] for t, row in zip(result.target_id, order, strict=True)]).astype(np.int32)
+    leads = (parts[each, order[:, :1]] - parts[each, order]).astype(np.float32)[:, None]
+    sizes = {EXAMPLE: n, SLOT: 1, CANDIDATE: n_choices, PART: 2 + 2 * n_layers}
     path = store.run_dir / ANALYSIS_DIR / CONTRIBUTION_GRID
-    with GridWriter(path, CONTRIBUTION_ARRAYS[:-1], sizes, rows_at_once(parts[:1].nbytes * 2, n)) as writer:
+    with GridWriter(path, CONTRIBUTION_ARRAYS[:-1], sizes, rows_at_once(leads[:1].nbytes, n)) as writer:
         for start in range(0, n, writer.rows):
             rows = slice(start, min(start + writer.rows, n))
-            pairs = np.stack([result.target_id[rows], result.competitor_id[rows]], axis=1)[:, None]
             at = np.zeros((rows.stop - start, 1), np.int32)
-            writer.write(rows, {"positions": at, "candidates": pairs, "parts": both[rows]})
-        scale = float(np.quantile(np.abs(parts), _SCALE_QUANTILE)) if parts.size else 0.0
+            writer.write(rows, {"positions": at, "candidates": order[rows][:, None], "parts": leads[rows]})
+        scale = float(np.quantile(np.abs(leads), _SCALE_QUANTILE)) if leads.size else 0.0
         attributes = {"parts": part_names(n_layers), "scale": scale, "sum_error": result.sum_error, "of": "choice"}
         return writer.finish({"all_positions": False} | attributes)

@@ -6,9 +6,9 @@ them a linear map. The head itself may bend (a tanh); it is replaced by its slop
 the slope misses stands in the remainder. What parts do to one another on the way is not followed, as in decoders.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Final
 
@@ -40,30 +40,34 @@ _SITES: Final = (EMBED, POST_ATTN, POST_MLP, FINAL)
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
-    """What each part adds to the score of some choices, in float64.
+class ChoiceParts:
+    """What each part adds to the score of choices, in float64; m of them, or (n, choice) of a whole run.
 
     Attributes:
-        embed: (m,)
-        attn: (m, layer)
-        mlp: (m, layer)
-        remainder: (m,) biases of the norms, and what the head's slope misses.
-        score: (m,) as the model gives it.
+        embed: (..., )
+        attn: (..., layer)
+        mlp: (..., layer)
+        remainder: (..., ) biases of the norms, and what the head's slope misses.
+        score: (..., ) as the model gives it.
     """
 
-    embed: Float64[np.ndarray, " m"]
-    attn: Float64[np.ndarray, "m layer"]
-    mlp: Float64[np.ndarray, "m layer"]
-    remainder: Float64[np.ndarray, " m"]
-    score: Float64[np.ndarray, " m"]
+    embed: Float64[np.ndarray, "*m"]
+    attn: Float64[np.ndarray, "*m layer"]
+    mlp: Float64[np.ndarray, "*m layer"]
+    remainder: Float64[np.ndarray, "*m"]
+    score: Float64[np.ndarray, "*m"]
+
+    def of(self, choice: Int32[np.ndarray, " n"]) -> "ChoiceParts":
+        """Return the parts of one choice of every question."""
+        return ChoiceParts(**{f.name: getattr(self, f.name)[np.arange(len(choice)), choice] for f in fields(self)})
 
 
 def encoder_attribution(store: TraceStore, loaded: LoadedModel, *, progress: Progress | None = None) -> Attribution:
     """Split the lead of the right choice over the strongest other into what embedding, attention and MLPs wrote.
 
     Method: direct logit attribution (Elhage et al. 2021) with all norms frozen, along the slope of the head. The
-    model is run once more on the two choices of every question, because a normed stream does not keep what was
-    written into it. Where the right choice is not known, the one given takes its place.
+    model is run once more on the choices of every question, because a normed stream does not keep what was written
+    into it. Where the right choice is not known, the one given takes its place.
 
     Args:
         store: A multiple-choice run; it needs no arrays.
@@ -75,18 +79,30 @@ def encoder_attribution(store: TraceStore, loaded: LoadedModel, *, progress: Pro
         UnsupportedArchitecture: The head reads more than the first token, or a norm cannot be frozen.
         ModelError: The parts do not add up to the difference of the scores that the run stored.
     """
+    return lead_of_the_right(store, choice_parts(store, loaded, progress=progress))
+
+
+def choice_parts(store: TraceStore, loaded: LoadedModel, *, progress: Progress | None = None) -> ChoiceParts:
+    """Return what each part of the model adds to the score of every choice: (n, choice, ...).
+
+    Raises:
+        UsageError, UnsupportedArchitecture: See `encoder_attribution`.
+    """
     if store.n_choices is None or "label_idx" not in store.columns:
         raise UsageError(f"{store.run_dir} is no multiple-choice run of an encoder.")
     anatomy = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
     splitter = _Splitter(loaded, anatomy, choice_head(loaded, anatomy), *_norms(loaded, anatomy))
-    target, rival = _pairs(store)
     found = []
     for start in range(0, store.n, _ROWS_AT_ONCE):
         rows = range(start, min(start + _ROWS_AT_ONCE, store.n))
-        found.append([splitter.split(_encodings(store, loaded, rows, which)) for which in (target, rival)])
+        found.append(_stacked([splitter.split(e) for e in _encodings(store, loaded, rows)], np.stack, axis=1))
         if progress is not None:
             progress(rows.stop, store.n)
-    return _result(store, target, rival, found)
+    return _stacked(found, np.concatenate, axis=0)
+
+
+def _stacked(parts: list[ChoiceParts], join: Callable[..., np.ndarray], axis: int) -> ChoiceParts:
+    return ChoiceParts(**{f.name: join([getattr(p, f.name) for p in parts], axis=axis) for f in fields(ChoiceParts)})
 
 
 def _pairs(store: TraceStore) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
@@ -99,10 +115,11 @@ def _pairs(store: TraceStore) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray
     return target, logits.argmax(1).astype(np.int32)
 
 
-def _encodings(store: TraceStore, loaded: LoadedModel, rows: range, which: Int32[np.ndarray, " n"]) -> list[Encoding]:
+def _encodings(store: TraceStore, loaded: LoadedModel, rows: range) -> Iterator[list[Encoding]]:
+    """Yield the first choice of every question, the second, and so on."""
     table = store.tokens.iloc[rows.start : rows.stop]
-    texts = [choices[which[row]] for row, choices in zip(rows, table["choice_texts"], strict=True)]
-    return encode_pairs(loaded.tokenizer, list(table["question"]), texts, store.T)
+    for texts in zip(*table["choice_texts"], strict=True):
+        yield encode_pairs(loaded.tokenizer, list(table["question"]), list(texts), store.T)
 
 
 def _norms(loaded: LoadedModel, anatomy: Anatomy) -> tuple[tuple[FrozenNorm, ...], tuple[FrozenNorm, ...], FrozenNorm]:
@@ -127,7 +144,7 @@ class _Splitter:
     mlp_norms: tuple[FrozenNorm, ...]
     final_norm: FrozenNorm
 
-    def split(self, encodings: list[Encoding]) -> _Choice:
+    def split(self, encodings: list[Encoding]) -> ChoiceParts:
         """Run the model on some choices and go back from the head to the embedding."""
         pad = pad_id(self.loaded.tokenizer, self.loaded.embedded)
         batch = make_batch(range(len(encodings)), encodings, pad)
@@ -165,7 +182,7 @@ class _Splitter:
         sums: dict[str, list[Tensor]],
         slope: Float64[np.ndarray, "m d_model"],
         scores: Float64[np.ndarray, " m"],
-    ) -> _Choice:
+    ) -> ChoiceParts:
         """Follow the head's slope back through the frozen norms, and project on it what each part wrote."""
         n_layers, after, before = self.anatomy.n_layers, first[POST_MLP], first[EMBED][0]
         constant = scores - (slope * first[FINAL][0]).sum(1)
@@ -184,7 +201,7 @@ class _Splitter:
                 constant += bias
                 writes[part].append((direction * (total - source)).sum(1))
         attn, mlp = (np.stack(writes[part][::-1], axis=1) for part in ("attn", "mlp"))
-        return _Choice((direction * before).sum(1), attn, mlp, constant, scores)
+        return ChoiceParts((direction * before).sum(1), attn, mlp, constant, scores)
 
 
 def _keep_first(kept: list[Tensor], _module: object, args: tuple[Tensor, ...]) -> None:
@@ -198,14 +215,16 @@ def _through(
     return norm.pull(direction, norm.scale_at(x)), direction @ norm.bias
 
 
-def _result(
-    store: TraceStore, target: Int32[np.ndarray, " n"], rival: Int32[np.ndarray, " n"], found: list[list[_Choice]]
-) -> Attribution:
-    lead = {
-        name: np.concatenate([getattr(ours, name) - getattr(theirs, name) for ours, theirs in found])
-        for name in ("embed", "attn", "mlp", "remainder")
-    }
-    scores = np.concatenate([np.abs(ours.score) + np.abs(theirs.score) for ours, theirs in found])
+def lead_of_the_right(store: TraceStore, parts: ChoiceParts) -> Attribution:
+    """Return what each part adds to the lead of the right choice over its strongest rival; see `encoder_attribution`.
+
+    Raises:
+        ModelError: The parts do not add up to the difference of the scores that the run stored.
+    """
+    target, rival = _pairs(store)
+    ours, theirs = parts.of(target), parts.of(rival)
+    lead = {name: getattr(ours, name) - getattr(theirs, name) for name in ("embed", "attn", "mlp", "remainder")}
+    scores = np.abs(ours.score) + np.abs(theirs.score)
     logits, each = np.stack(list(store.tokens["choice_logits"])).astype(np.float64), np.arange(store.n)
     difference = logits[each, target] - logits[each, rival]
     missed = np.abs(lead["embed"] + lead["attn"].sum(1) + lead["mlp"].sum(1) + lead["remainder"] - difference)

@@ -11,7 +11,7 @@ from rich.console import Console
 from decision_traces.analysis.attribution import direct_attribution, refuse_post_norm
 from decision_traces.analysis.contribution_grid import write_choice_contributions, write_contribution_grid
 from decision_traces.analysis.decisions import decisions_of
-from decision_traces.analysis.encoder_attribution import encoder_attribution
+from decision_traces.analysis.encoder_attribution import choice_parts, lead_of_the_right
 from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.heads import HeadWriter, find_head_writers
 from decision_traces.analysis.results import Attribution
@@ -76,8 +76,9 @@ def _encoder(store: TraceStore, args: AttributionCommand) -> tuple[Attribution, 
     """Attribute the lead of the right choice, with all norms frozen."""
     loaded = load_run_model(store, args.model_path, args.device)
     with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
-        result = encoder_attribution(store, loaded, progress=progress)
-    return result, [write_choice_contributions(store, result)]
+        parts = choice_parts(store, loaded, progress=progress)
+    result = lead_of_the_right(store, parts)
+    return result, [write_choice_contributions(store, result, parts)]
 
 
 def _decoder(store: TraceStore, args: AttributionCommand, console: Console) -> tuple[Attribution, list[Path]]:

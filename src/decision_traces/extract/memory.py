@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from typing import Final
 
 import torch
+from torch import nn
 
 _WORDS: Final = ("out of memory", "can't allocate memory", "not enough memory")
+_WORTH_IT: Final = 64 << 20
 _TRIM_THRESHOLD: Final = -1  # of glibc's malloc.h
 _MMAP_THRESHOLD: Final = -3
 
@@ -40,11 +42,14 @@ def freed_memory_kept() -> Iterator[None]:
         libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
 
 
-def give_back() -> None:
+def give_back(model: nn.Module) -> None:
     """Give freed memory back to the system, where its C library (glibc) would keep it for later.
 
-    Loading, probing and the certificate leave some hundred MiB behind that the run itself has no use for.
+    Loading, probing and the certificate of a large model leave some hundred MiB behind that the run itself has no use
+    for. Of a small one there is nothing to be had, and looking for garbage takes longer than the run.
     """
+    if sum(p.nbytes for p in model.parameters()) < _WORTH_IT:
+        return
     gc.collect()
     libc = _glibc()
     if libc is not None:

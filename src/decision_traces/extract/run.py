@@ -57,7 +57,7 @@ def run_job(job: Job, progress: Progress) -> Path:
             return writer.finish()
         if job.options.store_unembed:
             _store_head(prepared, writer)
-        give_back()
+        give_back(prepared.loaded.model)
         clock.lap("plan_s")
         with _in_a_sentence(lambda: _what_is_left(writer, prepared)):
             return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
