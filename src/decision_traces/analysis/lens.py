@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float32, Int
 from torch import Tensor
 
 from decision_traces.analysis.decisions import Decisions, decisions_of
@@ -14,6 +14,7 @@ from decision_traces.analysis.results import LensTrajectories, TokenPath
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress, Stage, parts, path_of
 from decision_traces.analysis.unembedding import Unembedding
+from decision_traces.analysis.vocabulary import Vocabulary
 from decision_traces.errors import ModelError, UsageError
 from decision_traces.store.reader import TraceStore
 
@@ -60,19 +61,22 @@ def logit_lens(
     path, end = path_of(store, stage), path_of(store, "hidden")[-1]
     decisions = with_competitors(decisions_of(store), store, unembedding)
     looked: list[Columns] = []
-    rounding = resolution(store)
+    rounding, wanted = resolution(store), max(2, top_k)
     for part in parts([*path, end], decisions):
         states = [torch.from_numpy(part.read(point)) for point in path]
         ends = states[-1] if path[-1] == end else torch.from_numpy(part.read(end))
         for rows in unembedding.portions(len(part)):
-            final = unembedding.logits(ends[rows], normed=end.normed)
-            last = torch.log_softmax(final, dim=-1)
+            last = Vocabulary.of(unembedding.logits(ends[rows], normed=end.normed), wanted)
             here = slice(part.decisions.start + rows.start, part.decisions.start + rows.stop)
-            tokens = _tokens(decisions, here, last.device)
+            tokens = _tokens(decisions, here, last.probs.device)
             depths = []
             for point, state in zip(path, states, strict=True):
-                logits = final if point == end else unembedding.logits(state[rows], normed=point.normed)
-                depths.append(_statistics(logits, last, tokens, top_k))
+                one = (
+                    last
+                    if point == end
+                    else Vocabulary.of(unembedding.logits(state[rows], normed=point.normed), wanted)
+                )
+                depths.append(_statistics(one, last, tokens, top_k))
             columns = {name: np.stack([d[name] for d in depths], axis=1) for name in depths[0]}
             looked.append(columns | {"error": _model_error(decisions, here, last, rounding)})
         if progress is not None:
@@ -108,49 +112,41 @@ def _tokens(decisions: Decisions, here: slice, device: torch.device) -> dict[str
     return {name: torch.from_numpy(values[here]).to(device) for name, values in ids.items()}
 
 
-def _statistics(
-    logits: Float[Tensor, "n vocab"],
-    last: Float[Tensor, "n vocab"],
-    tokens: Mapping[str, Int[Tensor, " n"]],
-    top_k: int,
-) -> Columns:
+def _statistics(one: Vocabulary, last: Vocabulary, tokens: Mapping[str, Int[Tensor, " n"]], top_k: int) -> Columns:
     """Describe one state of some rows.
 
     Args:
-        logits: What the lens gives.
-        last: Log-probabilities at the end of the model.
+        one: What the lens says there.
+        last: What the model says at its end.
         tokens: The tokens to follow; -1 where a row has none.
         top_k: How many of the most probable tokens to keep.
     """
-    log_probs = torch.log_softmax(logits, dim=-1)
-    top = torch.topk(logits, min(max(2, top_k), logits.shape[-1]), dim=-1)
-    kept = top.indices[:, : min(top_k, logits.shape[-1])]
+    kept, top = one.top_ids[:, :top_k], one.logit(one.top_ids)
     columns = {
         "topk_ids": kept.to(torch.int32),
-        "topk_probs": log_probs.gather(1, kept).exp(),
-        "entropy": torch.special.entr(log_probs.exp()).sum(1),
-        "margin": top.values[:, 0] - top.values[:, min(1, top.values.shape[1] - 1)],
-        "kl_to_final": (last.exp() * (last - log_probs)).sum(1),
+        "topk_probs": one.prob(kept),
+        "entropy": one.entropy(),
+        "margin": top[:, 0] - top[:, min(1, top.shape[1] - 1)],
+        "kl_to_final": one.divergence_from(last),
     }
     for name, ids in tokens.items():
-        there, at = ids >= 0, ids.clamp(min=0)[:, None]
-        logit = logits.gather(1, at)
-        nothing = torch.full_like(logit[:, 0], torch.nan)
-        columns[f"{name}_logit"] = torch.where(there, logit[:, 0], nothing)
-        columns[f"{name}_prob"] = torch.where(there, log_probs.gather(1, at)[:, 0].exp(), nothing)
-        columns[f"{name}_rank"] = torch.where(there, (logits > logit).sum(1) + 1, -1).to(torch.int32)
+        there, at = ids >= 0, ids.clamp(min=0)
+        nothing = torch.full_like(one.log_total, torch.nan)
+        columns[f"{name}_logit"] = torch.where(there, one.logit(at[:, None])[:, 0], nothing)
+        columns[f"{name}_prob"] = torch.where(there, one.prob(at[:, None])[:, 0], nothing)
+        columns[f"{name}_rank"] = torch.where(there, one.rank(at), -1).to(torch.int32)
     return {name: values.cpu().numpy() for name, values in columns.items()}
 
 
 def _model_error(
-    decisions: Decisions, here: slice, last: Float[Tensor, "n vocab"], rounding: float
+    decisions: Decisions, here: slice, last: Vocabulary, rounding: float
 ) -> Float32[np.ndarray, "n choice"]:
     """Return how far the lens at the end of the model is from what the run stored: `probability_error`."""
     if decisions.choices is None:
-        at = torch.from_numpy(decisions.pred_id[here, None]).to(last.device)
-        return probability_error(last.gather(1, at).exp().cpu().numpy(), decisions.pred_prob[here, None], rounding)
-    at = torch.from_numpy(decisions.choices.token_ids[here]).to(last.device)
-    probs = torch.softmax(last.gather(1, at), dim=1).cpu().numpy()
+        at = torch.from_numpy(decisions.pred_id[here, None]).to(last.probs.device)
+        return probability_error(last.prob(at).cpu().numpy(), decisions.pred_prob[here, None], rounding)
+    at = torch.from_numpy(decisions.choices.token_ids[here]).to(last.probs.device)
+    probs = torch.softmax(last.logit(at), dim=1).cpu().numpy()
     return probability_error(probs, decisions.choices.probs[here], rounding)
 
 

@@ -1,17 +1,18 @@
 """The logit lens at every position and depth, with the most probable tokens: `analysis/lens.zarr`."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
 from decision_traces.analysis.grids import CANDIDATE, LENS_ARRAYS, LENS_GRID, SLOT, TOP, GridWriter, rows_at_once
 from decision_traces.analysis.places import Block, Places, block_of, places_of
 from decision_traces.analysis.states import Point, Progress, path_of
 from decision_traces.analysis.unembedding import Unembedding
+from decision_traces.analysis.vocabulary import Vocabulary
 from decision_traces.schema import ANALYSIS_DIR, DEPTH, EXAMPLE
 from decision_traces.store.reader import TraceStore
 
@@ -100,37 +101,26 @@ def _look(block: Block, path: list[Point], unembedding: Unembedding, top_k: int)
         end = unembedding.logits(states[-1][0][rows], normed=states[-1][1])
         part = block.part(rows)
         candidates = part.candidates(end)
-        last = torch.log_softmax(end, dim=1)
-        depths = [
-            _statistics(unembedding.logits(state[rows], normed=normed), last, candidates, top_k)
-            for state, normed in states
-        ]
+        last = Vocabulary.of(end, top_k)
+        before = (Vocabulary.of(unembedding.logits(s[rows], normed=normed), top_k) for s, normed in states[:-1])
+        depths = [_statistics(one, last, candidates) for one in chain(before, [last])]
         columns = {name: np.stack([depth[name] for depth in depths], axis=1) for name in depths[0]}
         known = (part.true_id >= 0).astype(np.int8)
         found.append(columns | {"candidates": candidates.astype(np.int32), "known": known})
     return {name: np.concatenate([columns[name] for columns in found]) for name in found[0]}
 
 
-def _statistics(
-    logits: Float[Tensor, "m vocab"],
-    last: Float[Tensor, "m vocab"],
-    candidates: Int64[np.ndarray, "m candidate"],
-    top_k: int,
-) -> Columns:
-    """Describe one state of some places; `last` are the log-probabilities at the end of the model."""
-    logs = torch.log_softmax(logits, dim=1)
-    probs = logs.exp()
-    top = torch.topk(probs, top_k, dim=1)
-    ids = torch.from_numpy(candidates).to(logs.device)
-    of_candidates = torch.where(ids >= 0, probs.gather(1, ids.clamp(min=0)), 0.0)
-    target = logits.gather(1, ids[:, :1])
+def _statistics(one: Vocabulary, last: Vocabulary, candidates: Int64[np.ndarray, "m candidate"]) -> Columns:
+    """Describe one state of some places; `last` is what the model says at its end."""
+    ids = torch.from_numpy(candidates).to(one.probs.device)
+    of_candidates = torch.where(ids >= 0, one.prob(ids.clamp(min=0)), 0.0)
     columns = {
         "prob": of_candidates[:, 0],
-        "rank": (logits > target).sum(1).add(1).to(torch.int32),
-        "entropy": torch.special.entr(probs).sum(1),
-        "kl": (last.exp() * (last - logs)).sum(1).clamp(min=0),
-        "top_ids": top.indices.to(torch.int32),
-        "top_probs": top.values.to(torch.float16),
+        "rank": one.rank(ids[:, 0]).to(torch.int32),
+        "entropy": one.entropy(),
+        "kl": one.divergence_from(last).clamp(min=0),
+        "top_ids": one.top_ids.to(torch.int32),
+        "top_probs": one.prob(one.top_ids).to(torch.float16),
         "candidate_probs": of_candidates.to(torch.float16),
     }
     return {name: values.cpu().numpy() for name, values in columns.items()}
