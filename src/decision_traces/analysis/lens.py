@@ -16,6 +16,7 @@ from decision_traces.analysis.states import Progress, Stage, parts, path_of
 from decision_traces.analysis.unembedding import Unembedding
 from decision_traces.analysis.vocabulary import Vocabulary
 from decision_traces.errors import ModelError, UsageError
+from decision_traces.memory import freed_memory_kept
 from decision_traces.store.reader import TraceStore
 
 # Above the rounding of any type (which bfloat16 alone makes large), far below a norm or a scale left out.
@@ -25,6 +26,7 @@ _SMALL_PROB: Final = 1e-3  # below it a ratio says little: logits far below the 
 Columns = dict[str, np.ndarray]
 
 
+@freed_memory_kept()
 def logit_lens(
     store: TraceStore,
     unembedding: Unembedding,

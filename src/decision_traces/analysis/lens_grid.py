@@ -13,6 +13,7 @@ from decision_traces.analysis.places import Block, Places, block_of, places_of
 from decision_traces.analysis.states import Point, Progress, path_of
 from decision_traces.analysis.unembedding import Unembedding
 from decision_traces.analysis.vocabulary import Vocabulary
+from decision_traces.memory import freed_memory_kept
 from decision_traces.schema import ANALYSIS_DIR, DEPTH, EXAMPLE
 from decision_traces.store.reader import TraceStore
 
@@ -22,6 +23,7 @@ _SCALE_QUANTILE: Final = 0.99
 Columns = dict[str, np.ndarray]
 
 
+@freed_memory_kept()
 def write_lens_grid(
     store: TraceStore,
     unembedding: Unembedding,

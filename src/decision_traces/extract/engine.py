@@ -14,8 +14,8 @@ from decision_traces.capture.buffers import TORCH_DTYPES, BatchBuffers
 from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import NonFiniteError
 from decision_traces.extract.helpers import Helpers
-from decision_traces.extract.memory import out_of_memory
 from decision_traces.extract.progress import Progress
+from decision_traces.memory import out_of_memory
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
 from decision_traces.schema import Dims, Side, Site

@@ -24,10 +24,10 @@ from decision_traces.errors import (
 from decision_traces.extract.cost import RunCost, cost_of, disk_estimate
 from decision_traces.extract.engine import Engine, Workflow, batch_cost, token_budget
 from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
-from decision_traces.extract.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
 from decision_traces.extract.prepare import prepare
 from decision_traces.extract.progress import Progress
+from decision_traces.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.models.choice_head import choice_head
 from decision_traces.models.unembed_file import UNEMBED_DIR, save_unembedding
 from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE
