@@ -1,9 +1,9 @@
 // Keys that work anywhere but in fields and grids.
+import { against, pin } from "./actions";
 import * as api from "./api";
-import { against, helping, pin } from "./panels/header";
-import { idOf, listed } from "./panels/examples";
+import { idOf, listed } from "./examples";
 import { sheet } from "./panels/frame";
-import { shown } from "./panels/tokens";
+import { helping } from "./panels/help";
 import type { Side } from "./side";
 import { go, open, state } from "./state";
 
@@ -52,7 +52,7 @@ const ACTIONS: Record<string, () => void> = {
   "}": () => head(1),
   d: () => go({ pos: null, vs: null }),
   p: () => pin(side),
-  c: () => side && side.tokens.decision?.correct != null && against(side.meta, side),
+  c: () => side && side.tokens.decision?.correct != null && void against(side.meta, side),
   "?": () => void (helping.value = !helping.value),
   "/": () => document.getElementById("search")?.focus(),
   Escape: () => void (helping.value = false),
@@ -61,13 +61,13 @@ const ACTIONS: Record<string, () => void> = {
 function layer(step: number): void {
   if (!side) return;
   const layers = side.meta.attention?.layers ?? Array.from({ length: side.meta.L }, (_, i) => i);
-  const next = along(layers, state.value.layer ?? shown(side).layer, step);
+  const next = along(layers, state.value.layer ?? side.shown.layer, step);
   if (next !== null) go({ layer: next });
 }
 
 function head(step: number): void {
   if (!side?.meta.attention) return;
-  const next = along(side.meta.attention.heads, shown(side).head, step);
+  const next = along(side.meta.attention.heads, side.shown.head, step);
   if (next !== null) go({ head: next });
 }
 
