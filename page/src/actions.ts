@@ -46,9 +46,12 @@ export async function against(meta: Meta, side: Side): Promise<void> {
   else go({ pin: pinOf(side, state.value.vs), ex: id, pos: null, vs: null, choice: null });
 }
 
+let wanted = "";
+
 /** Show another run: the same example if it has it, else its most telling one. */
 export async function switchRun(key: string): Promise<void> {
-  const { run, ex } = state.value;
+  wanted = key;
+  const { ex } = state.value;
   const meta = await when(() => {
     const found = api.meta(key);
     return found.value || found.error ? found : undefined;
@@ -61,7 +64,7 @@ export async function switchRun(key: string): Promise<void> {
     const found = exampleRow(meta.value!, ex);
     return found.value || found.error ? found : undefined;
   });
-  if (state.value.run !== run) return;
+  if (wanted !== key) return; // yet another one was chosen since
   const kept = there.value ? ex : "";
   if (kept === "" && ex !== "") tell(`${meta.value.run_id} has no example ${ex}.`);
   go({ run: key, ex: kept, pos: null, vs: null, choice: null, layer: null, head: null, kinds: {} });

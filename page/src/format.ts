@@ -11,6 +11,12 @@ export function prob(value: number | null | undefined): string {
   return value === 0 ? "0" : minus(value.toExponential(0));
 }
 
+/** A difference of probabilities. */
+export function signedProb(value: number | null): string {
+  if (value === null) return "–";
+  return Math.abs(value) < 0.00005 ? "0" : `${value < 0 ? "−" : "+"}${prob(Math.abs(value))}`;
+}
+
 /** A signed number of logits; small ones keep one figure that matters. */
 export function signed(value: number | null | undefined, digits = 2): string {
   if (value == null || !Number.isFinite(value)) return "–";

@@ -28,7 +28,7 @@ export function Legend({ table, scale, ticks, write = rounded, children }: Props
 }
 
 /** Round values that lie well apart on a scale of probabilities, which is their root. */
-export const PROBABILITIES = [0, 0.01, 0.1, 0.25, 0.5, 1];
+export const PROBABILITIES = [0, 0.05, 0.25, 0.5, 1];
 
 /** Return round values from 1 to the vocabulary's size, for ranks, whose scale is logarithmic. */
 export function ranks(vocabulary: number): number[] {

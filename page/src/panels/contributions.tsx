@@ -67,7 +67,9 @@ export function ContributionBars({ side, sides, height = 210 }: { side: Side; si
     <>
       <Bars found={found} most={most} height={height} what="Contributions in logits" />
       <p class="sum">
-        Σ = Δlogit = <b class={found.total >= 0 ? "is-target" : "is-rival"}>{signed(found.total)}</b>
+        <span>
+          Σ = Δlogit = <b class={found.total >= 0 ? "is-target" : "is-rival"}>{signed(found.total)}</b>
+        </span>
         <Key />
       </p>
       <Heads side={side} found={found} />
@@ -167,8 +169,10 @@ export function ContributionDifference({ first, second }: { first: Side; second:
     <>
       <Bars found={found} most={most} height={230} what="Differences of contributions in logits" />
       <p class="sum">
-        this minus pinned, each against its own competitor; Σ = <b>{signed(found.total)}</b> = {signed(b.total)} − (
-        {signed(a.total)})
+        <span>
+          this minus pinned, each against its own competitor; Σ = <b>{signed(found.total)}</b> = {signed(b.total)} − (
+          {signed(a.total)})
+        </span>
         <Key />
       </p>
       <Heads side={second} found={found} />

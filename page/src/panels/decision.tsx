@@ -1,5 +1,5 @@
 // What the model says at one position: its most probable tokens, or the choices of a question.
-import { number, prob, word } from "../format";
+import { number, prob, signedProb, word } from "../format";
 import { candidates, choiceId, choicesAt, glance, isKnown, textOf, type Side } from "../side";
 import { current, dataOf, type Sides } from "../sides";
 import { state } from "../state";
@@ -156,11 +156,14 @@ function pairs(first: Side, second: Side): Pair[] {
   });
 }
 
+/** Return whether the two say anything that can be subtracted: other texts go on with other tokens. */
+export function haveCommon(first: Side, second: Side): boolean {
+  return pairs(first, second).some((pair) => pair.difference !== null);
+}
+
 /** Both sides' probabilities in one table, with their difference. */
 export function DecisionDifference({ first, second }: { first: Side; second: Side }) {
   const all = pairs(glance(first), glance(second));
-  const written = (v: number | null): string =>
-    v === null ? "–" : Math.abs(v) < 5e-5 ? "0" : `${v < 0 ? "−" : "+"}${prob(Math.abs(v))}`;
   if (all.length === 0) return <p class="empty" role="note">Nothing was kept of these predictions.</p>;
   return (
     <table class="pairs">
@@ -175,7 +178,7 @@ export function DecisionDifference({ first, second }: { first: Side; second: Sid
             <th scope="row"><code>{pair.token}</code></th>
             <td>{prob(pair.pinned)}</td>
             <td>{prob(pair.this)}</td>
-            <td>{written(pair.difference)}</td>
+            <td>{signedProb(pair.difference)}</td>
           </tr>
         ))}
       </tbody>

@@ -6,8 +6,9 @@ import { candidates, choiceId, choicesAt, glance, path, type Side } from "../sid
 import { current, dataOf, type Sides } from "../sides";
 import { state } from "../state";
 import { Empty, Panel, Waiting } from "./frame";
+import { racePair } from "./race-difference";
 
-interface Runner {
+export interface Runner {
   id: number;
   name: string;
   probs: number[];
@@ -46,13 +47,15 @@ export function RacePanel({ sides, children }: { sides: Sides; children: preact.
   const side = current(sides);
   const seen = glance(side);
   const ofChoices = choicesAt(seen) !== null;
+  const diff = sides.length === 2 && state.value.cmp === "diff";
+  const difference = diff ? () => racePair(sides[0], sides[1])?.differences ?? null : undefined;
   const lensPython = side.lens.value?.python.replace("['prob']", "['candidate_probs']");
   return (
     <Panel
       name="race"
       title={ofChoices ? "Choice race" : "Race"}
       note={ofChoices ? "probability among the choices" : "probability after each layer"}
-      data={() => dataOf(sides, values)}
+      data={() => dataOf(sides, values, difference)}
       link={`api/${side.place.run}/e/${side.row}/${ofChoices ? "race" : "lens"}.json`}
       python={ofChoices ? side.race.value?.python : lensPython}
       path={side.meta.path}
@@ -87,12 +90,12 @@ export function RaceChart({ side: chosen, sides, height = 230 }: { side: Side; s
       label={`Probabilities by layer. ${written}. ${leader.name} leads in the end.`}
       height={height}
       version={JSON.stringify([all, state.value.layer, height, most])}
-      make={(width) => draw(all, width, height, most)}
+      make={(width) => drawRace(all, width, height, most)}
     />
   );
 }
 
-function draw(all: Runner[], width: number, height: number, most: number): Element {
+export function drawRace(all: Runner[], width: number, height: number, most: number): Element {
   const end = all[0].probs.length - 1;
   const points = all.flatMap((r) => r.probs.map((p, d) => ({ d, p, ...r })));
   const names = spread(all.map((r) => ({ ...r, y: r.probs[end] })), 14 / (height - 46), most);

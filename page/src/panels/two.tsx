@@ -8,10 +8,11 @@ import { AttentionDifference } from "./attention-difference";
 import { AttentionPanel, AttentionView } from "./attention";
 import { ChoiceChoose } from "./choices";
 import { ContributionBars, ContributionDifference, ContributionPanel } from "./contributions";
-import { DecisionBars, DecisionDifference, DecisionPanel } from "./decision";
+import { DecisionBars, DecisionDifference, DecisionPanel, haveCommon } from "./decision";
 import { Choose } from "./frame";
 import { LensDifference } from "./lens-difference";
 import { LensGrid, LensPanel } from "./lens";
+import { RaceDifference, racePair } from "./race-difference";
 import { RaceChart, RacePanel } from "./race";
 import { Story } from "./story";
 import { TokenPanel, TokenStrip } from "./tokens";
@@ -95,7 +96,13 @@ export function Two({ pinned, second }: { pinned: Side; second: Side }) {
           </>
         ))}
       </TokenPanel>
-      <RacePanel sides={sides}>{both(({ side }) => <RaceChart side={side} sides={sides} />)}</RacePanel>
+      <RacePanel sides={sides}>
+        {cmp === "diff" && racePair(first, second) ? (
+          <RaceDifference first={first} second={second} />
+        ) : (
+          both(({ side }) => <RaceChart side={side} sides={sides} />)
+        )}
+      </RacePanel>
       <ContributionPanel sides={sides}>
         {either(
           <ContributionDifference first={first} second={second} />,
@@ -111,9 +118,10 @@ export function Two({ pinned, second }: { pinned: Side; second: Side }) {
         </LensPanel>
       )}
       <DecisionPanel sides={sides}>
-        {either(
-          <DecisionDifference first={first} second={second} />,
-          (half) => <DecisionBars side={half.side} onVs={half.compare} onPick={(pos) => half.pick(pos)} />,
+        {cmp === "diff" && haveCommon(first, second) ? (
+          <DecisionDifference first={first} second={second} />
+        ) : (
+          both((half) => <DecisionBars side={half.side} onVs={half.compare} onPick={(pos) => half.pick(pos)} />)
         )}
       </DecisionPanel>
       <AttentionPanel sides={sides}>
