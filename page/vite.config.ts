@@ -1,4 +1,4 @@
-import { defineConfig } from "vite";
+import { defineConfig } from "vitest/config";
 
 // The bundle is committed inside the package, so that a wheel ships it and nobody needs Node to look at a run.
 export default defineConfig({
@@ -17,5 +17,6 @@ export default defineConfig({
       },
     },
   },
+  test: { css: true }, // a test reads the colours
   server: { proxy: { "/api": "http://127.0.0.1:8377" } },
 });

@@ -25,7 +25,10 @@ export function ramp(stops: string[]): Uint8Array {
   for (let i = 0; i < 256; i++) {
     const at = (i / 255) * (points.length - 1);
     const from = Math.min(points.length - 2, Math.floor(at));
-    for (let c = 0; c < 3; c++) colours[3 * i + c] = Math.round(points[from][c] + (points[from + 1][c] - points[from][c]) * (at - from));
+    for (let c = 0; c < 3; c++) {
+      const [a, b] = [points[from][c], points[from + 1][c]];
+      colours[3 * i + c] = Math.round(a + (b - a) * (at - from));
+    }
   }
   return colours;
 }

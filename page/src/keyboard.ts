@@ -1,25 +1,31 @@
 // Keys that work anywhere but in fields and grids.
+import { against, pin } from "./actions";
 import * as api from "./api";
-import { against, helping, pin } from "./panels/header";
-import { idOf, listed } from "./panels/examples";
+import { idOf, listed } from "./examples";
 import { sheet } from "./panels/frame";
-import { shown } from "./panels/tokens";
+import { helping } from "./panels/help";
 import type { Side } from "./side";
 import { go, open, state } from "./state";
 
-let side: Side | undefined;
+let followed: Side | undefined;
 /** The row gone to by key while its example is still on its way, so that keys can be pressed quickly. */
 let ahead: number | null = null;
 
-/** Say which example is shown; undefined while one is loading: keys must not act on the one before. */
+/** Say which example is shown; undefined while one is loading. */
 export function follow(now: Side | undefined): void {
-  side = now;
-  if (now) ahead = null;
+  followed = now;
+  if (shown()) ahead = null;
+}
+
+/** Return the example that keys act on: never the one before, while another is on its way. */
+function shown(): Side | undefined {
+  const { run, ex } = state.value;
+  return followed?.tokens.example_id === ex && followed.place.run === run ? followed : undefined;
 }
 
 function example(step: number): void {
   const meta = api.meta(state.value.run).value;
-  const row = ahead ?? side?.row;
+  const row = ahead ?? shown()?.row;
   if (!meta || row === undefined) return;
   const { rows } = listed.value;
   const at = rows.indexOf(row);
@@ -31,6 +37,7 @@ function example(step: number): void {
 }
 
 function token(step: number): void {
+  const side = shown();
   if (!side) return;
   const pos = side.pos + step;
   if (pos >= 0 && pos < side.tokens.n_tokens) go({ pos, vs: null });
@@ -51,24 +58,31 @@ const ACTIONS: Record<string, () => void> = {
   "{": () => head(-1),
   "}": () => head(1),
   d: () => go({ pos: null, vs: null }),
-  p: () => pin(side),
-  c: () => side && side.tokens.decision?.correct != null && against(side.meta, side),
+  p: () => pin(shown()),
+  c: compare,
   "?": () => void (helping.value = !helping.value),
   "/": () => document.getElementById("search")?.focus(),
   Escape: () => void (helping.value = false),
 };
 
 function layer(step: number): void {
+  const side = shown();
   if (!side) return;
   const layers = side.meta.attention?.layers ?? Array.from({ length: side.meta.L }, (_, i) => i);
-  const next = along(layers, state.value.layer ?? shown(side).layer, step);
+  const next = along(layers, state.value.layer ?? side.shown.layer, step);
   if (next !== null) go({ layer: next });
 }
 
 function head(step: number): void {
+  const side = shown();
   if (!side?.meta.attention) return;
-  const next = along(side.meta.attention.heads, shown(side).head, step);
+  const next = along(side.meta.attention.heads, side.shown.head, step);
   if (next !== null) go({ head: next });
+}
+
+function compare(): void {
+  const side = shown();
+  if (side?.tokens.decision?.correct != null) void against(side.meta, side);
 }
 
 export function listen(): void {

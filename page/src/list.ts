@@ -7,7 +7,13 @@ export type Columns = Record<string, Float32Array>;
 type Filters = Pick<State, "only" | "ranges" | "kinds" | "q" | "sort">;
 
 /** Return the rows that pass, in the order asked for. Rows without the figure sorted by come last. */
-export function select(n: number, columns: Columns, figures: Figure[], filters: Filters, found: Uint8Array | null): Uint32Array {
+export function select(
+  n: number,
+  columns: Columns,
+  figures: Figure[],
+  filters: Filters,
+  found: Uint8Array | null,
+): Uint32Array {
   const rows = new Uint32Array(n);
   const correct = columns["correct"];
   const wanted = filters.only === "all" ? null : filters.only === "right" ? 1 : 0;
@@ -95,7 +101,8 @@ export function telling(n: number, columns: Columns): number {
   const sign = columns["true_prob"] ? 1 : -1;
   let best = -1;
   for (let row = 0; row < n; row++) {
-    if (correct[row] === 0 && !Number.isNaN(near[row]) && (best < 0 || sign * near[row] > sign * near[best])) best = row;
+    if (correct[row] !== 0 || Number.isNaN(near[row])) continue;
+    if (best < 0 || sign * near[row] > sign * near[best]) best = row;
   }
   return Math.max(best, 0);
 }

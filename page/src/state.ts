@@ -1,5 +1,6 @@
 // The state of the page is its URL: what is parsed here is all that a copied link carries.
-import { computed, signal } from "@preact/signals";
+import { computed, signal, type ReadonlySignal } from "@preact/signals";
+import { keepAddress, stopKeeping } from "./address";
 
 export type Statistic = "prob" | "rank" | "entropy" | "kl";
 export type Colouring = "prob" | "entropy" | "rank" | "attention" | "off";
@@ -12,18 +13,24 @@ export interface Place {
   choice: number | null;
 }
 
+export interface Pinned extends Place {
+  vs: number | null;
+}
+
 export interface State extends Place {
   layer: number | null;
   head: number | null;
   vs: number | null;
   stat: Statistic;
+  /** Whether a lens shows all its positions at once. */
+  fit: boolean;
   colour: Colouring;
   only: "all" | "wrong" | "right";
   q: string;
   sort: string;
   ranges: Record<string, [number | null, number | null]>;
   kinds: Record<string, string>;
-  pin: Place | null;
+  pin: Pinned | null;
   cmp: "side" | "diff";
 }
 
@@ -36,6 +43,7 @@ export const START: State = {
   head: null,
   vs: null,
   stat: "prob",
+  fit: false,
   colour: "prob",
   only: "all",
   q: "",
@@ -48,6 +56,9 @@ export const START: State = {
 
 const STATS: readonly string[] = ["prob", "rank", "entropy", "kl"];
 const COLOURS: readonly string[] = ["prob", "entropy", "rank", "attention", "off"];
+const PLAIN = [
+  "run", "ex", "pos", "choice", "layer", "head", "vs", "stat", "colour", "only", "q", "sort", "cmp",
+] as const;
 
 function whole(text: string | null | undefined): number | null {
   return text != null && /^\d{1,9}$/.test(text) ? Number(text) : null;
@@ -62,6 +73,26 @@ function oneOf<T extends string>(text: string | null, valid: readonly string[], 
   return text !== null && valid.includes(text) ? (text as T) : otherwise;
 }
 
+// A pin is one parameter of parts between "~"; a name may hold a "~" itself.
+const escaped = (part: unknown): string => encodeURIComponent(String(part ?? "")).replaceAll("~", "%7E");
+
+function unescaped(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
+function pinOf(text: string | null): Pinned | null {
+  const [run, ex, pos, choice, vs] = (text ?? "").split("~").map(unescaped);
+  return run && ex ? { run, ex, pos: whole(pos), choice: whole(choice), vs: whole(vs) } : null;
+}
+
+function pinText({ run, ex, pos, choice, vs }: Pinned): string {
+  return [run, ex, pos, choice, vs].map(escaped).join("~").replace(/~+$/, "");
+}
+
 /** Read a state out of a query string; what cannot be read is left at its start. */
 export function parse(search: string): State {
   const q = new URLSearchParams(search);
@@ -74,6 +105,7 @@ export function parse(search: string): State {
   state.head = whole(q.get("head"));
   state.vs = whole(q.get("vs"));
   state.stat = oneOf(q.get("stat"), STATS, "prob");
+  state.fit = q.get("fit") === "1";
   state.colour = oneOf(q.get("colour"), COLOURS, "prob");
   state.only = oneOf(q.get("only"), ["all", "wrong", "right"], "all");
   state.q = q.get("q") ?? "";
@@ -84,23 +116,21 @@ export function parse(search: string): State {
     if (key.startsWith("f.") && high !== undefined) state.ranges[key.slice(2)] = [real(low), real(high)];
     if (key.startsWith("k.")) state.kinds[key.slice(2)] = value;
   }
-  const pin = q.get("pin")?.split("~");
-  if (pin && pin.length >= 2 && pin[1]) {
-    state.pin = { run: pin[0], ex: pin[1], pos: whole(pin[2]), choice: whole(pin[3]) };
-  }
+  state.pin = pinOf(q.get("pin"));
   return state;
 }
 
 /** Write a state as a query string; what stands at its start is left out. */
 export function format(state: State): string {
   const q = new URLSearchParams();
-  for (const key of ["run", "ex", "pos", "choice", "layer", "head", "vs", "stat", "colour", "only", "q", "sort", "cmp"] as const) {
+  for (const key of PLAIN) {
     const value = state[key];
     if (value !== START[key] && value !== null && value !== "") q.set(key, String(value));
   }
+  if (state.fit) q.set("fit", "1");
   for (const [name, [low, high]] of Object.entries(state.ranges)) q.set(`f.${name}`, `${low ?? ""}..${high ?? ""}`);
   for (const [name, kind] of Object.entries(state.kinds)) q.set(`k.${name}`, kind);
-  if (state.pin) q.set("pin", [state.pin.run, state.pin.ex, state.pin.pos ?? "", state.pin.choice ?? ""].join("~").replace(/~+$/, ""));
+  if (state.pin) q.set("pin", pinText(state.pin));
   const text = q.toString();
   return text ? `?${text}` : "";
 }
@@ -111,27 +141,40 @@ export const state = signal<State>(parse(typeof location === "undefined" ? "" : 
 export function go(patch: Partial<State>): void {
   const before = state.value;
   const next = { ...before, ...patch };
-  const url = location.pathname + format(next) + location.hash;
-  const step = next.ex !== before.ex || next.run !== before.run || (next.pin === null) !== (before.pin === null);
-  if (url !== location.pathname + location.search + location.hash) {
-    if (step && before.ex !== "") history.pushState(null, "", url);
-    else history.replaceState(null, "", url);
-  }
   state.value = next;
+  const moved = next.ex !== before.ex || next.run !== before.run || (next.pin === null) !== (before.pin === null);
+  keepAddress(format(state.value), moved && before.ex !== "");
+}
+
+/** Mend the state without a step in the history: going back must not lead to what had to be mended. */
+export function amend(patch: Partial<State>): void {
+  state.value = { ...state.value, ...patch };
+  keepAddress(format(state.value), false);
 }
 
 /** Go to another example: what belonged to the old one alone is forgotten. */
-export function open(ex: string, run?: string): void {
-  go({ ex, run: run ?? state.value.run, pos: null, vs: null, choice: null });
+export function open(ex: string): void {
+  go({ ex, pos: null, vs: null, choice: null });
 }
 
 if (typeof window !== "undefined") {
   window.addEventListener("popstate", () => {
+    stopKeeping();
     state.value = parse(location.search);
   });
 }
 
-export const here = computed<Place>(() => {
-  const { run, ex, pos, choice } = state.value;
-  return { run, ex, pos, choice };
-});
+/** A part of the state that stays the same object, and disturbs nobody, while other parts change. */
+function part<K extends keyof State>(...keys: K[]): ReadonlySignal<Pick<State, K>> {
+  let last: Pick<State, K> | undefined;
+  return computed(() => {
+    const now = state.value;
+    if (!last || keys.some((key) => !Object.is(last![key], now[key]))) {
+      last = Object.fromEntries(keys.map((key) => [key, now[key]])) as Pick<State, K>;
+    }
+    return last;
+  });
+}
+
+export const here: ReadonlySignal<Place> = part("run", "ex", "pos", "choice");
+export const filters = part("run", "only", "ranges", "kinds", "q", "sort");

@@ -1,5 +1,5 @@
 // In words: who was ahead when, and what turned it. Everything said is read off the arrays that the panels draw.
-import { lead, path, type Side } from "./side";
+import { choicesAt, isRight, lead, path, type Side } from "./side";
 
 export interface Story {
   /** Depth from which the one that is ahead in the end stays ahead; null where the lens says nothing. */
@@ -14,27 +14,36 @@ export interface Story {
   pulls: { part: string; logits: number }[];
 }
 
+const SEEN = 0.02; // a lead among less probable tokens than this is none to speak of
+
 export function story(side: Side): Story | null {
   if (!side.target || !side.rival) return null;
   const found = lead(side);
-  const race = side.race.value;
-  let ours = path(side, side.target.id);
-  let theirs = path(side, side.rival.id);
-  if (race && side.meta.by_choice) {
-    const [a, b] = [side.target.id, side.rival.id];
-    ours = race.probs.map((depth) => depth[a]);
-    theirs = race.probs.map((depth) => depth[b]);
-  }
-  if (!ours || !theirs) {
+  const paths = pathsOf(side, side.target.id, side.rival.id);
+  if (!paths) {
     if (!found) return null;
-    return { from: null, ahead: found.total > 0, turned: false, ...pushing(found.parts, found.values, found.total > 0) };
+    const ahead = found.total > 0;
+    return { from: null, ahead, turned: false, ...pushing(found.parts, found.values, ahead) };
   }
+  const [ours, theirs] = paths;
   const leads = ours.map((p, d) => p - theirs[d]);
-  const ahead = leads[leads.length - 1] > 0;
+  const end = leads[leads.length - 1];
+  // Two that are equal in float16 need not be: the verdict decides, then the logits.
+  const tied = choicesAt(side) ? null : isRight(side);
+  const ahead = end !== 0 ? end > 0 : (tied ?? (found?.total ?? 0) > 0);
   let from = leads.length - 1;
   while (from > 0 && leads[from - 1] !== 0 && leads[from - 1] > 0 === ahead) from--;
-  const turned = leads.slice(1, from).some((v, i) => v > 0 !== ahead && Math.max(ours[i + 1], theirs[i + 1]) > 0.02);
-  return { from, ahead, turned, ...(found ? pushing(found.parts, found.values, ahead) : { pushes: [], pulls: [] }) };
+  const other = (v: number, d: number) => v > 0 !== ahead && Math.max(ours[d + 1], theirs[d + 1]) > SEEN;
+  const turned = leads.slice(1, from).some(other);
+  const pushes = found ? pushing(found.parts, found.values, ahead) : { pushes: [], pulls: [] };
+  return { from, ahead, turned, ...pushes };
+}
+
+function pathsOf(side: Side, target: number, rival: number): [number[], number[]] | null {
+  const race = side.race.value;
+  if (race && side.meta.by_choice) return [race.probs.map((d) => d[target]), race.probs.map((d) => d[rival])];
+  const [ours, theirs] = [path(side, target), path(side, rival)];
+  return ours && theirs ? [ours, theirs] : null;
 }
 
 function pushing(parts: string[], values: number[], ahead: boolean): Pick<Story, "pushes" | "pulls"> {

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { assemble, halves } from "../src/api";
 import { colours, inkOn, ramp, SCALES } from "../src/colour";
-import { brief, depth, prob, signed, word } from "../src/format";
+import { brief, depth, layerOf, number, prob, signed, word } from "../src/format";
 import { spread } from "../src/panels/race";
 
 it("decodes float16", () => {
@@ -32,6 +32,11 @@ it("puts the blocks of a lens together", () => {
 describe("writing", () => {
   it("probabilities", () => expect([0.24583, 0.004, 0.00005, 0.9968, 0.99999, 0, NaN].map(prob)).toEqual(["0.25", "0.0040", "5e−5", "0.997", "1.00", "0", "–"]));
   it("signs", () => expect([1.234, -0.5, 0, -0.0004, null].map((v) => signed(v))).toEqual(["+1.23", "−0.50", "0.00", "−0.0004", "–"]));
+  it("small numbers by figures that matter", () => {
+    expect([0.0012, 0.05, 0.25, 2, 1234.5, -0.004].map((v) => number(v))).toEqual(["0.0012", "0.050", "0.25", "2", "1,235", "−0.0040"]);
+    expect([number(0.04, 0), number(1e-9)]).toEqual(["0", "1.0e−9"]);
+  });
+  it("the layer of a part", () => expect(["embed", "attn 3", "mlp 11", "remainder"].map(layerOf)).toEqual([null, 3, 11, null]));
   it("tokens", () => {
     expect(word(" the\n")).toBe("\u2423the⏎");
     expect([brief(" the"), brief(" "), depth(0), depth(3)]).toEqual(["the", "\u2423", "embedding", "layer 2"]);

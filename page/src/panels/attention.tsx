@@ -1,41 +1,34 @@
 // Where the heads look: all of a layer small, one of them large.
-import { useEffect, useRef } from "preact/hooks";
 import * as api from "../api";
-import { colours, css, SCALES, signedScale, theme } from "../colour";
-import { prob, signed, word } from "../format";
+import { headOf, lookedAt, queryAt, queryRow, type Drawn } from "../attended";
+import { colours, SCALES, theme } from "../colour";
+import { prob, word } from "../format";
 import { Grid, type Cell } from "../grid";
-import { lead, type Side } from "../side";
-import { go } from "../state";
-import { Empty, Panel, Waiting } from "./frame";
-import { rowOf, shown } from "./tokens";
+import { Legend, PROBABILITIES } from "../legend";
+import { peekAt, type Side } from "../side";
+import { current, dataOf, keyOf, naming, type Sides } from "../sides";
+import { go, state } from "../state";
 import { useWidth } from "../width";
+import { attentionDifferences } from "./attention-difference";
+import { Empty, Panel, Waiting } from "./frame";
+import { Thumbs } from "./thumbs";
 
-export function AttentionPanel({ sides, children }: { sides: Side[]; children: preact.ComponentChildren }) {
-  const side = sides[sides.length - 1];
-  const { layer, head } = shown(side);
+export function AttentionPanel({ sides, children }: { sides: Sides; children: preact.ComponentChildren }) {
+  const side = current(sides);
+  const { layer, head } = side.shown;
   const axes = side.meta.attention;
   const base = `api/${side.place.run}/e/${side.row}/c${side.place.choice}/attn/${layer}/${head}`;
-  const accessor = side.meta.by_choice ? `st.mcq_attn(${quoted(side)}, choice_idx=${side.place.choice}` : `st.attn(${quoted(side)}, side=${side.meta.attention?.array.startsWith("enc") ? '"enc"' : '"dec"'}`;
+  const diff = sides.length === 2 && state.value.cmp === "diff";
+  const difference = diff ? () => attentionDifferences(sides[0], sides[1]) : undefined;
   return (
     <Panel
       name="attention"
       title="Attention"
       note={layer === null ? "" : `head ${head}: each row looks at the columns`}
-      controls={
-        axes && layer !== null && (
-          <span class="choose" role="group" aria-label="layer">
-            <button aria-label="layer before" title="[" disabled={axes.layers.indexOf(layer) <= 0} onClick={() => go({ layer: axes.layers[axes.layers.indexOf(layer) - 1] })}>‹</button>
-            <label class="sr" for="attention-layer">layer</label>
-            <select id="attention-layer" value={String(layer)} onChange={(e) => go({ layer: Number(e.currentTarget.value) })}>
-              {axes.layers.map((l) => <option key={l} value={String(l)}>layer {l}</option>)}
-            </select>
-            <button aria-label="next layer" title="]" disabled={axes.layers.indexOf(layer) >= axes.layers.length - 1} onClick={() => go({ layer: axes.layers[axes.layers.indexOf(layer) + 1] })}>›</button>
-          </span>
-        )
-      }
-      data={axes ? () => dataOf(side) : undefined}
-      link={axes ? `${base}/0.json` : undefined}
-      python={axes ? `${accessor}, layer=${layer}, head=${head}, trim=True)` : undefined}
+      controls={axes && layer !== null && <LayerChoice layers={axes.layers} layer={layer} />}
+      data={axes ? () => dataOf(sides, values, difference) : undefined}
+      link={axes && !api.bundled() ? `${base}/0.json` : undefined}
+      python={axes ? `${accessor(side)}, layer=${layer}, head=${head}, trim=True)` : undefined}
       path={side.meta.path}
     >
       {children}
@@ -43,202 +36,155 @@ export function AttentionPanel({ sides, children }: { sides: Side[]; children: p
   );
 }
 
-const quoted = (side: Side) => JSON.stringify(side.tokens.example_id);
-
-function dataOf(side: Side) {
-  const { layer, head } = shown(side);
-  const drawn = headOf(side);
-  return { example_id: side.tokens.example_id, layer, head, axes: ["query", "key"], ...side.tokens.attention, attention: drawn && split(drawn.values, drawn.cols) };
+function accessor(side: Side): string {
+  const named = JSON.stringify(side.tokens.example_id);
+  if (side.meta.by_choice) return `st.mcq_attn(${named}, choice_idx=${side.place.choice}`;
+  return `st.attn(${named}, side=${side.meta.attention?.array.startsWith("enc") ? '"enc"' : '"dec"'}`;
 }
 
-function split(values: Float32Array, cols: number): number[][] {
-  return Array.from({ length: values.length / cols }, (_, r) => Array.from(values.subarray(r * cols, (r + 1) * cols), (v) => Number(v.toPrecision(3))));
+function LayerChoice({ layers, layer }: { layers: number[]; layer: number }) {
+  const at = layers.indexOf(layer);
+  const asked = state.value.layer;
+  return (
+    <>
+      {asked !== null && asked !== layer && <span class="note">no attention of layer {asked} was kept</span>}
+      <span class="choose" role="group" aria-label="layer">
+        <button aria-label="layer before" title="[" disabled={at <= 0} onClick={() => go({ layer: layers[at - 1] })}>
+          ‹
+        </button>
+        <label class="sr" for="attention-layer">layer</label>
+        <select
+          id="attention-layer"
+          value={String(layer)}
+          onChange={(e) => go({ layer: Number(e.currentTarget.value) })}
+        >
+          {layers.map((l) => <option key={l} value={String(l)}>layer {l}</option>)}
+        </select>
+        <button
+          aria-label="next layer"
+          title="]"
+          disabled={at >= layers.length - 1}
+          onClick={() => go({ layer: layers[at + 1] })}
+        >
+          ›
+        </button>
+      </span>
+    </>
+  );
 }
 
-interface Drawn {
-  rows: number;
-  cols: number;
-  pool: number;
-  values: Float32Array;
-  exact: boolean;
-  key: string;
+function values(side: Side): unknown {
+  const drawn = headOf(side).value;
+  const row = (r: number) => drawn!.values.subarray(r * drawn!.cols, (r + 1) * drawn!.cols);
+  const attention =
+    drawn && Array.from({ length: drawn.rows }, (_, r) => Array.from(row(r), (v) => Number(v.toPrecision(3))));
+  return {
+    example_id: side.tokens.example_id,
+    ...side.shown,
+    axes: ["query", "key"],
+    ...side.tokens.attention,
+    attention: attention ?? null,
+  };
 }
 
-const decoded = new WeakMap<Uint8Array, Float32Array>();
-
-/** The large matrix: from bytes at once, in exact halves as soon as they are here. */
-function headOf(side: Side): Drawn | null {
-  const { layer, head } = shown(side);
-  const layout = side.tokens.attention;
-  if (layer === null || head === null || !layout) return null;
-  const bytes = api.headDrawn(side.place.run, side.row, side.place.choice, layer, head).value;
-  if (!bytes) return null;
-  let values = decoded.get(bytes);
-  if (!values) {
-    values = new Float32Array(bytes.length);
-    for (let i = 0; i < bytes.length; i++) values[i] = (bytes[i] / 255) ** 2;
-    decoded.set(bytes, values);
-  }
-  const cols = Math.ceil(layout.keys / layout.pool);
-  const key = [side.place.run, side.row, side.place.choice, layer, head].join();
-  return { rows: Math.ceil(layout.rows / layout.pool), cols, pool: layout.pool, values, exact: false, key };
+interface ViewProps {
+  side: Side;
+  sides: Sides;
+  onPick: (pos: number) => void;
 }
 
-export function AttentionView({ side, bundle, onPick }: { side: Side; bundle: boolean; onPick: (pos: number) => void }) {
-  const missing = side.meta.missing.attention;
+export function AttentionView(p: ViewProps) {
+  const missing = p.side.meta.missing.attention;
   if (missing) return <Empty missing={missing} what="attention" />;
-  const layout = side.tokens.attention;
-  const { layer, head } = shown(side);
-  if (!layout || layer === null || head === null) return <Empty missing={{ why: "This example has no attention.", command: "" }} what="attention" />;
+  const drawn = headOf(p.side);
   return (
     <div class="attention">
-      <Thumbs side={side} layer={layer} head={head} />
-      <Matrix side={side} bundle={bundle} layer={layer} head={head} onPick={onPick} />
+      {p.side.tokens.attention && <Thumbs side={p.side} />}
+      {drawn.value ? <Matrix {...p} drawn={drawn.value} /> : <Waiting error={drawn.error} lines={14} />}
     </div>
   );
 }
 
-function Thumbs({ side, layer, head }: { side: Side; layer: number; head: number }) {
-  const layout = side.tokens.attention!;
-  const bytes = api.thumbs(side.place.run, side.row, side.place.choice, layer).value;
-  const found = lead(side);
-  const pushes = found?.heads?.[layer];
-  const heads = side.meta.attention!.heads;
-  const order = heads.map((h, i) => ({ h, i })).sort((a, b) => (pushes ? Math.abs(pushes[b.h]) - Math.abs(pushes[a.h]) : a.h - b.h));
-  const rows = Math.ceil(layout.rows / layout.thumb_pool);
-  const cols = Math.ceil(layout.keys / layout.thumb_pool);
-  return (
-    <div class="thumbs" role="group" aria-label={`heads of layer ${layer}${pushes ? ", those that push most first" : ""}`}>
-      {order.map(({ h, i }) => (
-        <button key={h} class="thumb" aria-pressed={h === head} aria-label={`head ${h}${pushes ? `, ${signed(pushes[h])} logits` : ""}`} onClick={() => go({ head: h, layer })}>
-          <Thumb bytes={bytes?.subarray(i * rows * cols, (i + 1) * rows * cols)} rows={rows} cols={cols} />
-          <span>
-            {h}
-            {pushes && <em class={pushes[h] >= 0 ? "is-target" : "is-rival"}> {signed(pushes[h], 1)}</em>}
-          </span>
-        </button>
-      ))}
-    </div>
-  );
+const LABEL = 84;
+const TALL = 560;
+const LABELLED = 9; // cells of this size have room for a label beside them
+
+/** Return how large cells are drawn so that a matrix fits, with labels where they can be read. */
+export function cellSize(width: number, rows: number, cols: number): number {
+  const high = TALL / Math.max(1, rows);
+  const room = Math.min((width - LABEL) / cols, high);
+  if (room >= LABELLED) return Math.min(22, Math.floor(room));
+  const small = Math.min(LABELLED - 1, width / cols, high);
+  return small >= 3 ? Math.floor(small) : Math.max(1, small);
 }
 
-function Thumb({ bytes, rows, cols }: { bytes: Uint8Array | undefined; rows: number; cols: number }) {
-  const canvas = useRef<HTMLCanvasElement>(null);
-  useEffect(() => {
-    const context = canvas.current?.getContext("2d");
-    if (!context || !bytes || rows === 0 || cols === 0) return;
-    const table = colours("magnitude", theme.value);
-    const image = context.createImageData(cols, rows);
-    for (let i = 0; i < rows * cols; i++) {
-      image.data.set(table.subarray(3 * bytes[i], 3 * bytes[i] + 3), 4 * i);
-      image.data[4 * i + 3] = 255;
-    }
-    context.putImageData(image, 0, 0);
-  }, [bytes, rows, cols, theme.value]);
-  return <canvas ref={canvas} width={Math.max(1, cols)} height={Math.max(1, rows)} aria-hidden="true" />;
-}
-
-/** Exact values of one row, where there is a server to ask for them. */
-function exactRow(side: Side, bundle: boolean, layer: number, head: number, row: number): Float32Array | null {
-  const layout = side.tokens.attention!;
-  if (bundle || row < 0) return null;
-  const block = Math.floor(row / layout.block);
-  const values = api.headValues(side.place.run, side.row, side.place.choice, layer, head, block).value;
-  const from = (row - block * layout.block) * layout.keys;
-  return values ? values.subarray(from, from + layout.keys) : null;
-}
-
-function Matrix({ side, bundle, layer, head, onPick }: { side: Side; bundle: boolean; layer: number; head: number; onPick: (pos: number) => void }) {
+function Matrix({ side, sides, drawn, onPick }: ViewProps & { drawn: Drawn }) {
   const [box, width] = useWidth<HTMLDivElement>();
-  const drawn = headOf(side);
   const layout = side.tokens.attention!;
-  const row = rowOf(side);
-  const answer = api.headDrawn(side.place.run, side.row, side.place.choice, layer, head);
-  if (!drawn) return <div class="matrix" ref={box}><Waiting error={answer.error} lines={14} /></div>;
-  const exact = exactRow(side, bundle, layer, head, row);
-  const shownRow = exact ?? (row >= 0 && drawn.pool === 1 ? drawn.values.subarray(row * drawn.cols, (row + 1) * drawn.cols) : null);
+  const row = queryRow(side);
+  const looks = lookedAt(side);
   const scale = SCALES.prob(1);
-  const labelled = 84;
-  const room = Math.min((width - labelled) / drawn.cols, 560 / Math.max(1, drawn.rows));
-  const size = room >= 9 ? Math.min(22, Math.floor(room)) : Math.max(1, Math.min(9, Math.min(width / drawn.cols, 560 / Math.max(1, drawn.rows))));
-  const query = (r: number) => (layout.queries ? layout.queries[r * drawn.pool] : r * drawn.pool);
+  const size = cellSize(width, drawn.rows, drawn.cols);
+  const labelled = size >= LABELLED;
   const token = (pos: number) => word(side.tokens.tokens[pos]);
-  const value = (cell: Cell) => (exact && drawn.pool === 1 && cell.row === row ? exact[cell.col] : drawn.values[cell.row * drawn.cols + cell.col]);
-  const top = shownRow ? Array.from(shownRow, (v, k) => ({ v, k })).sort((a, b) => b.v - a.v).slice(0, 4).filter((x) => x.v > 0.005) : [];
+  const chosen = row < 0 ? null : Math.floor(row / drawn.pool);
+  const value = ({ row: r, col }: Cell): number => {
+    const exact = looks !== null && drawn.pool === 1 && r === row;
+    return exact ? looks[col] : drawn.values[r * drawn.cols + col];
+  };
+  const say = (cell: Cell): string => {
+    const [query, key] = [queryAt(layout, cell.row), cell.col * drawn.pool];
+    const pooled = drawn.pool > 1 ? `, the most of ${drawn.pool} × ${drawn.pool}` : "";
+    return `${token(query)} (${query}) looks at ${token(key)} (${key}): ${prob(value(cell))}${pooled}`;
+  };
+  const top = strongest(looks, 4);
+  const start = chosen === null ? null : { row: chosen, col: Math.floor((top[0]?.key ?? 0) / drawn.pool) };
+  const table = colours("magnitude", theme.value);
   return (
     <div class="matrix" ref={box}>
       {top.length > 0 && (
         <p class="looks">
           <code>{token(side.pos)}</code> looks at{" "}
-          {top.map(({ v, k }) => (
-            <button key={k} class="plain" onClick={() => onPick(k)} title={`position ${k}`}>
-              <code>{token(k)}</code> {prob(v)}
+          {top.map(({ key, p }) => (
+            <button key={key} class="plain" onClick={() => onPick(key)} title={`position ${key}`}>
+              <code>{token(key)}</code> {prob(p)}
             </button>
           ))}
         </p>
       )}
       {row < 0 && <p class="hint">No attention was kept from this position.</p>}
       <Grid
-        label={`Attention of layer ${layer}, head ${head}`}
+        key={keyOf(side)}
+        label={`Attention of layer ${side.shown.layer}, head ${side.shown.head}, ${naming(sides, side)}`}
         rows={drawn.rows}
         cols={drawn.cols}
         cellWidth={size}
         cellHeight={drawn.rows === 1 ? 24 : size}
-        rowLabelWidth={size >= 9 || drawn.rows === 1 ? labelled : 0}
-        colLabelHeight={size >= 9 ? 66 : 0}
+        rowLabelWidth={labelled || drawn.rows === 1 ? LABEL : 0}
+        colLabelHeight={labelled ? 66 : 0}
         colLabelsBelow
         slanted
         at={(r, c) => scale(drawn.values[r * drawn.cols + c])}
-        table={colours("magnitude", theme.value)}
-        rowLabel={(r) => token(query(r))}
+        table={table}
+        rowLabel={(r) => token(queryAt(layout, r))}
         colLabel={(c) => token(c * drawn.pool)}
         selected={null}
-        markRow={row < 0 ? null : Math.floor(row / drawn.pool)}
-        version={`${drawn.key} ${row}`}
-        say={(cell) => `${token(query(cell.row))} (${query(cell.row)}) looks at ${token(cell.col * drawn.pool)} (${cell.col * drawn.pool}): ${prob(value(cell))}${drawn.pool > 1 ? `, the most of ${drawn.pool} × ${drawn.pool}` : ""}`}
-        onPick={(cell) => onPick(query(cell.row))}
+        start={start}
+        markRow={chosen}
+        version={[drawn.values]}
+        say={say}
+        onPick={(cell) => onPick(queryAt(layout, cell.row))}
+        onHover={(cell) => peekAt(side, cell && queryAt(layout, cell.row))}
       />
+      <Legend table={table} scale={scale} ticks={PROBABILITIES}>probability of attention</Legend>
     </div>
   );
 }
 
-/** The difference of two matrices of one shape. */
-export function AttentionDifference({ first, second }: { first: Side; second: Side }) {
-  const missing = first.meta.missing.attention ?? second.meta.missing.attention;
-  if (missing) return <Empty missing={missing} what="attention" />;
-  const [a, b] = [headOf(first), headOf(second)];
-  if (!a || !b) return <Waiting lines={14} />;
-  const shift = first.pos - second.pos;
-  const scale = signedScale(1);
-  const size = Math.max(2, Math.min(24, Math.floor(440 / b.cols) || 2));
-  const token = (pos: number) => word(second.tokens.tokens[pos]);
-  const difference = (r: number, c: number) => {
-    const [y, x] = [r + shift, c + shift];
-    if (y < 0 || x < 0 || y >= a.rows || x >= a.cols) return NaN;
-    return b.values[r * b.cols + c] - a.values[y * a.cols + x];
-  };
-  return (
-    <Grid
-      label="Difference of attention, this minus pinned"
-      rows={b.rows}
-      cols={b.cols}
-      cellWidth={size}
-      cellHeight={size}
-      rowLabelWidth={size >= 9 ? 76 : 0}
-      colLabelHeight={size >= 9 ? 66 : 0}
-      colLabelsBelow
-      slanted
-      at={(r, c) => scale(Math.sign(difference(r, c)) * Math.sqrt(Math.abs(difference(r, c))))}
-      table={colours("signed", theme.value)}
-      rowLabel={token}
-      colLabel={token}
-      selected={null}
-      markRow={rowOf(second)}
-      version={`${a.key} ${b.key} ${shift}`}
-      say={(cell) => `${token(cell.row)} looks at ${token(cell.col)}: ${Number.isNaN(difference(cell.row, cell.col)) ? "nothing to compare" : signed(difference(cell.row, cell.col)) + " against the pinned one"}`}
-      onPick={(cell) => go({ pos: cell.row })}
-    />
-  );
-}
+const FAINT = 0.005;
 
-export const swatch = (at: number) => css(colours("magnitude", theme.value), at);
+/** Return the keys that are looked at most. */
+function strongest(looks: Float32Array | null, count: number): { key: number; p: number }[] {
+  const all = Array.from(looks ?? [], (p, key) => ({ key, p }));
+  return all.sort((a, b) => b.p - a.p).slice(0, count).filter(({ p }) => p > FAINT);
+}

@@ -1,7 +1,8 @@
 // What the model says at one position: its most probable tokens, or the choices of a question.
-import { number, prob, word } from "../format";
-import { atDecision, candidates, textOf, type Side } from "../side";
-import { go } from "../state";
+import { number, prob, signedProb, word } from "../format";
+import { candidates, choiceId, choicesAt, glance, isKnown, textOf, type Side } from "../side";
+import { current, dataOf, type Sides } from "../sides";
+import { state } from "../state";
 import { Panel, Waiting } from "./frame";
 
 const MOST = 7;
@@ -16,27 +17,44 @@ interface Line {
 }
 
 function lines(side: Side): Line[] {
-  const { choices } = side.tokens;
-  if (choices && atDecision(side)) {
-    return choices.map((c, i) => {
-      const id = side.meta.by_choice ? i : c.id;
-      return { id, name: `${c.label}  ${c.text}`, prob: c.prob, target: id === side.target?.id, rival: id === side.rival?.id, tag: c.right ? "right" : c.given ? "given" : "" };
+  const among = { target: side.target?.id, rival: side.rival?.id };
+  const choices = choicesAt(side);
+  if (choices) {
+    return choices.map((c) => {
+      const id = choiceId(side, c);
+      const tag = c.right ? "right" : c.given ? "given" : "";
+      const [target, rival] = [id === among.target, id === among.rival];
+      return { id, name: `${c.label}  ${c.text}`, prob: c.prob, target, rival, tag };
     });
   }
   const list = [...candidates(side)].sort((a, b) => b.prob - a.prob);
-  const known = side.lens.value ? side.slot >= 0 && side.lens.value.known[side.slot] === 1 : (side.tokens.decision?.known ?? false);
-  const shown = list.filter((c, i) => i < MOST || c.target || c.id === side.rival?.id);
-  return shown.map((c) => ({ id: c.id, name: word(c.text), prob: c.prob, target: c.target, rival: c.id === side.rival?.id, tag: c.target && known ? "actual" : "" }));
+  const known = isKnown(side);
+  const shown = list.filter((c, i) => i < MOST || c.target || c.id === among.rival);
+  return shown.map((c) => {
+    const tag = c.target && known ? "actual" : "";
+    return { id: c.id, name: word(c.text), prob: c.prob, target: c.target, rival: c.id === among.rival, tag };
+  });
 }
 
-export function DecisionPanel({ sides, children }: { sides: Side[]; children: preact.ComponentChildren }) {
-  const side = sides[sides.length - 1];
+function values(side: Side): unknown {
+  return {
+    example_id: side.tokens.example_id,
+    position: side.pos,
+    probabilities: lines(side).map(({ id, name, prob: p, tag }) => ({ id, token: name, prob: p, tag })),
+  };
+}
+
+export function DecisionPanel({ sides, children }: { sides: Sides; children: preact.ComponentChildren }) {
+  const side = current(sides);
+  const seen = glance(side);
+  const difference = sides.length === 2 && state.value.cmp === "diff" ? () => pairs(sides[0], sides[1]) : undefined;
+  const after = `what the model says after ${word(seen.tokens.tokens[seen.pos])}`;
   return (
     <Panel
       name="decision"
       title="Decision"
-      note={side.tokens.choices && atDecision(side) ? "probability of each choice" : `what the model says after ${word(side.tokens.tokens[side.pos])}`}
-      data={() => lines(side).map(({ id, name, prob: p, tag }) => ({ id, token: name, prob: p, tag }))}
+      note={choicesAt(seen) ? "probability of each choice" : after}
+      data={() => dataOf(sides, values, difference)}
       python={`st.tokens.iloc[${side.row}]`}
       path={side.meta.path}
     >
@@ -45,30 +63,17 @@ export function DecisionPanel({ sides, children }: { sides: Side[]; children: pr
   );
 }
 
-export function DecisionBars({ side }: { side: Side }) {
+interface Props {
+  side: Side;
+  onVs: (id: number) => void;
+  onPick: (pos: number) => void;
+}
+
+export function DecisionBars({ side: chosen, onVs, onPick }: Props) {
+  const side = glance(chosen);
   const all = lines(side);
-  const lens = side.lens.value;
-  const { decision } = side.tokens;
-  const ofChoices = side.tokens.choices !== null && atDecision(side);
-  if (all.length === 0) {
-    if (side.meta.lens && !lens) return <Waiting error={side.lens.error} lines={7} />;
-    return (
-      <p class="empty" role="note">
-        {decision?.pos != null && decision.pos !== side.pos ? (
-          <>
-            Nothing was kept of the prediction at this position.{" "}
-            <button onClick={() => go({ pos: decision.pos })}>Go to the decision</button>
-          </>
-        ) : (
-          "This run makes no prediction."
-        )}
-      </p>
-    );
-  }
+  if (all.length === 0) return <Nothing side={side} onPick={onPick} />;
   const most = Math.max(...all.map((line) => line.prob), 1e-9);
-  const at = lens && side.slot >= 0 ? (lens.depths - 1) * lens.pos.length + side.slot : -1;
-  const entropy = at >= 0 ? lens!.values.entropy[at] : decision?.pos === side.pos ? decision?.entropy : null;
-  const rank = at >= 0 && lens!.known[side.slot] ? lens!.values.rank[at] : decision?.pos === side.pos ? decision?.rank : null;
   return (
     <>
       <ul class="bars">
@@ -79,7 +84,7 @@ export function DecisionBars({ side }: { side: Side }) {
               disabled={line.target}
               aria-pressed={line.rival}
               title={line.target ? "the target of the comparison" : "compare the target with this one"}
-              onClick={() => go({ vs: line.id })}
+              onClick={() => onVs(line.id)}
             >
               <span class="bar-name">{line.name}</span>
               <span class="bar-track"><i style={{ width: `${(100 * line.prob) / most}%` }} /></span>
@@ -89,13 +94,94 @@ export function DecisionBars({ side }: { side: Side }) {
           </li>
         ))}
       </ul>
-      {(entropy != null || rank != null) && (
-        <p class="figures">
-          {ofChoices && lens && <>over the whole vocabulary: top <code>{word(textOf(lens, lens.topIds[at * lens.top]))}</code> {prob(lens.topProbs[at * lens.top])}, </>}
-          {entropy != null && <>entropy {number(entropy)} nats</>}
-          {rank != null && <>, {ofChoices ? "right choice" : "actual token"} has rank {number(rank, 0)}</>}
-        </p>
-      )}
+      <Summary side={side} />
     </>
+  );
+}
+
+function Nothing({ side, onPick }: { side: Side; onPick: (pos: number) => void }) {
+  const decided = side.tokens.decision?.pos;
+  if (side.meta.lens && !side.lens.value) return <Waiting error={side.lens.error} lines={7} />;
+  if (decided == null || decided === side.pos) {
+    return <p class="empty" role="note">This run makes no prediction.</p>;
+  }
+  return (
+    <p class="empty" role="note">
+      Nothing was kept of the prediction at this position.{" "}
+      <button onClick={() => onPick(decided)}>Go to the decision</button>
+    </p>
+  );
+}
+
+/** Entropy and rank at the end of the model. */
+function Summary({ side }: { side: Side }) {
+  const lens = side.lens.value;
+  const decision = side.tokens.decision?.pos === side.pos ? side.tokens.decision : null;
+  const ofChoices = choicesAt(side) !== null;
+  const at = lens && side.slot >= 0 ? (lens.depths - 1) * lens.pos.length + side.slot : -1;
+  const entropy = at >= 0 ? lens!.values.entropy[at] : decision?.entropy;
+  const rank = at >= 0 && lens!.known[side.slot] ? lens!.values.rank[at] : decision?.rank;
+  if (entropy == null && rank == null) return null;
+  return (
+    <p class="figures">
+      {ofChoices && at >= 0 && (
+        <>
+          over the whole vocabulary: top <code>{word(textOf(lens!, lens!.topIds[at * lens!.top]))}</code>{" "}
+          {prob(lens!.topProbs[at * lens!.top])},{" "}
+        </>
+      )}
+      {entropy != null && <>entropy {number(entropy)} nats</>}
+      {rank != null && <>, {ofChoices ? "right choice" : "actual token"} has rank {number(rank, 0)}</>}
+    </p>
+  );
+}
+
+interface Pair {
+  id: number;
+  token: string;
+  pinned: number | null;
+  this: number | null;
+  difference: number | null;
+}
+
+/** Return both sides' probabilities, choice by choice or token by token. */
+function pairs(first: Side, second: Side): Pair[] {
+  const [a, b] = [lines(first), lines(second)];
+  const all = new Map([...b, ...a].map((line) => [line.id, line.name]));
+  const probOf = (side: Side, list: Line[], id: number): number | null =>
+    (list.find((line) => line.id === id) ?? candidates(side).find((c) => c.id === id))?.prob ?? null;
+  return [...all].map(([id, token]) => {
+    const [was, is] = [probOf(first, a, id), probOf(second, b, id)];
+    return { id, token, pinned: was, this: is, difference: was === null || is === null ? null : is - was };
+  });
+}
+
+/** Return whether the two say anything that can be subtracted: other texts go on with other tokens. */
+export function haveCommon(first: Side, second: Side): boolean {
+  return pairs(first, second).some((pair) => pair.difference !== null);
+}
+
+/** Both sides' probabilities in one table, with their difference. */
+export function DecisionDifference({ first, second }: { first: Side; second: Side }) {
+  const all = pairs(glance(first), glance(second));
+  if (all.length === 0) return <p class="empty" role="note">Nothing was kept of these predictions.</p>;
+  return (
+    <table class="pairs">
+      <thead>
+        <tr>
+          {["says", "pinned", "this", "this − pinned"].map((name) => <th key={name} scope="col">{name}</th>)}
+        </tr>
+      </thead>
+      <tbody>
+        {all.map((pair) => (
+          <tr key={pair.id}>
+            <th scope="row"><code>{pair.token}</code></th>
+            <td>{prob(pair.pinned)}</td>
+            <td>{prob(pair.this)}</td>
+            <td>{signedProb(pair.difference)}</td>
+          </tr>
+        ))}
+      </tbody>
+    </table>
   );
 }

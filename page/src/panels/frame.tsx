@@ -1,7 +1,7 @@
 // What every panel has: a title, its controls, its data and the Python that gives them.
 import { signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useErrorBoundary, useRef } from "preact/hooks";
 import type { Missing } from "../types";
 
 export interface Sheet {
@@ -21,43 +21,53 @@ interface Props {
   link?: string;
   python?: string;
   path?: string;
-  stale?: boolean;
   children: ComponentChildren;
 }
 
 export function Panel(p: Props) {
+  const showData = () => (sheet.value = { title: `${p.title}: data`, text: pretty(p.data!()), link: p.link });
+  const showPython = () => (sheet.value = { title: `${p.title}: Python`, text: script(p.python!, p.path) });
   return (
-    <section class={`panel panel-${p.name}${p.stale ? " stale" : ""}`} aria-labelledby={`title-${p.name}`} aria-busy={p.stale}>
+    <section class={`panel panel-${p.name}`} aria-labelledby={`title-${p.name}`}>
       <header>
         <h2 id={`title-${p.name}`}>{p.title}</h2>
         {p.note && <span class="note">{p.note}</span>}
         <div class="controls">
           {p.controls}
-          {p.data && (
-            <button class="plain" onClick={() => (sheet.value = { title: `${p.title}: data`, text: pretty(p.data!()), link: p.link })}>
-              data
-            </button>
-          )}
-          {p.python && (
-            <button class="plain" onClick={() => (sheet.value = { title: `${p.title}: Python`, text: script(p.python!, p.path) })}>
-              python
-            </button>
-          )}
+          {p.data && <button class="plain" onClick={showData}>data</button>}
+          {p.python && <button class="plain" onClick={showPython}>python</button>}
         </div>
       </header>
-      {p.children}
+      <Guard what={p.title}>{p.children}</Guard>
     </section>
+  );
+}
+
+/** Keeps an error in one part of the page from taking the rest with it. */
+export function Guard({ what, children }: { what: string; children: ComponentChildren }) {
+  const [error, again] = useErrorBoundary((e) => console.error(e));
+  useEffect(() => {
+    if (error) again(); // something else is to be drawn now
+  }, [children]);
+  if (!error) return <>{children}</>;
+  return (
+    <p class="empty" role="alert">
+      {what} cannot be drawn: {error instanceof Error ? error.message : String(error)}.{" "}
+      <button onClick={again}>try again</button>
+    </p>
   );
 }
 
 function script(call: string, path: string | undefined): string {
   const zarr = call.startsWith("zarr.") ? "import zarr\n" : call.startsWith("pd.") ? "import pandas as pd\n" : "";
-  return `${zarr}from decision_traces import TraceStore\n\nst = TraceStore(${JSON.stringify(path ?? "RUN")})\n${call}`;
+  const store = `st = TraceStore(${JSON.stringify(path ?? "RUN")})`;
+  return `${zarr}from decision_traces import TraceStore\n\n${store}\n${call}`;
 }
 
 /** JSON with the innermost lists on one line each. */
 export function pretty(value: unknown): string {
-  return JSON.stringify(value, (_, v) => (v instanceof Float32Array || v instanceof Uint8Array ? Array.from(v) : v), 1).replace(
+  const plain = (_: string, v: unknown) => (v instanceof Float32Array || v instanceof Uint8Array ? Array.from(v) : v);
+  return JSON.stringify(value, plain, 1).replace(
     /\[\s+([^[\]{}]*?)\s+\]/g,
     (_, inside: string) => `[${inside.replace(/\s*\n\s*/g, " ")}]`,
   );
@@ -79,7 +89,8 @@ export function Empty({ missing, what }: { missing: Missing; what: string }) {
 export function Command({ text }: { text: string }) {
   return (
     <span class="command">
-      <code>{text}</code> <button class="plain" aria-label={`copy the command ${text}`} onClick={() => void copy(text)}>copy</button>
+      <code>{text}</code>{" "}
+      <button class="plain" aria-label={`copy the command ${text}`} onClick={() => void copy(text)}>copy</button>
     </span>
   );
 }
@@ -100,11 +111,18 @@ export async function copy(text: string): Promise<boolean> {
 
 export function Waiting({ error, lines = 3 }: { error?: string; lines?: number }) {
   if (error) return <p class="empty" role="alert">{error}</p>;
-  return <div class="waiting" style={{ minHeight: `${lines * 20}px` }} aria-label="loading" />;
+  return <div class="waiting" style={{ minHeight: `${lines * 20}px` }} role="status" aria-label="loading" />;
+}
+
+interface Choices<T extends string> {
+  label: string;
+  value: T;
+  options: readonly (readonly [T, string])[];
+  onChange: (value: T) => void;
 }
 
 /** A row of choices of which one is taken. */
-export function Choose<T extends string>(p: { label: string; value: T; options: readonly (readonly [T, string])[]; onChange: (v: T) => void }) {
+export function Choose<T extends string>(p: Choices<T>) {
   return (
     <span class="choose" role="group" aria-label={p.label}>
       {p.options.map(([value, text]) => (

@@ -2,49 +2,62 @@
 import * as Plot from "@observablehq/plot";
 import { Chart } from "../chart";
 import { brief, depth, prob } from "../format";
-import { atDecision, candidates, path, type Side } from "../side";
+import { candidates, choiceId, choicesAt, glance, path, type Side } from "../side";
+import { current, dataOf, type Sides } from "../sides";
 import { state } from "../state";
 import { Empty, Panel, Waiting } from "./frame";
+import { racePair } from "./race-difference";
 
-interface Runner {
+export interface Runner {
   id: number;
   name: string;
   probs: number[];
   kind: "target" | "rival" | "other";
 }
 
-function ofChoices(side: Side): boolean {
-  return side.tokens.choices !== null && atDecision(side);
-}
+const MOST = 5;
 
 export function runners(side: Side): Runner[] {
-  const kind = (id: number) => (id === side.target?.id ? "target" : id === side.rival?.id ? "rival" : "other") as Runner["kind"];
-  if (ofChoices(side)) {
+  const kind = (id: number): Runner["kind"] =>
+    id === side.target?.id ? "target" : id === side.rival?.id ? "rival" : "other";
+  const choices = choicesAt(side);
+  if (choices) {
     const race = side.race.value;
     if (!race) return [];
-    return (side.tokens.choices ?? []).map((c, i) => {
-      const id = side.meta.by_choice ? i : c.id;
+    return choices.map((c, i) => {
+      const id = choiceId(side, c);
       return { id, name: `${c.label} ${c.text}`, probs: race.probs.map((d) => d[i]), kind: kind(id) };
     });
   }
   const list = [...candidates(side)].sort((a, b) => b.prob - a.prob);
-  const chosen = list.filter((c, i) => i < 5 || c.target || c.id === side.rival?.id);
+  const chosen = list.filter((c, i) => i < MOST || c.target || c.id === side.rival?.id);
   return chosen.flatMap((c) => {
     const probs = path(side, c.id);
     return probs ? [{ id: c.id, name: brief(c.text), probs, kind: kind(c.id) }] : [];
   });
 }
 
-export function RacePanel({ sides, children }: { sides: Side[]; children: preact.ComponentChildren }) {
-  const side = sides[sides.length - 1];
+function values(side: Side): unknown {
+  const rounded = (probs: number[]) => probs.map((p) => Number(p.toPrecision(4)));
+  const list = runners(side).map(({ id, name, probs }) => ({ id, name, probs: rounded(probs) }));
+  return { example_id: side.tokens.example_id, position: side.pos, axes: ["depth"], runners: list };
+}
+
+export function RacePanel({ sides, children }: { sides: Sides; children: preact.ComponentChildren }) {
+  const side = current(sides);
+  const seen = glance(side);
+  const ofChoices = choicesAt(seen) !== null;
+  const diff = sides.length === 2 && state.value.cmp === "diff";
+  const difference = diff ? () => racePair(sides[0], sides[1])?.differences ?? null : undefined;
+  const lensPython = side.lens.value?.python.replace("['prob']", "['candidate_probs']");
   return (
     <Panel
       name="race"
-      title={ofChoices(side) ? "Choice race" : "Race"}
-      note={ofChoices(side) ? "probability among the choices" : "probability after each layer"}
-      data={() => runners(side).map(({ id, name, probs }) => ({ id, name, probs: probs.map((p) => Number(p.toPrecision(4))) }))}
-      link={ofChoices(side) ? `api/${side.place.run}/e/${side.row}/race.json` : `api/${side.place.run}/e/${side.row}/lens.json`}
-      python={ofChoices(side) ? side.race.value?.python : side.lens.value?.python.replace("['prob']", "['candidate_probs']")}
+      title={ofChoices ? "Choice race" : "Race"}
+      note={ofChoices ? "probability among the choices" : "probability after each layer"}
+      data={() => dataOf(sides, values, difference)}
+      link={`api/${side.place.run}/e/${side.row}/${ofChoices ? "race" : "lens"}.json`}
+      python={ofChoices ? side.race.value?.python : lensPython}
       path={side.meta.path}
     >
       {children}
@@ -52,32 +65,45 @@ export function RacePanel({ sides, children }: { sides: Side[]; children: preact
   );
 }
 
-/** The largest probability in a side's race, to draw two on one scale. */
-export function tallest(side: Side): number {
-  return Math.max(1e-6, ...runners(side).flatMap((r) => r.probs));
+/** The largest probability in some races, to draw them on one scale. */
+function tallest(sides: Side[]): number {
+  return Math.max(1e-6, ...sides.flatMap((side) => runners(side).flatMap((r) => r.probs)));
 }
 
-export function RaceChart({ side, height = 230, most }: { side: Side; height?: number; most?: number }) {
-  const missing = ofChoices(side) ? side.meta.missing.race : side.meta.missing.lens;
+export function RaceChart({ side: chosen, sides, height = 230 }: { side: Side; sides: Sides; height?: number }) {
+  const side = glance(chosen);
+  const ofChoices = choicesAt(side) !== null;
+  const missing = ofChoices ? side.meta.missing.race : side.meta.missing.lens;
   if (missing) return <Empty missing={missing} what="race" />;
   const all = runners(side);
   if (all.length === 0) {
-    const waits = ofChoices(side) ? side.race : side.lens;
-    return waits.value ? <p class="empty" role="note">Nothing was kept at this position.</p> : <Waiting error={waits.error} lines={8} />;
+    const waits = ofChoices ? side.race : side.lens;
+    if (!waits.value) return <Waiting error={waits.error} lines={8} />;
+    return <p class="empty" role="note">Nothing was kept at this position.</p>;
   }
+  const most = tallest(sides.map(glance));
   const end = all[0].probs.length - 1;
   const leader = [...all].sort((a, b) => b.probs[end] - a.probs[end])[0];
-  const label = `Probabilities by layer. ${all.map((r) => `${r.name}: ${r.probs.map(prob).join(", ")}`).join(". ")}. ${leader.name} leads in the end.`;
-  return <Chart label={label} height={height} version={JSON.stringify([all, state.value.layer, height, most])} make={(width) => draw(all, width, height, most ?? tallest(side))} />;
+  const written = all.map((r) => `${r.name}: ${r.probs.map(prob).join(", ")}`).join(". ");
+  return (
+    <Chart
+      label={`Probabilities by layer. ${written}. ${leader.name} leads in the end.`}
+      height={height}
+      version={JSON.stringify([all, state.value.layer, height, most])}
+      make={(width) => drawRace(all, width, height, most)}
+    />
+  );
 }
 
-function draw(all: Runner[], width: number, height: number, most: number): Element {
+export function drawRace(all: Runner[], width: number, height: number, most: number): Element {
   const end = all[0].probs.length - 1;
   const points = all.flatMap((r) => r.probs.map((p, d) => ({ d, p, ...r })));
   const names = spread(all.map((r) => ({ ...r, y: r.probs[end] })), 14 / (height - 46), most);
-  const colour = (r: { kind: string }) => `var(--${r.kind === "target" ? "target" : r.kind === "rival" ? "rival" : "other"})`;
+  const colour = (r: { kind: string }) => `var(--${r.kind})`;
+  const name = (r: Runner) => `${r.name.length > 13 ? r.name.slice(0, 12) + "…" : r.name} ${prob(r.probs[end])}`;
   const layer = state.value.layer;
-  const ticks = Array.from({ length: end + 1 }, (_, d) => d).filter((d) => end <= 14 || d % Math.ceil(end / 12) === 0);
+  const every = end <= 14 ? 1 : Math.ceil(end / 12);
+  const ticks = Array.from({ length: end + 1 }, (_, d) => d).filter((d) => d % every === 0);
   return Plot.plot({
     width,
     height,
@@ -86,21 +112,26 @@ function draw(all: Runner[], width: number, height: number, most: number): Eleme
     marginTop: 12,
     marginBottom: 34,
     style: { background: "transparent", color: "var(--muted)", fontSize: "11px", overflow: "visible" },
-    x: { domain: [0, end], ticks, tickFormat: (d: number) => (d === 0 ? "emb" : String(d - 1)), label: "after layer", labelArrow: "none", labelAnchor: "center" },
+    x: {
+      domain: [0, end], ticks, tickFormat: (d: number) => (d === 0 ? "emb" : String(d - 1)),
+      label: "after layer", labelArrow: "none", labelAnchor: "center",
+    },
     y: { domain: [0, Math.min(1, most * 1.04)], label: null, grid: true, ticks: 5 },
     marks: [
-      layer === null ? null : Plot.ruleX([Math.min(end, layer + 1)], { stroke: "var(--line-strong)", strokeDasharray: "3,3" }),
+      Plot.ruleX(layer === null ? [] : [Math.min(end, layer + 1)], {
+        stroke: "var(--line-strong)", strokeDasharray: "3,3",
+      }),
       Plot.line(points, {
-        x: "d", y: "p", z: "id", stroke: colour, strokeWidth: (q: Runner) => (q.kind === "other" ? 1.2 : 2.6), strokeOpacity: (q: Runner) => (q.kind === "other" ? 0.75 : 1),
-        strokeDasharray: undefined,
+        x: "d", y: "p", z: "id", stroke: colour, strokeWidth: (q: Runner) => (q.kind === "other" ? 1.2 : 2.6),
       }),
       Plot.dot(points.filter((q) => q.kind !== "other"), {
-        x: "d", y: "p", fill: colour, r: 3, symbol: (q: Runner) => (q.kind === "rival" ? "square" : "circle"), stroke: "var(--panel)", strokeWidth: 1,
+        x: "d", y: "p", fill: colour, r: 3, symbol: (q: Runner) => (q.kind === "rival" ? "square" : "circle"),
+        stroke: "var(--panel)", strokeWidth: 1,
         title: (q: (typeof points)[number]) => `${q.name}, ${depth(q.d)}: ${prob(q.p)}`,
       }),
       ...[true, false].map((other) =>
         Plot.text(names.filter((r) => (r.kind === "other") === other), {
-          x: end, y: "y", text: (r: Runner) => `${r.name.length > 13 ? r.name.slice(0, 12) + "…" : r.name} ${prob(r.probs[end])}`, textAnchor: "start", dx: 9,
+          x: end, y: "y", text: name, textAnchor: "start", dx: 9,
           fill: colour, fontWeight: other ? 400 : 700, fontSize: 11.5,
         }),
       ),
@@ -112,7 +143,9 @@ function draw(all: Runner[], width: number, height: number, most: number): Eleme
 export function spread<T extends { y: number }>(labels: T[], gap: number, most: number): T[] {
   const step = gap * Math.min(1, most * 1.04);
   const sorted = [...labels].sort((a, b) => b.y - a.y);
-  for (let i = 1; i < sorted.length; i++) sorted[i] = { ...sorted[i], y: Math.min(sorted[i].y, sorted[i - 1].y - step) };
+  for (let i = 1; i < sorted.length; i++) {
+    sorted[i] = { ...sorted[i], y: Math.min(sorted[i].y, sorted[i - 1].y - step) };
+  }
   let floor = 0;
   for (let i = sorted.length - 1; i >= 0 && sorted[i].y < floor; i--) {
     sorted[i] = { ...sorted[i], y: floor };

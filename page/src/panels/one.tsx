@@ -1,0 +1,49 @@
+// One example: what it says, and how that came about.
+import { RaceChart, RacePanel } from "./race";
+import { AttentionPanel, AttentionView } from "./attention";
+import { ChoiceChoose } from "./choices";
+import { ContributionBars, ContributionPanel } from "./contributions";
+import { DecisionBars, DecisionPanel } from "./decision";
+import { LensGrid, LensPanel } from "./lens";
+import { Story } from "./story";
+import { TokenPanel, TokenStrip } from "./tokens";
+import type { Side } from "../side";
+import type { Sides } from "../sides";
+import { go, state } from "../state";
+
+export function One({ side }: { side: Side }) {
+  const sides: Sides = [side];
+  const byChoice = side.meta.by_choice;
+  const pick = (pos: number, layer = state.value.layer) =>
+    go({ pos, layer, vs: pos === side.pos ? state.value.vs : null });
+  const compare = (vs: number) => go({ vs });
+  const race = (
+    <RacePanel sides={sides}>
+      <RaceChart side={side} sides={sides} height={byChoice ? 250 : 230} />
+    </RacePanel>
+  );
+  return (
+    <>
+      <TokenPanel sides={sides}>
+        {byChoice && <ChoiceChoose side={side} />}
+        <TokenStrip side={side} label="tokens" onPick={(pos) => pick(pos)} />
+        <Story side={side} />
+      </TokenPanel>
+      <div class={byChoice ? "panels of-choices" : "panels"}>
+        {byChoice ? race : (
+          <LensPanel sides={sides}>
+            <LensGrid side={side} sides={sides} onPick={pick} onVs={compare} />
+          </LensPanel>
+        )}
+        <DecisionPanel sides={sides}>
+          <DecisionBars side={side} onVs={compare} onPick={(pos) => pick(pos)} />
+        </DecisionPanel>
+        <ContributionPanel sides={sides}><ContributionBars side={side} sides={sides} /></ContributionPanel>
+        {!byChoice && race}
+        <AttentionPanel sides={sides}>
+          <AttentionView side={side} sides={sides} onPick={(pos) => pick(pos)} />
+        </AttentionPanel>
+      </div>
+    </>
+  );
+}

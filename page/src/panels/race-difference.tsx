@@ -1,0 +1,45 @@
+// The target's way through the layers in two examples, with the difference as numbers.
+import { Chart } from "../chart";
+import { prob, signedProb } from "../format";
+import { glance, type Side } from "../side";
+import { state } from "../state";
+import { drawRace, runners, type Runner } from "./race";
+
+interface Pair {
+  pinned: Runner;
+  own: Runner;
+  /** This minus pinned, by depth. */
+  differences: number[];
+}
+
+/** Return both targets' probabilities by depth; null where one is not here, or the models have other depths. */
+export function racePair(first: Side, second: Side): Pair | null {
+  const [pinned, own] = [first, second].map((side) => runners(side).find((r) => r.kind === "target"));
+  if (!pinned || !own || pinned.probs.length !== own.probs.length) return null;
+  return { pinned, own, differences: own.probs.map((p, d) => p - pinned.probs[d]) };
+}
+
+export function RaceDifference({ first, second }: { first: Side; second: Side }) {
+  const found = racePair(glance(first), glance(second));
+  if (!found) return <p class="empty" role="note">These two cannot be compared: look at them side by side.</p>;
+  const { pinned, own, differences } = found;
+  const all: Runner[] = [
+    { ...own, id: 0, name: `this ${own.name}` },
+    { ...pinned, id: 1, name: `pinned ${pinned.name}`, kind: "other" },
+  ];
+  const most = Math.max(1e-6, ...own.probs, ...pinned.probs);
+  const told = all.map((r) => `${r.name}: ${r.probs.map(prob).join(", ")}`).join(". ");
+  return (
+    <>
+      <Chart
+        label={`Probability of the target by layer. ${told}.`}
+        height={200}
+        version={JSON.stringify([all, state.value.layer])}
+        make={(width) => drawRace(all, width, 200, most)}
+      />
+      <p class="figures">
+        this − pinned: {differences.map((v, d) => `${d === 0 ? "emb" : d - 1}: ${signedProb(v)}`).join(" · ")}
+      </p>
+    </>
+  );
+}
