@@ -16,6 +16,7 @@ from decision_traces.page.app import create_app
 from decision_traces.page.resources import bundle_paths
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import LARGEST
+from decision_traces.page.text import shown_tokens
 from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, TinyRun, build_run
 
 
@@ -41,6 +42,11 @@ def test_tokens_are_cut_out_of_the_text(client: TestClient, demo_run: Path) -> N
     assert "".join(found["tokens"]) == store.text(3) and found["n_tokens"] == store.n_tokens(3)
     assert found["decision"]["pos"] == store.tokens["next_pos"][3]
     assert found["decision"]["pred"]["text"] == store.tokens["next_pred_token"][3]
+
+
+def test_a_character_of_several_tokens_is_shown_once() -> None:
+    row = {"tokens": ["Ġa", "ðŁ", "ĺĢ", "b"], "offset_mapping": [(0, 2), (2, 3), (2, 3), (3, 4)]}
+    assert shown_tokens(row, (" a\N{GRINNING FACE}b",), 0, 4) == [" a", "\N{GRINNING FACE}", "⋯", "b"]
 
 
 def test_attention_is_the_stores(client: TestClient, demo_run: Path) -> None:

@@ -96,7 +96,8 @@ def write_contribution_grid(
     writer = GridWriter(
         store.run_dir / ANALYSIS_DIR / CONTRIBUTION_GRID, arrays, sizes, rows_at_once(row_bytes // 4, store.n)
     )
-    met, scale, worst = np.zeros(unembedding.weight.shape[0], bool), 0.0, 0.0
+    met, worst = np.zeros(unembedding.weight.shape[0], bool), 0.0
+    scales = []
     with writer:
         for start in range(0, store.n, writer.rows):
             block = block_of(places, slice(start, min(start + writer.rows, store.n)))
@@ -104,7 +105,7 @@ def write_contribution_grid(
             if len(block):
                 columns, error = _split(store, block, way, heads)
                 met[np.unique(columns["candidates"][columns["candidates"] >= 0])] = True
-                scale = max(scale, float(np.quantile(np.abs(columns["parts"]), _SCALE_QUANTILE)))
+                scales.append(float(np.quantile(np.abs(columns["parts"]), _SCALE_QUANTILE)))
                 worst = max(worst, error)
                 empty = {"candidates": -1}
                 values |= {name: block.spread(v, n_slots, empty.get(name, 0)) for name, v in columns.items()}
@@ -114,7 +115,7 @@ def write_contribution_grid(
         attributes = {
             "all_positions": all_positions,
             "parts": part_names(store.L),
-            "scale": scale,
+            "scale": float(np.median(scales)) if scales else 0.0,  # of a typical block: one outlier flattens no others
             "sum_error": worst,
             "of": "token",
         }

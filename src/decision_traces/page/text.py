@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 _SPELLED: Final = {"Ġ": " ", "▁": " ", "Ċ": "\n"}
+_GOES_ON: Final = "⋯"
 
 
 def shown_tokens(row: Mapping[str, Any], texts: tuple[str, ...], start: int, stop: int) -> list[str]:
@@ -17,12 +18,15 @@ def shown_tokens(row: Mapping[str, Any], texts: tuple[str, ...], start: int, sto
     """
     spelled = row["tokens"]
     offsets, parts = row.get("offset_mapping"), row.get("sequence_ids")
-    shown = []
+    shown: list[str] = []
+    before: tuple[int, int, int] | None = None
     for i in range(start, stop):
         part = 0 if parts is None else int(parts[i])
         a, b = (0, 0) if offsets is None else map(int, offsets[i])
         cut = texts[part][a:b] if 0 <= part < len(texts) and b > a else ""
-        shown.append(cut or plain(str(spelled[i])))
+        again = cut != "" and (part, a, b) == before  # one character in several tokens, as an emoji's bytes are
+        shown.append(_GOES_ON if again else cut or plain(str(spelled[i])))
+        before = part, a, b
     return shown
 
 
