@@ -1,4 +1,4 @@
-// Where scales end: fixed per run, and one for all that is compared.
+// Where scales end: colours' are fixed per run, axes fit what is drawn; one for all that is compared.
 import type { Sides } from "./sides";
 import type { Statistic } from "./state";
 
@@ -17,9 +17,9 @@ export function differenceEnd(sides: Sides, stat: Statistic): number {
   return { prob: 1, rank: 3, entropy: lensEnd(sides, stat) / 2, kl: lensEnd(sides, stat) / 2 }[stat];
 }
 
-/** Return the largest value and running sum of some contributions, at least what the run's scale says. */
-export function contributionEnd(scales: (number | undefined)[], values: number[][]): number {
-  let most = Math.max(1e-6, ...scales.map((scale) => scale ?? 0));
+/** Return the largest value and running sum of what is drawn on one axis: a close decision fills it, too. */
+export function contributionEnd(values: number[][]): number {
+  let most = 1e-6;
   for (const bars of values) {
     let sum = 0;
     for (const bar of bars) {

@@ -55,9 +55,9 @@ describe("contributions", () => {
     expect(strongestLayer(lead(side)!)).toBe(1);
     expect(minus(lead(side)!, lead(side)!).total).toBe(0);
   });
-  it("are drawn on the run's scale, or a larger one where they need it", () => {
-    expect(contributionEnd([5, undefined], [[1, 2, -1]])).toBe(5);
-    expect(contributionEnd([0.5], [[1, 2, -1]])).toBe(3);
+  it("fill their axis, running sum and all", () => {
+    expect(contributionEnd([[1, -4, 1], [2]])).toBe(4);
+    expect(contributionEnd([[1, 2, -1]])).toBe(3);
   });
 });
 

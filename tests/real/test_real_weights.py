@@ -32,16 +32,28 @@ def _extract(folder: Path, out: Path, **options) -> TraceStore:
     )
 
 
+def _computed(expected: np.ndarray) -> np.ndarray:
+    """How far batched and alone may be apart: both round, by processors' own ways, in float32.
+
+    1e-5 as a rule; and a token's vector is rounded as coarsely as the largest number that it ever holds, which at
+    SmolLM2's first token is 24,000 beside a median of 3, and is taken away again by the last layer.
+    """
+    size = np.abs(expected.astype(np.float64))
+    others = tuple(axis for axis in range(size.ndim) if axis != size.ndim - 2)
+    return 1e-4 * (size + np.median(size)) + 2.0**-24 * size.max(others, keepdims=True)
+
+
 def _assert_float32(stored: np.ndarray, expected: np.ndarray, name: str) -> None:
-    assert stored.dtype == np.float32
-    assert plain.worst_difference(stored, expected) < 1e-4, name
+    assert stored.dtype == np.float32 and stored.shape == expected.shape
+    difference = np.abs(stored.astype(np.float64) - expected)
+    assert (difference <= _computed(expected)).all(), (name, float((difference / _computed(expected)).max()))
 
 
 def _assert_float16(stored: np.ndarray, expected: np.ndarray, name: str) -> None:
-    """Within float16 rounding, besides the rounding of the computation (batched and alone differ by about 1e-5)."""
+    """Within float16 rounding, besides the rounding of the computation."""
     assert stored.dtype == np.float16
     a, b = stored.astype(np.float64), expected.astype(np.float64)
-    allowed = FLOAT16_RELATIVE * np.abs(b) + FLOAT16_STEP + 1e-4 * (np.abs(b) + np.median(np.abs(b)))
+    allowed = FLOAT16_RELATIVE * np.abs(b) + FLOAT16_STEP + _computed(expected)
     assert (np.abs(a - b) <= allowed).all(), (name, float((np.abs(a - b) / allowed).max()))
 
 

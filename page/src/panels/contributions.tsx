@@ -59,10 +59,7 @@ export function ContributionBars({ side, sides, height = 210 }: { side: Side; si
     if (error || !value) return <Waiting error={error} lines={9} />;
     return <p class="empty" role="note">These two were not compared: choose another token to compare with.</p>;
   }
-  const most = contributionEnd(
-    sides.map(({ meta }) => meta.contributions?.scale),
-    sides.flatMap((s) => lead(s)?.values ? [lead(s)!.values] : []),
-  );
+  const most = contributionEnd(sides.flatMap((s) => lead(s)?.values ? [lead(s)!.values] : []));
   return (
     <>
       <Bars found={found} most={most} height={height} what="Contributions in logits" />
@@ -164,7 +161,7 @@ export function ContributionDifference({ first, second }: { first: Side; second:
   if (!a || !b) return <Waiting error={first.contributions.error ?? second.contributions.error} lines={9} />;
   const found = between(first, second);
   if (!found) return <p class="empty" role="note">These models have other parts: look at them side by side.</p>;
-  const most = contributionEnd([first, second].map(({ meta }) => meta.contributions?.scale), [found.values]);
+  const most = contributionEnd([found.values]);
   return (
     <>
       <Bars found={found} most={most} height={230} what="Differences of contributions in logits" />
