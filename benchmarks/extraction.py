@@ -28,7 +28,7 @@ from benchmarks.measure import measure
 from benchmarks.picture import save_ratios
 from benchmarks.report import agrees, markdown, show
 from benchmarks.results import Results
-from decision_traces.data.registry import DatasetName
+from benchmarks.texts import Texts
 from decision_traces.models.load import quiet_transformers
 
 Name = Literal["limit", "ours", "plain", "transformer_lens", "nnsight", "torchlens"]
@@ -38,21 +38,13 @@ _CHECKED: Final = 6  # examples: more say the same
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Texts):
     """What to measure, and where the figures go."""
 
     model_path: Path = Path()
     """Folder with config, weights and tokenizer of a decoder."""
-    data_dir: Path | None = None
-    """Folder with the published data."""
-    dataset: DatasetName = "wikitext2"
-    """Which data set."""
-    split: str = "validation"
-    """train, validation or test."""
     limit: int = 500
     """How many examples."""
-    max_seq_len: int = 256
-    """T: longer texts are cut."""
     batch_size: int = 64
     """Most rows of a batch of ours."""
     contenders: tuple[Name, ...] = ("limit", "ours", "plain", "transformer_lens", "nnsight", "torchlens")

@@ -29,8 +29,8 @@ from benchmarks.contenders.families import load
 from benchmarks.contenders.limit import logits_at_end, packed
 from benchmarks.contenders.ours import Ours
 from benchmarks.contenders.task import SETS, Task
+from benchmarks.texts import Texts
 from decision_traces.capture.buffers import BatchBuffers
-from decision_traces.data.registry import DatasetName
 from decision_traces.extract import engine, next_token
 from decision_traces.models.load import quiet_transformers
 from decision_traces.store.writer import RunWriter
@@ -46,21 +46,13 @@ _WRITER: Final = ("the writer's thread beside it (processor time)", engine._Pipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Texts):
     """What to measure."""
 
     model_path: Path
     """Folder with config, weights and tokenizer of a decoder."""
-    data_dir: Path | None = None
-    """Folder with the published data."""
-    dataset: DatasetName = "wikitext2"
-    """Which data set."""
-    split: str = "validation"
-    """train, validation or test."""
     limit: int = 80
     """How many examples."""
-    max_seq_len: int = 256
-    """T."""
     capture: str = "everything"
     """Which set: resid, qkv, everything."""
     rounds: int = 3

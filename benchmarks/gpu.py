@@ -32,34 +32,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from benchmarks.contenders.batches import Batch
 from benchmarks.contenders.limit import logits_at_end, packed
+from benchmarks.contenders.ours import extracted
 from benchmarks.contenders.task import SETS, Task
 from benchmarks.machine import about_machine, on_disk
-from decision_traces.data.registry import DatasetName
-from decision_traces.extract.engine import token_budget
+from benchmarks.texts import Texts
+from decision_traces.extract.engine import batch_cost, token_budget
 from decision_traces.extract.helpers import n_processes
-from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.models.load import quiet_transformers
 
-_BEFORE: Final = ("read_s", "load_s", "tokenise_s", "probe_s", "certificate_s", "plan_s")
 _PIECE: Final = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Texts):
     """What to measure, and where the figures go."""
 
     tokenizer: Path
     """Folder with the tokenizer whose ids the model is given."""
-    data_dir: Path | None = None
-    """Folder with the published data."""
-    dataset: DatasetName = "wikitext2"
-    """Which data set."""
-    split: str = "validation"
-    """train, validation or test."""
     limit: int = 1000
     """How many texts."""
-    max_seq_len: int = 256
-    """T."""
     captures: tuple[str, ...] = ("resid",)
     """Sets of captures: resid, qkv, everything."""
     layers: int = 16
@@ -107,31 +98,12 @@ def bare(model: Any, batches: Sequence[Batch]) -> float:
     return time.perf_counter() - start
 
 
-def ours(settings: Settings, capture: str, model_path: Path, folder: Path) -> dict[str, Any]:
-    """Return the seconds of an extraction from the first forward pass to the committed folder, and to the disk.
-
-    All phases of the run are told besides.
-    """
+def ours(task: Task, folder: Path) -> dict[str, Any]:
+    """Return the seconds of an extraction from the first forward pass to the committed folder, and to the disk."""
+    ran = extracted(task, folder, "cuda")
     start = time.perf_counter()
-    extract_next_token(
-        NextTokenConfig(
-            model_path=model_path,
-            dataset=settings.dataset,
-            split=settings.split,
-            data_dir=settings.data_dir,
-            limit=settings.limit,
-            max_seq_len=settings.max_seq_len,
-            capture=SETS[capture],  # type: ignore[arg-type]
-            device="cuda",
-            out_dir=folder,
-        )
-    )
-    whole = time.perf_counter() - start
     os.sync()
-    synced = time.perf_counter() - start
-    timings = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["timings"]
-    before = sum(timings[phase] for phase in _BEFORE)
-    return {"ours_s": whole - before, "ours_synced_s": synced - before, "timings": timings}
+    return {"ours_s": ran.seconds, "ours_synced_s": ran.seconds + time.perf_counter() - start, "timings": ran.details}
 
 
 def plain_writing(folder: Path, n_bytes: int, n_files: int, threads: int) -> dict[str, float]:
@@ -155,11 +127,10 @@ def plain_writing(folder: Path, n_bytes: int, n_files: int, threads: int) -> dic
 def measure(settings: Settings, scratch: Path, console: Console) -> dict[str, Any]:
     """Measure everything, round after round."""
     model_path = save_model(settings, scratch / "model")
-    task = Task(
-        model_path, settings.dataset, settings.split, settings.data_dir, settings.limit, settings.max_seq_len, ()
-    )
-    tokens, device = task.tokens(), torch.device("cuda")
-    batches, threads = packed(tokens, token_budget(device)), n_processes()
+    source = (settings.dataset, settings.split, settings.data_dir, settings.limit)
+    tasks = {name: Task(model_path, *source, settings.max_seq_len, SETS[name]) for name in settings.captures}
+    tokens, device = next(iter(tasks.values())).tokens(), torch.device("cuda")
+    batches, threads = packed(tokens, token_budget(device), batch_cost(device)), n_processes()
     rounds: list[dict[str, Any]] = []
     for number in range(settings.rounds):
         for capture in settings.captures:
@@ -167,7 +138,7 @@ def measure(settings: Settings, scratch: Path, console: Console) -> dict[str, An
             found: dict[str, Any] = {"round": number + 1, "capture": capture, "bare_s": bare(model, batches)}
             del model
             _settle()
-            found |= ours(settings, capture, model_path, scratch / "run")
+            found |= ours(tasks[capture], scratch / "run")
             found["bytes"], found["files"] = on_disk(scratch / "run")
             shutil.rmtree(scratch / "run")
             _settle()

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import about_machine
-from decision_traces.data.registry import DatasetName
+from benchmarks.texts import Texts
 from decision_traces.schema import Capture
 from decision_traces.views.style import BLUE, GREY, INK, VERMILION, new_figure, plain, save
 
@@ -42,21 +42,13 @@ _MIB: Final = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Texts):
     """What to extract, and how often to look."""
 
     model_path: Path
     """Folder with config, weights and tokenizer."""
-    data_dir: Path | None = None
-    """Folder with the published data."""
-    dataset: DatasetName = "wikitext2"
-    """Which data set."""
-    split: str = "validation"
-    """train, validation or test."""
     texts: tuple[int, ...] = (100, 2000)
     """How many texts, one run for each."""
-    max_seq_len: int = 256
-    """T."""
     capture: tuple[Capture, ...] = ("attn", "qkv", "hidden", "resid")
     """Which arrays."""
     batch_size: int = 64

@@ -1,7 +1,6 @@
 """The limit: a bare forward pass of the same examples, as fast as plain transformers goes. Nothing is written."""
 
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,15 +12,15 @@ from transformers import AutoModelForCausalLM
 from benchmarks.contenders.batches import Batch, Tokens, pad
 from benchmarks.contenders.protocol import About, Ran, Read
 from benchmarks.contenders.task import Task
+from decision_traces.tokens import Encoding, batches
 
 MOST_SLOTS: Final = 1024
 MOST_ROWS: Final = 64
-_MOST_PADDING: Final = 0.05
-_ENOUGH_TOKENS: Final = 256
+BATCH_COST: Final = 32
 
 
 class Limit:
-    """Batches of similar length out of the whole data set, SDPA, logits at two positions a row."""
+    """Batches of like length out of the whole data set, SDPA, logits at two positions a row."""
 
     about = About("bare forward pass (the limit)")
 
@@ -57,30 +56,17 @@ def load(model_path: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation="sdpa").eval()
 
 
-def packed(tokens: Tokens, most_slots: int = MOST_SLOTS) -> list[Batch]:
-    """Sort all examples by length and pack them, so that hardly any computation goes to padding.
+def packed(tokens: Tokens, most_slots: int = MOST_SLOTS, batch_cost: int = BATCH_COST) -> list[Batch]:
+    """Sort all examples by length and cut them into the batches that take least, as ours are cut block by block.
 
     Args:
         tokens: Token ids of each example.
         most_slots: Most slots of a batch, padding included.
+        batch_cost: What a batch costs by itself, in slots.
     """
-    return [pad(rows, tokens) for rows in _groups([len(ids) for ids in tokens], most_slots)]
-
-
-def _groups(lengths: Sequence[int], most_slots: int) -> Iterator[list[int]]:
-    group: list[int] = []
-    used = 0
-    for row in sorted((r for r, n in enumerate(lengths) if n), key=lengths.__getitem__):
-        slots = (len(group) + 1) * lengths[row]
-        full = len(group) == MOST_ROWS or slots > most_slots
-        wasteful = used >= _ENOUGH_TOKENS and slots - used - lengths[row] > _MOST_PADDING * slots
-        if group and (full or wasteful):
-            yield group
-            group, used = [], 0
-        group.append(row)
-        used += lengths[row]
-    if group:
-        yield group
+    encodings = [Encoding(np.asarray(ids, np.int32), np.zeros((len(ids), 2), np.int32), False) for ids in tokens]
+    cut = batches(encodings, MOST_ROWS, most_slots, pad=0, batch_cost=batch_cost)
+    return [pad(batch.rows, tokens) for batch in cut]
 
 
 def logits_at_end(model: Any, batch: Batch) -> Tensor:

@@ -30,23 +30,7 @@ class Ours:
 
     def run(self, task: Task, folder: Path) -> Ran:
         """Extract; the seconds are the whole call less what lies before the first forward pass."""
-        start = time.perf_counter()
-        extract_next_token(
-            NextTokenConfig(
-                model_path=task.model_path,
-                dataset=task.dataset,
-                split=task.split,
-                data_dir=task.data_dir,
-                limit=task.limit,
-                max_seq_len=task.max_seq_len,
-                capture=task.capture,
-                batch_size=task.batch_size,
-                out_dir=folder,
-            )
-        )
-        whole = time.perf_counter() - start
-        timings = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["timings"]
-        return Ran(whole - sum(timings[phase] for phase in _BEFORE), timings)
+        return extracted(task, folder)
 
     def checked(self, task: Task) -> tuple[str, ...]:
         """Every array, and the probability of what is predicted."""
@@ -68,3 +52,25 @@ class Ours:
             return accessor(example, trim=True)
 
         return read
+
+
+def extracted(task: Task, folder: Path, device: str = "cpu") -> Ran:
+    """Extract; the seconds are the whole call less what lies before the first forward pass."""
+    start = time.perf_counter()
+    extract_next_token(
+        NextTokenConfig(
+            model_path=task.model_path,
+            dataset=task.dataset,
+            split=task.split,
+            data_dir=task.data_dir,
+            limit=task.limit,
+            max_seq_len=task.max_seq_len,
+            capture=task.capture,
+            batch_size=task.batch_size,
+            device=device,
+            out_dir=folder,
+        )
+    )
+    whole = time.perf_counter() - start
+    timings = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["timings"]
+    return Ran(whole - sum(timings[phase] for phase in _BEFORE), timings)

@@ -32,7 +32,7 @@ export interface Meta {
   n_choices: number | null;
   attention: { array: string; layers: number[]; heads: number[] } | null;
   lens: { all_positions: boolean; scale: { entropy: number; kl: number }; vocab_size: number } | null;
-  contributions: { all_positions: boolean; parts: string[]; scale: number; of: "token" | "choice" } | null;
+  contributions: { all_positions: boolean; parts: string[]; of: "token" | "choice" } | null;
   missing: Partial<Record<"attention" | "lens" | "contributions" | "race", Missing>>;
   partial: { lens: string; contributions: string };
   figures: Figure[];

@@ -128,7 +128,7 @@ def test_a_file_too_many_is_named_if_a_reader_would_take_it_for_data(tmp_path, s
     assert named(folder, "dec_hidden.zarr/h/c/9/0")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_chunk_checksums_find_what_an_agreeing_manifest_hides(tmp_path_factory, small, data):
     shards = [f for f in files(small) if "/c/0/" in f]

@@ -55,7 +55,7 @@ def test_a_run_or_a_sentence(
     elif ended.value.code == 0:
         _is_certified(run)
     else:
-        _is_a_sentence(said.err if ended.value.code != USAGE else "error: flags.", ended.value.code)
+        _is_said(said.err, ended.value.code)
         assert not run.parent.exists() or list(run.parent.iterdir()) == []
 
 
@@ -70,10 +70,13 @@ def _is_certified(run: Path) -> None:
         assert store.to_xarray(name).shape[0] == store.n
 
 
-def _is_a_sentence(said: str, code: object) -> None:
-    """One `error:` that ends like a sentence, after warnings at most; nothing of Python's."""
-    assert code in {1, USAGE}
+def _is_said(said: str, code: object) -> None:
+    """One `error:` that ends like a sentence, or tyro's box about a flag; nothing of Python's."""
     assert "Traceback" not in said
+    if code == USAGE:
+        assert re.search(r"(Parsing error|Unrecognized|invalid choice|Required)", said) and "--" in said, said
+        return
+    assert code == 1
     errors = re.findall(r"^error: (.*)", said, re.MULTILINE)
     assert len(errors) == 1 and errors[0].strip(), said
     assert said.rstrip()[-1] in ".)!?", said

@@ -110,6 +110,18 @@ def test_contributions_to_any_competitor_add_up(client: TestClient, demo_run: Pa
         assert lead.sum() == pytest.approx(np.log(top[pair[0]] / top[pair[1]]), abs=0.02)
 
 
+def test_contributions_against_every_other_choice_add_up(client: TestClient, choice_run: Path) -> None:
+    tokens = TraceStore(choice_run).tokens
+    for row in range(3):
+        found = client.get(f"/api/r2/e/{row}/contributions/0.json").json()
+        logits, right = tokens["choice_logits"][row], tokens["label_idx"][row]
+        ids = [candidate["id"] for candidate in found["candidates"]]
+        assert ids[0] == right and sorted(ids) == [0, 1, 2, 3, 4]
+        assert ids[1] == max(set(range(5)) - {right}, key=lambda choice: logits[choice])
+        leads = [sum(parts) for parts in found["values"]]
+        assert np.allclose(leads, [logits[right] - logits[choice] for choice in ids], atol=1e-4)
+
+
 def test_every_position_has_its_truth(client: TestClient, demo_run: Path) -> None:
     store = TraceStore(demo_run)
     head = client.get("/api/r0/e/5/lens.json").json()

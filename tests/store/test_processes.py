@@ -18,7 +18,7 @@ from decision_traces.extract.helpers import Helpers
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.schema import Dims, arrays_for
 from decision_traces.store.layout import RunLayout
-from decision_traces.store.processes import ShardProcess, start_processes
+from decision_traces.store.processes import ShardProcess
 from decision_traces.store.shared_memory import SharedMemory
 
 DIMS = Dims(5, 6, 4, 2, 3, 8, 6)
@@ -73,7 +73,7 @@ def with_helpers(monkeypatch: pytest.MonkeyPatch) -> list[Helpers]:
 
     def of(_device: torch.device) -> Helpers:
         shared = SharedMemory()
-        given.append(Helpers(start_processes(2, shared), shared=shared))
+        given.append(Helpers([ShardProcess(shared) for _ in range(2)], shared=shared))
         return given[-1]
 
     monkeypatch.setattr(Helpers, "of", of)
@@ -104,11 +104,13 @@ def test_a_run_has_the_same_bytes(positions, tiny_folder, tmp_path, blocks_of, r
 
 
 def test_what_it_cannot_write_is_raised_here(process: ShardProcess, tmp_path: Path) -> None:
-    process.order("begin", Path("a\0b"), *ABOUT)
-    process.order("begin", tmp_path / "a", *ABOUT)
+    for path in (Path("a\0b"), tmp_path / "a"):
+        process.order("begin", path, *ABOUT)
+        process.order("close", path)
     with pytest.raises(ValueError, match="embedded null byte"):
         process.finish()
     assert process.finish() is None  # told once
+    assert (tmp_path / "a").stat().st_size > 0
 
 
 def test_one_that_was_killed_is_a_sentence(process: ShardProcess, tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ from decision_traces.schema import ANALYSIS_DIR, EXAMPLE, HEAD, LAYER
 from decision_traces.store.reader import TraceStore
 
 _ROUNDINGS: Final = 16  # how many roundings a sum may be off before it is an error, as in `attribution`
-_SCALE_QUANTILE: Final = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,6 @@ def write_contribution_grid(
         store.run_dir / ANALYSIS_DIR / CONTRIBUTION_GRID, arrays, sizes, rows_at_once(row_bytes // 4, store.n)
     )
     met, worst = np.zeros(unembedding.weight.shape[0], bool), 0.0
-    scales = []
     with writer:
         for start in range(0, store.n, writer.rows):
             block = block_of(places, slice(start, min(start + writer.rows, store.n)))
@@ -105,7 +103,6 @@ def write_contribution_grid(
             if len(block):
                 columns, error = _split(store, block, way, heads)
                 met[np.unique(columns["candidates"][columns["candidates"] >= 0])] = True
-                scales.append(float(np.quantile(np.abs(columns["parts"]), _SCALE_QUANTILE)))
                 worst = max(worst, error)
                 empty = {"candidates": -1}
                 values |= {name: block.spread(v, n_slots, empty.get(name, 0)) for name, v in columns.items()}
@@ -115,7 +112,6 @@ def write_contribution_grid(
         attributes = {
             "all_positions": all_positions,
             "parts": part_names(store.L),
-            "scale": float(np.median(scales)) if scales else 0.0,  # of a typical block: one outlier flattens no others
             "sum_error": worst,
             "of": "token",
         }
@@ -230,6 +226,5 @@ def write_choice_contributions(store: TraceStore, result: Attribution, choices: 
             rows = slice(start, min(start + writer.rows, n))
             at = np.zeros((rows.stop - start, 1), np.int32)
             writer.write(rows, {"positions": at, "candidates": order[rows][:, None], "parts": leads[rows]})
-        scale = float(np.quantile(np.abs(leads), _SCALE_QUANTILE)) if leads.size else 0.0
-        attributes = {"parts": part_names(n_layers), "scale": scale, "sum_error": result.sum_error, "of": "choice"}
+        attributes = {"parts": part_names(n_layers), "sum_error": result.sum_error, "of": "choice"}
         return writer.finish({"all_positions": False} | attributes)

@@ -20,7 +20,8 @@ from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
 from decision_traces.schema import Dims, Side, Site
 from decision_traces.store.layout import RunLayout
-from decision_traces.store.writer import OpenBlock, RunWriter
+from decision_traces.store.open_block import OpenBlock
+from decision_traces.store.writer import RunWriter
 from decision_traces.tokens import Encoding, TokenBatch, batches, make_batch
 
 _TOKENS: Final = {"cpu": 1024}
@@ -45,6 +46,15 @@ def batch_cost(device: torch.device) -> int:
     start some hundred kernels (16 ms for 16 layers on an H200, where as much time is worth 2,000 slots).
     """
     return _BATCH_COST.get(device.type, _LAUNCHES)
+
+
+def cut(
+    loaded: LoadedModel, anatomy: Anatomy, encodings: Sequence[Encoding], most: int, pad: int
+) -> Iterator[TokenBatch]:
+    """Cut texts into batches of at most so many rows, as the model's device computes them best."""
+    device, one_length = loaded.device, not anatomy.pads
+    cost = batch_cost(device)
+    return batches(encodings, most, token_budget(device), pad, one_length=one_length, batch_cost=cost)
 
 
 @runtime_checkable
@@ -186,15 +196,7 @@ class _Pipeline:
     def _batches(self, encodings: Sequence[Encoding]) -> Iterator[TokenBatch]:
         engine = self._engine
         most = engine.batch_size * engine.layout.dims.n_choices
-        budget = token_budget(engine.loaded.device)
-        return batches(
-            encodings,
-            most,
-            budget,
-            engine.pad,
-            one_length=not engine.anatomy.pads,
-            batch_cost=batch_cost(engine.loaded.device),
-        )
+        return cut(engine.loaded, engine.anatomy, encodings, most, engine.pad)
 
     # -- computing ------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from decision_traces.capture.buffers import Memory
-from decision_traces.store.processes import ShardProcess, start_processes
+from decision_traces.store.processes import ShardProcess
 from decision_traces.store.shared_memory import SharedMemory
 
 _MOST: Final = 8
@@ -37,7 +37,7 @@ class Helpers:
         if not SharedMemory.available():
             return cls(pinned=True)
         shared = SharedMemory(_pin, _unpin)
-        return cls(start_processes(n_processes(), shared), pinned=True, shared=shared)
+        return cls([ShardProcess(shared) for _ in range(n_processes())], pinned=True, shared=shared)
 
     @property
     def memory(self) -> Memory | None:

@@ -22,7 +22,7 @@ from decision_traces.errors import (
     first_line,
 )
 from decision_traces.extract.cost import RunCost, cost_of, disk_estimate
-from decision_traces.extract.engine import Engine, Workflow, batch_cost, token_budget
+from decision_traces.extract.engine import Engine, Workflow, cut, token_budget
 from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
 from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
 from decision_traces.extract.prepare import prepare
@@ -34,7 +34,6 @@ from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE
 from decision_traces.store.disk import free_bytes, refuse_existing
 from decision_traces.store.place import default_root, run_id
 from decision_traces.store.writer import RunWriter, refuse_unfinished
-from decision_traces.tokens import batches
 
 
 def run_job(job: Job, progress: Progress) -> Path:
@@ -72,12 +71,9 @@ def plan_job(job: Job, progress: Progress) -> RunCost:
     _check_options(job.options)
     with _in_a_sentence(lambda: "Nothing was written."):
         prepared = prepare(job, progress, Clock())
-    budget = token_budget(prepared.loaded.device)
-    cost = cost_of(prepared, budget, n_tables=job.n_tables)
+    cost = cost_of(prepared, token_budget(prepared.loaded.device), n_tables=job.n_tables)
     most = job.options.batch_size * prepared.layout.dims.n_choices
-    one_length = not prepared.anatomy.pads
-    each = batch_cost(prepared.loaded.device)
-    tried = list(batches(prepared.encodings, most, budget, prepared.pad, one_length=one_length, batch_cost=each))
+    tried = list(cut(prepared.loaded, prepared.anatomy, prepared.encodings, most, prepared.pad))
     if not tried:
         return cost
     middle = tried[len(tried) // 2]

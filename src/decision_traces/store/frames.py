@@ -7,7 +7,6 @@ every Zstandard decoder, costs no more than copying the tokens, and takes their 
 that, and what it costs, is measured in `docs/performance.md`.
 """
 
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,17 +76,10 @@ def _checksum(crc: int) -> bytes:
     return crc.to_bytes(CRC_BYTES, "little")
 
 
-class _Plans(threading.local):
-    """Each thread has its own, so that several may make frames of one array."""
-
-    def __init__(self) -> None:
-        self.by_shape: OrderedDict[tuple[int, ...], _Plan] = OrderedDict()
-
-
 class FrameMaker:
     """Makes the frames of one array.
 
-    A frame is valid as long as the numbers it was made of where it `stays`, else until the same thread makes the next.
+    A frame is valid as long as the numbers it was made of where it `stays`, else until the next of its shape is made.
     """
 
     def __init__(self, chunk: tuple[int, ...], *, causal: bool = False) -> None:
@@ -99,7 +91,7 @@ class FrameMaker:
         """
         self._planes, (self._slots, self._width) = (chunk[0] if len(chunk) > 2 else 1), chunk[-2:]
         self._causal = causal
-        self._plans = _Plans()
+        self._plans: OrderedDict[tuple[int, ...], _Plan] = OrderedDict()
 
     def frame(self, piece: np.ndarray) -> Frame:
         """Return the frame of an example's chunk with its CRC-32C behind it, as Zarr's `crc32c` codec puts it.
@@ -120,13 +112,13 @@ class FrameMaker:
         return self._planes == 1 and not self._causal and piece.shape[-1] == self._width
 
     def _plan(self, shape: tuple[int, ...], itemsize: int, causal: bool) -> _Plan:
-        key, plans = (*shape, itemsize, causal), self._plans.by_shape
-        if key not in plans:
-            if len(plans) >= _PLANS:
-                plans.popitem(last=False)
-            plans[key] = self._make(shape, itemsize, causal)
-        plans.move_to_end(key)
-        return plans[key]
+        key = (*shape, itemsize, causal)
+        if key not in self._plans:
+            if len(self._plans) >= _PLANS:
+                self._plans.popitem(last=False)
+            self._plans[key] = self._make(shape, itemsize, causal)
+        self._plans.move_to_end(key)
+        return self._plans[key]
 
     def _make(self, shape: tuple[int, ...], itemsize: int, causal: bool) -> _Plan:
         planes, n, width = shape

@@ -8,7 +8,7 @@ orders.
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
@@ -96,15 +96,12 @@ class ShardProcess:
 
 
 class RemoteShard:
-    """A shard file that a helper process writes; see `shards.ShardFile`. Its helper hears of it at the first `put`."""
+    """A shard file that a helper process writes; see `shards.ShardFile`."""
 
     def __init__(self, path: Path, spec: ArraySpec, layout: RunLayout, rows: int, process: ShardProcess) -> None:
         self.path = path
         self._about = (spec, layout, rows)
         self._process, self._begun = process, False
-
-    def begin(self) -> None:
-        """Do nothing yet: the helpers may be at work on the block before."""
 
     def put(self, pieces: Pieces) -> None:
         """Let the chunks of some rows, which lie in shared memory, be appended."""
@@ -134,8 +131,3 @@ def _gone() -> Iterator[None]:
             "A process that writes for this one has ended (out of memory, or stopped by somebody). Finished blocks "
             "are kept; run the same command with --resume."
         ) from error
-
-
-def start_processes(n: int, memory: SharedMemory) -> Sequence[ShardProcess]:
-    """Start so many helpers, which can read this memory."""
-    return [ShardProcess(memory) for _ in range(n)]

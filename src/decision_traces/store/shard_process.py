@@ -42,7 +42,6 @@ class _Desk:
         if spec.name not in self._frames:
             self._frames[spec.name] = frame_maker(layout, spec)
         self._files[path] = ShardFile(path, spec, layout, rows, self._frames[spec.name])
-        self._files[path].begin()
 
     def put(self, path: Path, place: Place, *kept: Any) -> None:
         """Append the chunks of some rows: a tensor in shared memory, and the rest of `Pieces`."""

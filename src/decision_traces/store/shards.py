@@ -38,7 +38,7 @@ class _Group:
 
 @dataclass(slots=True)
 class ShardFile:
-    """One shard file in the making.
+    """One shard file in the making; it is there, empty.
 
     Attributes:
         path: The file.
@@ -66,12 +66,6 @@ class ShardFile:
     @property
     def _choices(self) -> int:
         return self.layout.dims.n_choices if CHOICE in self.spec.axes else 1
-
-    def begin(self) -> None:
-        """Make the file, empty; what a crash left half-written goes."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
-        self.path.touch()
 
     def put(self, pieces: Pieces) -> None:
         """Append the chunks of some rows."""
