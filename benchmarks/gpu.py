@@ -4,9 +4,10 @@
 
 The model has the shape of a Llama of a billion parameters, random weights, in bfloat16: what a value is makes no
 difference to any of these times. Three things are measured in turn, round after round: the bare forward pass (SDPA,
-batches of equal length, logits at two positions a row), ours from the first forward pass to the committed folder, and
-plain writing of as many bytes into as many files by as many threads. Writing is measured twice: until the system has
-taken the bytes into its memory, and until they are on the disk (`sync`), which is what a run larger than memory meets.
+batches of like length, kernels that need no plan for a shape, logits at two positions a row), ours from the first
+forward pass to the committed folder, and plain writing of as many bytes into as many files by as many threads. Writing
+is measured twice: until the system has taken the bytes into its memory, and until they are on the disk (`sync`), which
+is what a run larger than memory meets.
 """
 
 import gc
@@ -38,6 +39,7 @@ from benchmarks.machine import about_machine, on_disk
 from benchmarks.texts import Texts
 from decision_traces.extract.engine import batch_cost, token_budget
 from decision_traces.extract.helpers import n_processes
+from decision_traces.models.kernels import any_shape_of_batch
 from decision_traces.models.load import quiet_transformers
 
 _PIECE: Final = 1 << 20
@@ -87,7 +89,7 @@ def bare(model: Any, batches: Sequence[Batch]) -> float:
     """Return the seconds of the forward passes alone."""
     device = model.device
     moved = [Batch(b.rows, b.lengths, b.ids.to(device), b.mask.to(device)) for b in batches]
-    with torch.inference_mode():
+    with torch.inference_mode(), any_shape_of_batch():
         for batch in moved[:2]:
             logits_at_end(model, batch)
         torch.cuda.synchronize()

@@ -92,7 +92,8 @@ class Clicks:
 
     def __init__(self, url: str) -> None:
         """Read what the run is."""
-        self.base = f"{url}api/r0/"
+        key = json.loads(asked(f"{url}api/runs.json")[2])["runs"][0]["key"]
+        self.base = f"{url}api/{key}/"
         self.meta: dict[str, Any] = json.loads(asked(f"{self.base}meta.json")[2])
         self.largest = 0
 
@@ -112,11 +113,10 @@ class Clicks:
         tokens = json.loads(bodies[0])
         position = (tokens["decision"] or {}).get("pos") or 0
         if self.meta["lens"]:
-            took += self.get(f"e/{row}/lens/statistics.f16")[0]
             more, bodies = self.get(f"e/{row}/lens.json")
             head = json.loads(bodies[0])
-            blocks = -(-head["depths"] // head["depths_per_block"])
-            took += more + self.get(*(f"e/{row}/lens/top/{block}.bin" for block in range(blocks)))[0]
+            blocks = -(-head["depths"] * len(head["pos"]) // head["states_per_block"])
+            took += more + self.get(*(f"e/{row}/lens/{block}.bin" for block in range(blocks)))[0]
         return took + self.position(row, position) + self.layer(row, self.meta["L"] - 1)
 
     def position(self, row: int, position: int) -> float:

@@ -5,7 +5,7 @@ import { when } from "./cache";
 import { columnsOf, idOf } from "./examples";
 import { counterpart } from "./list";
 import { exampleRow, pinOf, type Side } from "./side";
-import { go, state } from "./state";
+import { go, state, UNASKED } from "./state";
 import type { Meta } from "./types";
 
 export const said = signal("");
@@ -20,7 +20,7 @@ export function tell(text: string): void {
 /** Pin an example, or unpin the one that is. */
 export function pin(side: Side | undefined): void {
   if (state.value.pin) go({ pin: null });
-  else if (side) go({ pin: pinOf(side, state.value.vs) });
+  else if (side) go({ pin: pinOf(side, state.value) });
 }
 
 /** Pin this example and open one that turned out the other way. */
@@ -43,7 +43,7 @@ export async function against(meta: Meta, side: Side): Promise<void> {
   if (run !== side.place.run || ex !== side.tokens.example_id) return; // the reader has gone on
   const id = idOf(meta, other);
   if (id === undefined) tell(rows.error ?? "The list cannot be read.");
-  else go({ pin: pinOf(side, state.value.vs), ex: id, pos: null, vs: null, choice: null });
+  else go({ pin: pinOf(side, state.value), ex: id, pos: null, choice: null, ...UNASKED });
 }
 
 let wanted = "";
@@ -67,5 +67,5 @@ export async function switchRun(key: string): Promise<void> {
   if (wanted !== key) return; // yet another one was chosen since
   const kept = there.value ? ex : "";
   if (kept === "" && ex !== "") tell(`${meta.value.run_id} has no example ${ex}.`);
-  go({ run: key, ex: kept, pos: null, vs: null, choice: null, layer: null, head: null, kinds: {} });
+  go({ run: key, ex: kept, pos: null, choice: null, layer: null, head: null, kinds: {}, ...UNASKED });
 }

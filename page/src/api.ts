@@ -29,8 +29,10 @@ const encoded = encodeURIComponent;
 const ofChoice = (run: string, row: number, choice: number): string => `${run}/e/${row}/c${choice}`;
 
 export const runs = () => load<Runs>("runs.json", json, true);
-/** Whether this is a static page: there is no server to search or to ask for exact values. */
+/** Whether this is a static page: there is no server to search, or to write numbers out as text. */
 export const bundled = (): boolean => runs().value?.bundle ?? false;
+/** Whether attention can be had as numbers, and not only as it is drawn. */
+export const exact = (): boolean => runs().value?.exact ?? true;
 export const meta = (run: string) => load<Meta>(`${run}/meta.json`, json, true);
 export const rows = (run: string, part: number) => load<Rows>(`${run}/rows/${part}.json`, json);
 export const column = (run: string, name: string, part: number) =>
@@ -59,42 +61,47 @@ export interface Lens extends LensHead {
   slotOf: Map<number, number>;
 }
 
-const assembled = new WeakMap<Float32Array, Lens>();
+const assembled = new WeakMap<ArrayBuffer, Lens>();
 
 export function lens(run: string, row: number): Loaded<Lens> {
   const base = `${run}/e/${row}`;
   const head = load<LensHead>(`${base}/lens.json`, json);
-  const numbers = load(`${base}/lens/statistics.f16`, half);
   if (!head.value) return { error: head.error };
-  const count = Math.ceil(head.value.depths / head.value.depths_per_block);
-  const blocks = Array.from({ length: count }, (_, i) => load(`${base}/lens/top/${i}.bin`, raw));
-  const failed = [numbers, ...blocks].find((part) => part.error);
+  const count = Math.ceil((head.value.depths * head.value.pos.length) / head.value.states_per_block);
+  const blocks = Array.from({ length: count }, (_, i) => load(`${base}/lens/${i}.bin`, raw));
+  const failed = blocks.find((part) => part.error);
   if (failed) return { error: failed.error };
-  if (!numbers.value || blocks.some((block) => !block.value)) return {};
-  let made = assembled.get(numbers.value);
+  if (blocks.some((block) => !block.value)) return {};
+  const found = blocks.map((block) => block.value as ArrayBuffer);
+  let made = count > 0 ? assembled.get(found[0]) : undefined;
   if (!made) {
-    made = assemble(head.value, numbers.value, blocks.map((block) => block.value as ArrayBuffer));
-    assembled.set(numbers.value, made);
+    made = assemble(head.value, found);
+    if (count > 0) assembled.set(found[0], made);
   }
   return { value: made };
 }
 
-export function assemble(head: LensHead, numbers: Float32Array, blocks: ArrayBuffer[]): Lens {
-  const slots = head.pos.length;
-  const each = head.depths * slots;
+/** Put blocks together: of some states each, depth by depth, what `lens_block` on the other side puts in. */
+export function assemble(head: LensHead, blocks: ArrayBuffer[]): Lens {
+  const each = head.depths * head.pos.length;
   const width = head.candidates[0]?.length ?? 0;
+  const names = head.statistics.filter((name) => name !== "rank");
   const values: Record<string, Float32Array> = {};
-  head.statistics.forEach((name, i) => (values[name] = numbers.subarray(i * each, (i + 1) * each)));
+  for (const name of head.statistics) values[name] = new Float32Array(each);
   const topIds = new Int32Array(each * head.top);
   const topProbs = new Float32Array(each * head.top);
   const candidateProbs = new Float32Array(each * width);
   let done = 0;
   for (const block of blocks) {
-    const states = block.byteLength / (6 * head.top + 2 * width) || 0;
-    const count = states * head.top;
-    topIds.set(new Int32Array(block, 0, count), done * head.top);
-    topProbs.set(halves(block, count * 4, count), done * head.top);
-    candidateProbs.set(halves(block, count * 6, states * width), done * width);
+    const states = block.byteLength / (4 + 2 * names.length + 6 * head.top + 2 * width);
+    let at = 0;
+    const whole = (count: number) => new Int32Array(block, (at += 4 * count) - 4 * count, count);
+    const half = (count: number) => halves(block, (at += 2 * count) - 2 * count, count);
+    values.rank.set(whole(states), done);
+    topIds.set(whole(states * head.top), done * head.top);
+    for (const name of names) values[name].set(half(states), done);
+    topProbs.set(half(states * head.top), done * head.top);
+    candidateProbs.set(half(states * width), done * width);
     done += states;
   }
   const slotOf = new Map(head.pos.map((p, i) => [p, i]));

@@ -14,7 +14,7 @@ import { One } from "./panels/one";
 import { Two } from "./panels/two";
 import { notice, runOf, settle } from "./settle";
 import { sideOf, type Side } from "./side";
-import { amend, here, state } from "./state";
+import { amend, beginWith, here, state } from "./state";
 import type { Meta, Runs } from "./types";
 
 export function App() {
@@ -22,6 +22,10 @@ export function App() {
   useEffect(() => {
     document.documentElement.dataset.theme = theme.value;
   }, [theme.value]);
+  const first = runs.value?.runs[0].key;
+  useEffect(() => {
+    if (first !== undefined) beginWith(first);
+  }, [first]);
   if (!runs.value) return <Alone error={runs.error} />;
   const meta = api.meta(runOf(state.value, runs.value));
   if (!meta.value) return <Alone error={meta.error} />;
@@ -94,9 +98,9 @@ function Run({ meta, runs }: { meta: Meta; runs: Runs }) {
     document.title = `${meta.run_id} · decision traces`;
   }, [meta.run_id]);
   const place = { ...here.value, run: meta.key };
-  const { pin, vs, layer, head } = state.value;
-  const loaded = place.ex === "" ? {} : sideOf(place, { vs, layer, head });
-  const pinned = pin && sideOf(pin, { vs: pin.vs, layer, head });
+  const { pin, target, vs, layer, head } = state.value;
+  const loaded = place.ex === "" ? {} : sideOf(place, { target, vs, layer, head });
+  const pinned = pin && sideOf(pin, { target: pin.target, vs: pin.vs, layer, head });
   const side = useLast(loaded, place.run);
   useEffect(() => follow(loaded.value), [loaded.value]);
   const main = useRef<HTMLElement>(null);

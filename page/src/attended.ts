@@ -63,7 +63,7 @@ export function lookedAt(side: Side): Float32Array | null {
   if (!drawn || row < 0) return null;
   const { block, keys } = side.tokens.attention!;
   const { layer, head } = side.shown;
-  if (!api.bundled()) {
+  if (api.exact()) {
     const at = Math.floor(row / block);
     const exact = api.headValues(side.place.run, side.row, side.place.choice, layer!, head!, at).value;
     const from = (row - at * block) * keys;

@@ -5,7 +5,7 @@ import { idOf, listed } from "./examples";
 import { sheet } from "./panels/frame";
 import { helping } from "./panels/help";
 import type { Side } from "./side";
-import { go, open, state } from "./state";
+import { go, open, state, UNASKED } from "./state";
 
 let followed: Side | undefined;
 /** The row gone to by key while its example is still on its way, so that keys can be pressed quickly. */
@@ -40,7 +40,7 @@ function token(step: number): void {
   const side = shown();
   if (!side) return;
   const pos = side.pos + step;
-  if (pos >= 0 && pos < side.tokens.n_tokens) go({ pos, vs: null });
+  if (pos >= 0 && pos < side.tokens.n_tokens) go({ pos, ...UNASKED });
 }
 
 function along(values: number[], now: number | null, step: number): number | null {
@@ -57,7 +57,7 @@ const ACTIONS: Record<string, () => void> = {
   "]": () => layer(1),
   "{": () => head(-1),
   "}": () => head(1),
-  d: () => go({ pos: null, vs: null }),
+  d: () => go({ pos: null, ...UNASKED }),
   p: () => pin(shown()),
   c: compare,
   "?": () => void (helping.value = !helping.value),

@@ -20,7 +20,7 @@ export function runOf(state: State, runs: Runs): string {
 export function settle(state: State, runs: Runs, meta: Meta): Settled {
   const patch: Partial<State> = {};
   const notes: string[] = [];
-  if (state.run !== meta.key) {
+  if (state.run !== "" && state.run !== meta.key) {
     patch.run = meta.key;
     notes.push(`There is no run ${state.run} here; shown is ${meta.run_id}.`);
   }

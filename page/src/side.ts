@@ -4,7 +4,7 @@ import * as api from "./api";
 import type { Lens } from "./api";
 import type { Loaded } from "./cache";
 import { layerOf } from "./format";
-import type { Pinned, Place } from "./state";
+import { UNASKED, type Pinned, type Place, type Question } from "./state";
 import type { Choice, Contributions, Meta, Race, Tokens } from "./types";
 
 export interface Side {
@@ -36,9 +36,7 @@ export interface Shown {
 }
 
 /** What the reader chose; where it is null, the side finds the most telling itself. */
-export interface Asked extends Shown {
-  vs: number | null;
-}
+export type Asked = Shown & Question;
 
 /** The positions under the pointer: what can be said of them at once is shown while the pointer is there. */
 interface Peeked {
@@ -69,7 +67,7 @@ export function glance(side: Side): Side {
   const at = peek.value.find(({ run, row }) => run === side.place.run && row === side.row);
   if (!at || at.pos === side.pos || !side.lens.value) return side;
   const there = { ...side, pos: at.pos, slot: side.lens.value.slotOf.get(at.pos) ?? -1, contributions: {} };
-  return there.slot < 0 ? side : { ...there, ...question(there, null) };
+  return there.slot < 0 ? side : { ...there, ...question(there, UNASKED) };
 }
 
 /** Find the row of an example; a static page has no server to ask, and looks through the list. */
@@ -105,11 +103,12 @@ function assembled(place: Side["place"], meta: Meta, row: number, tokens: Tokens
   const pos = Math.min(last, place.pos ?? tokens.decision?.pos ?? last);
   const at = meta.by_choice ? 0 : pos;
   const followed = (meta.by_choice || meta.objective === "csqa_choice") && !meta.missing.race;
+  const here = tokens.decisions?.find((d) => d.pos === pos);
   const side: Side = {
     place,
     meta,
     row,
-    tokens,
+    tokens: here ? { ...tokens, decision: here } : tokens,
     lens,
     contributions: meta.contributions ? api.contributions(place.run, row, at) : {},
     race: followed ? api.race(place.run, row) : {},
@@ -119,7 +118,7 @@ function assembled(place: Side["place"], meta: Meta, row: number, tokens: Tokens
     rival: null,
     shown: { layer: null, head: null },
   };
-  const compared = { ...side, ...question(side, asked.vs) };
+  const compared = { ...side, ...question(side, asked) };
   return { ...compared, shown: shownOf(compared, asked) };
 }
 
@@ -132,10 +131,15 @@ function chosen(meta: Meta, place: Place, row: number): Loaded<number> {
   return { value: Math.max(0, (first.value.choices ?? []).findIndex((c) => c.given)) };
 }
 
-/** Return what pins a side: where it stands, and what it is compared with. */
-export function pinOf(side: Side, vs: number | null): Pinned {
+/** Return what pins a side: where it stands, and what is compared there. */
+export function pinOf(side: Side, { target, vs }: Question): Pinned {
   const { run, choice } = side.place;
-  return { run, ex: side.tokens.example_id, pos: side.pos, choice, vs };
+  return { run, ex: side.tokens.example_id, pos: side.pos, choice, target, vs };
+}
+
+/** Return whether tokens were masked, and are predicted where they stand; else each is at the one before. */
+export function fillsGaps(side: Side): boolean {
+  return side.tokens.decisions !== null;
 }
 
 /** Return whether a side stands where its example's decision was made. */
@@ -148,11 +152,15 @@ export function choicesAt(side: Side): Choice[] | null {
   return atDecision(side) ? side.tokens.choices : null;
 }
 
-/** Return the target and what it is compared with: what was asked for, or its strongest rival. */
-export function question(side: Side, vs: number | null): { target: Token | null; rival: Token | null } {
+/**
+ * Return the target and what it is compared with: what was asked for, else what comes next (or is right), and the
+ * strongest rival of the target.
+ */
+export function question(side: Side, { target: aim, vs }: Question): { target: Token | null; rival: Token | null } {
   const choices = choicesAt(side);
   if (choices) {
-    const right = choices.find((c) => c.right) ?? choices.find((c) => c.given);
+    const chosen = choices.find((c) => choiceId(side, c) === aim);
+    const right = chosen ?? choices.find((c) => c.right) ?? choices.find((c) => c.given);
     const others = choices.filter((c) => c !== right).sort((a, b) => b.logit - a.logit);
     const asked = others.find((c) => choiceId(side, c) === vs) ?? others[0];
     const named = (c: Choice | undefined) => (c ? { id: choiceId(side, c), text: `${c.label} ${c.text}` } : null);
@@ -161,7 +169,7 @@ export function question(side: Side, vs: number | null): { target: Token | null;
   const { decision } = side.tokens;
   const list = candidates(side);
   if (list.length === 0) return { target: decision?.true ?? decision?.pred ?? null, rival: null };
-  const target = list.find((c) => c.target) ?? list[0];
+  const target = list.find((c) => c.id === aim) ?? list.find((c) => c.target) ?? list[0];
   const others = list.filter((c) => c.id !== target.id);
   const asked = vs === null ? undefined : others.find((c) => c.id === vs);
   const strongest = [...others].sort((a, b) => b.prob - a.prob)[0] ?? null;
@@ -175,6 +183,7 @@ export function choiceId(side: Side, choice: Choice): number {
 
 export interface Candidate extends Token {
   prob: number;
+  /** Whether it is the target where no other was chosen: what really comes next, where that is known. */
   target: boolean;
 }
 

@@ -13,14 +13,19 @@ export interface Place {
   choice: number | null;
 }
 
-export interface Pinned extends Place {
+/** Which two tokens (or choices) are compared; null for the ones that suggest themselves. */
+export interface Question {
+  target: number | null;
   vs: number | null;
 }
 
-export interface State extends Place {
+export const UNASKED: Question = { target: null, vs: null };
+
+export interface Pinned extends Place, Question {}
+
+export interface State extends Place, Question {
   layer: number | null;
   head: number | null;
-  vs: number | null;
   stat: Statistic;
   /** Whether a lens shows all its positions at once. */
   fit: boolean;
@@ -35,13 +40,13 @@ export interface State extends Place {
 }
 
 export const START: State = {
-  run: "r0",
+  run: "",
   ex: "",
   pos: null,
   choice: null,
   layer: null,
   head: null,
-  vs: null,
+  ...UNASKED,
   stat: "prob",
   fit: false,
   colour: "prob",
@@ -57,7 +62,7 @@ export const START: State = {
 const STATS: readonly string[] = ["prob", "rank", "entropy", "kl"];
 const COLOURS: readonly string[] = ["prob", "entropy", "rank", "attention", "off"];
 const PLAIN = [
-  "run", "ex", "pos", "choice", "layer", "head", "vs", "stat", "colour", "only", "q", "sort", "cmp",
+  "run", "ex", "pos", "choice", "layer", "head", "target", "vs", "stat", "colour", "only", "q", "sort", "cmp",
 ] as const;
 
 function whole(text: string | null | undefined): number | null {
@@ -85,24 +90,26 @@ function unescaped(part: string): string {
 }
 
 function pinOf(text: string | null): Pinned | null {
-  const [run, ex, pos, choice, vs] = (text ?? "").split("~").map(unescaped);
-  return run && ex ? { run, ex, pos: whole(pos), choice: whole(choice), vs: whole(vs) } : null;
+  const [run, ex, pos, choice, vs, target] = (text ?? "").split("~").map(unescaped);
+  const asked = { vs: whole(vs), target: whole(target) };
+  return run && ex ? { run, ex, pos: whole(pos), choice: whole(choice), ...asked } : null;
 }
 
-function pinText({ run, ex, pos, choice, vs }: Pinned): string {
-  return [run, ex, pos, choice, vs].map(escaped).join("~").replace(/~+$/, "");
+function pinText({ run, ex, pos, choice, vs, target }: Pinned): string {
+  return [run, ex, pos, choice, vs, target].map(escaped).join("~").replace(/~+$/, "");
 }
 
 /** Read a state out of a query string; what cannot be read is left at its start. */
 export function parse(search: string): State {
   const q = new URLSearchParams(search);
   const state: State = { ...START, ranges: {}, kinds: {} };
-  state.run = q.get("run") ?? "r0";
+  state.run = q.get("run") ?? START.run;
   state.ex = q.get("ex") ?? "";
   state.pos = whole(q.get("pos"));
   state.choice = whole(q.get("choice"));
   state.layer = whole(q.get("layer"));
   state.head = whole(q.get("head"));
+  state.target = whole(q.get("target"));
   state.vs = whole(q.get("vs"));
   state.stat = oneOf(q.get("stat"), STATS, "prob");
   state.fit = q.get("fit") === "1";
@@ -137,6 +144,12 @@ export function format(state: State): string {
 
 export const state = signal<State>(parse(typeof location === "undefined" ? "" : location.search));
 
+/** Say which run is shown where the address names none. */
+export function beginWith(run: string): void {
+  START.run = run;
+  if (state.value.run === "") state.value = { ...state.value, run };
+}
+
 /** Change the state and with it the URL. Going to another example is a step in the browser's history. */
 export function go(patch: Partial<State>): void {
   const before = state.value;
@@ -154,7 +167,7 @@ export function amend(patch: Partial<State>): void {
 
 /** Go to another example: what belonged to the old one alone is forgotten. */
 export function open(ex: string): void {
-  go({ ex, pos: null, vs: null, choice: null });
+  go({ ex, pos: null, choice: null, ...UNASKED });
 }
 
 if (typeof window !== "undefined") {

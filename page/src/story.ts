@@ -1,5 +1,5 @@
 // In words: who was ahead when, and what turned it. Everything said is read off the arrays that the panels draw.
-import { choicesAt, isRight, lead, path, type Side } from "./side";
+import { candidates, choicesAt, isRight, lead, path, type Side } from "./side";
 
 export interface Story {
   /** Depth from which the one that is ahead in the end stays ahead; null where the lens says nothing. */
@@ -29,7 +29,8 @@ export function story(side: Side): Story | null {
   const leads = ours.map((p, d) => p - theirs[d]);
   const end = leads[leads.length - 1];
   // Two that are equal in float16 need not be: the verdict decides, then the logits.
-  const tied = choicesAt(side) ? null : isRight(side);
+  const actual = candidates(side).find((c) => c.target)?.id;
+  const tied = choicesAt(side) || side.target.id !== actual ? null : isRight(side);
   const ahead = end !== 0 ? end > 0 : (tied ?? (found?.total ?? 0) > 0);
   let from = leads.length - 1;
   while (from > 0 && leads[from - 1] !== 0 && leads[from - 1] > 0 === ahead) from--;

@@ -44,6 +44,7 @@ export interface Meta {
 export interface Runs {
   version: string;
   bundle: boolean;
+  exact: boolean;
   runs: { key: string; run_id: string }[];
 }
 
@@ -101,6 +102,8 @@ export interface Tokens {
   n_tokens: number;
   padding: number;
   decision: Decision | null;
+  /** Of a run with masked tokens: that of each of them. */
+  decisions: Decision[] | null;
   choices: Choice[] | null;
   attention: AttentionLayout | null;
   python: string;
@@ -120,7 +123,7 @@ export interface LensHead {
   depths: number;
   top: number;
   statistics: string[];
-  depths_per_block: number;
+  states_per_block: number;
   candidates: number[][];
   words: Record<number, string>;
   python: string;

@@ -14,18 +14,25 @@ it("decodes float16", () => {
 });
 
 it("puts the blocks of a lens together", () => {
-  const block = (ids: number[], probs: number[]) => {
-    const buffer = new ArrayBuffer(ids.length * 8);
-    new Int32Array(buffer, 0, ids.length).set(ids);
-    new Uint16Array(buffer, ids.length * 4, ids.length * 2).set([...probs, ...probs.toReversed()]);
+  const [half, one, zero] = [0x3800, 0x3c00, 0];
+  const block = (whole: number[], halved: number[]) => {
+    const buffer = new ArrayBuffer(whole.length * 4 + halved.length * 2);
+    new Int32Array(buffer, 0, whole.length).set(whole);
+    new Uint16Array(buffer, whole.length * 4, halved.length).set(halved);
     return buffer;
   };
-  const head = { pos: [0, 4], known: [1, 0], depths: 2, top: 1, statistics: ["prob", "rank"], depths_per_block: 1, candidates: [[1], [2]], words: {}, python: "" };
-  const lens = assemble(head, Float32Array.of(0, 1, 2, 3, 4, 5, 6, 7), [block([7, 8], [0x3c00, 0x3800]), block([9, 10], [0, 0x3c00])]);
+  const head = {
+    pos: [0, 4], known: [1, 0], depths: 2, top: 1, statistics: ["prob", "rank"], states_per_block: 3,
+    candidates: [[1], [2]], words: {}, python: "",
+  };
+  // Three states, then one: ranks, ids; probabilities of target, of the most probable, of the candidate.
+  const first = block([4, 50_257, 6, 7, 8, 9], [one, half, zero, one, half, zero, half, one, one]);
+  const lens = assemble(head, [first, block([3, 10], [half, one, zero])]);
   expect([...lens.topIds]).toEqual([7, 8, 9, 10]);
   expect([...lens.topProbs]).toEqual([1, 0.5, 0, 1]);
   expect([...lens.candidateProbs]).toEqual([0.5, 1, 1, 0]);
-  expect([...lens.values.rank]).toEqual([4, 5, 6, 7]);
+  expect([...lens.values.prob]).toEqual([1, 0.5, 0, 0.5]);
+  expect([...lens.values.rank]).toEqual([4, 50_257, 6, 3]);
   expect(lens.slotOf.get(4)).toBe(1);
 });
 

@@ -7,13 +7,13 @@ import { metaOf } from "./sides";
 const figure = (name: string, categories: string[] | null = null): Figure => ({
   name, label: name, unit: "", min: 0, max: 1, known: 1, categories,
 });
-const runs = { version: "", bundle: false, runs: [{ key: "r0", run_id: "run" }] };
+const runs = { version: "", bundle: false, exact: true, runs: [{ key: "r0", run_id: "run" }] };
 const meta = metaOf({ figures: [figure("correct"), figure("entropy"), figure("of_kind", ["copy"])] });
 
 it("changes nothing of what the run has", () => {
   const state = {
     ...START, layer: 1, head: 1, only: "wrong" as const, sort: "-entropy", kinds: { of_kind: "copy" },
-    ranges: { entropy: [0, 1] as [number, number] }, pin: { run: "r0", ex: "a", pos: 0, choice: null, vs: null },
+    ranges: { entropy: [0, 1] as [number, number] }, pin: { run: "r0", ex: "a", pos: 0, choice: null, target: null, vs: null },
   };
   expect(settle(state, runs, meta)).toEqual({ patch: {}, notes: [] });
 });
@@ -22,7 +22,7 @@ it("takes back what the run does not have, and says what", () => {
   const state = {
     ...START, run: "r9", layer: 99, head: 7, choice: 2, sort: "margin", kinds: { of_kind: "story", of_x: "y" },
     ranges: { rank: [1, 2] as [number, number], entropy: [0, 1] as [number, number] },
-    pin: { run: "r8", ex: "a", pos: 0, choice: null, vs: null },
+    pin: { run: "r8", ex: "a", pos: 0, choice: null, target: null, vs: null },
   };
   expect(runOf(state, runs)).toBe("r0");
   const { patch, notes } = settle(state, runs, meta);

@@ -2,7 +2,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import { overlay } from "../src/attended";
 import { differences } from "../src/panels/lens-difference";
 import { contributionEnd, lensEnd } from "../src/scales";
-import { glance, isRight, lead, minus, peek, peekAt, peekAtBoth, strongestLayer } from "../src/side";
+import { glance, isRight, lead, minus, peek, peekAt, peekAtBoth, question, strongestLayer } from "../src/side";
 import { dataOf } from "../src/sides";
 import { story } from "../src/story";
 import { layout, lensOf, metaOf, sideWith } from "./sides";
@@ -39,6 +39,18 @@ describe("glance", () => {
   });
 });
 
+describe("the question", () => {
+  const side = sideWith(lensOf([[0.5, 0.2]], 1));
+  const asked = (target: number | null, vs: number | null) => {
+    const found = question(side, { target, vs });
+    return [found.target?.id, found.rival?.id];
+  };
+  it("is the actual token against its strongest rival", () => expect(asked(null, null)).toEqual([7, 8]));
+  it("is any candidate against any other", () => expect(asked(8, 7)).toEqual([8, 7]));
+  it("is never a token against itself", () => expect([asked(8, 8), asked(7, 7)]).toEqual([[8, 7], [7, 8]]));
+  it("is the usual one where another is asked for that is no candidate", () => expect(asked(99, 98)).toEqual([7, 8]));
+});
+
 describe("contributions", () => {
   const contributions = {
     value: {
@@ -52,6 +64,8 @@ describe("contributions", () => {
     expect(lead(side)).toEqual({
       parts: contributions.value.parts, values: [1, 0.5, -2, -3, 1, 0.25], heads: [[0.5, 0]], total: -2.25,
     });
+    const turned = lead({ ...side, target: side.rival, rival: side.target })!;
+    expect([turned.values, turned.heads, turned.total]).toEqual([[-1, -0.5, 2, 3, -1, -0.25], [[-0.5, 0]], 2.25]);
     expect(strongestLayer(lead(side)!)).toBe(1);
     expect(minus(lead(side)!, lead(side)!).total).toBe(0);
   });

@@ -22,7 +22,7 @@ export function metaOf(more: Partial<Meta> = {}): Meta {
 export function lensOf(probs: [number, number][], rank: number, known = 1): Lens {
   const depths = probs.length;
   return {
-    pos: [2], known: [known], depths, top: 2, statistics: ["prob", "rank", "entropy", "kl"], depths_per_block: depths,
+    pos: [2], known: [known], depths, top: 2, statistics: ["prob", "rank", "entropy", "kl"], states_per_block: depths,
     candidates: [[7, 8]], words: { 7: " cat", 8: " dog" }, python: "",
     values: {
       prob: Float32Array.from(probs, ([p]) => p), rank: new Float32Array(depths).fill(rank),
@@ -38,7 +38,7 @@ export function lensOf(probs: [number, number][], rank: number, known = 1): Lens
 export function sideWith(lens: Lens, more: Partial<Side> = {}): Side {
   const tokens: Tokens = {
     example_id: "tiny-1", row: 1, choice: 0, text: "", question: null, tokens: ["a", " b", " c", " d"], n_tokens: 4,
-    padding: 0, decision: null, choices: null, attention: layout(), python: "",
+    padding: 0, decision: null, decisions: null, choices: null, attention: layout(), python: "",
   };
   return {
     place: { run: "r0", ex: "tiny-1", pos: 2, choice: 0 }, meta: metaOf(), row: 1, tokens, lens: { value: lens },

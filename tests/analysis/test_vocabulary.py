@@ -1,10 +1,22 @@
 """What is asked of logits, against float64 and whole sorts."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from decision_traces.analysis.vocabulary import Vocabulary
+from decision_traces.analysis.vocabulary import Vocabulary, _InCache, _OnDevice, in_order, in_strips
+
+Whole = Callable[[np.ndarray], Vocabulary]
+
+
+@pytest.fixture(params=["in a processor's cache", "on a device"])
+def whole(request: pytest.FixtureRequest) -> Whole:
+    """Makes the distributions of some rows in one of the two ways; torch computes alike on every device."""
+    if request.param == "on a device":
+        return lambda logits: _OnDevice.of(torch.from_numpy(logits.copy()), 5)
+    return lambda logits: _InCache.of(logits.copy(), 5)
 
 
 @pytest.fixture(params=[7, 300, 5000, 50257])
@@ -20,9 +32,9 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exact / exact.sum(1, keepdims=True)
 
 
-def test_entropy_and_divergence(logits: np.ndarray) -> None:
+def test_entropy_and_divergence(logits: np.ndarray, whole: Whole) -> None:
     last = logits[::-1].copy()
-    one, end = (Vocabulary.of(torch.from_numpy(x.copy()), 5) for x in (logits, last))
+    one, end = (whole(x) for x in (logits, last))
     p, q = softmax(logits), softmax(last)
     np.testing.assert_allclose(one.entropy(), -(p * np.log(p)).sum(1), rtol=2e-6, atol=2e-6)
     rounding = 2e-6 * np.log(logits.shape[1])  # float32, of the logarithms of the totals, whose difference it is
@@ -31,13 +43,27 @@ def test_entropy_and_divergence(logits: np.ndarray) -> None:
     assert one.divergence_from(one).tolist() == [0.0] * 4
 
 
-def test_the_most_probable_tokens_and_ranks(logits: np.ndarray) -> None:
-    one = Vocabulary.of(torch.from_numpy(logits.copy()), 5)
+def test_the_most_probable_tokens_and_ranks(logits: np.ndarray, whole: Whole) -> None:
+    one = whole(logits)
     best = -np.sort(-logits, axis=1)[:, :5]
-    np.testing.assert_array_equal(one.logit(one.top_ids).numpy(), best)
+    np.testing.assert_array_equal(one.logit(one.top_ids), best)
     assert all(len(set(row)) == 5 for row in one.top_ids.tolist())
-    np.testing.assert_allclose(one.prob(one.top_ids), np.take_along_axis(softmax(logits), one.top_ids.numpy(), 1), 1e-5)
+    np.testing.assert_allclose(one.prob(one.top_ids), np.take_along_axis(softmax(logits), one.top_ids, 1), 1e-5)
     for token in (0, 3, logits.shape[1] - 1):
-        ids = torch.full((4,), token)
+        ids = np.full(4, token)
         expected = [1 + sum(row > row[token]) for row in logits]
         assert one.rank(ids).tolist() == expected
+
+
+def test_strips_come_back_in_the_order_of_the_rows() -> None:
+    logits = np.random.default_rng(0).normal(size=(1003, 4096)).astype(np.float32)
+    seen: dict[int, slice] = {}
+
+    def ask(one: Vocabulary, number: int, rows: slice) -> dict[str, np.ndarray]:
+        seen[number] = rows
+        return {"first": one.top_ids[:, 0], "number": np.full(rows.stop - rows.start, number)}
+
+    found = in_order(in_strips(torch.from_numpy(logits), 3, ask))
+    np.testing.assert_array_equal(found["first"], logits.argmax(1))
+    assert len(seen) > 2 and sorted(found["number"]) == list(found["number"])
+    assert [seen[i].start for i in range(1, len(seen))] == [seen[i].stop for i in range(len(seen) - 1)]

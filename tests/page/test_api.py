@@ -12,11 +12,13 @@ import zarr
 from starlette.testclient import TestClient
 
 from decision_traces import TraceStore
+from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.page.app import create_app
 from decision_traces.page.resources import bundle_paths
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import LARGEST
 from decision_traces.page.text import shown_tokens
+from decision_traces.testing.encoders import save_tiny_masked_encoder
 from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, TinyRun, build_run
 
 
@@ -76,15 +78,22 @@ def test_the_lens_ends_in_the_models_own_prediction(client: TestClient, demo_run
     tokens = TraceStore(demo_run).tokens
     for row in range(12):
         head = client.get(f"/api/r0/e/{row}/lens.json").json()
-        shape = (len(head["statistics"]), head["depths"], len(head["pos"]))
-        values = np.frombuffer(client.get(f"/api/r0/e/{row}/lens/statistics.f16").content, "<f2").reshape(shape)
+        shape = (head["depths"], len(head["pos"]))
+        n = shape[0] * shape[1]
+        assert n <= head["states_per_block"]
+        body = client.get(f"/api/r0/e/{row}/lens/0.bin").content
+        whole = np.frombuffer(body, "<i4", n * (1 + head["top"]))
+        halves = np.frombuffer(body, "<f2", offset=whole.nbytes)
+        values = {"rank": whole[:n].reshape(shape)}
+        values |= {name: halves[i * n : (i + 1) * n].reshape(shape) for i, name in enumerate(("prob", "entropy", "kl"))}
+        assert len(halves) == n * (3 + head["top"] + len(head["candidates"][0]))
         slot = head["pos"].index(int(tokens["next_pos"][row]))
-        prob, rank, entropy, kl = values[:, -1, slot].astype(np.float64)
+        prob, rank, entropy, kl = (float(values[name][-1, slot]) for name in ("prob", "rank", "entropy", "kl"))
         assert prob == pytest.approx(tokens["next_true_prob"][row], abs=2e-3)
         assert rank == tokens["next_true_rank"][row] and kl == 0
         assert entropy == pytest.approx(tokens["next_entropy"][row], abs=5e-3)
         twin = client.get(f"/api/r0/e/{row}/lens/entropy.json").json()
-        assert np.allclose(twin["entropy"], values[2], atol=5e-3)
+        assert np.allclose(twin["entropy"], values["entropy"], atol=5e-3)
         assert head["candidates"][slot][0] == tokens["next_true_id"][row]
         assert head["words"][str(tokens["next_pred_id"][row])] == tokens["next_pred_token"][row]
 
@@ -120,6 +129,29 @@ def test_contributions_against_every_other_choice_add_up(client: TestClient, cho
         assert ids[1] == max(set(range(5)) - {right}, key=lambda choice: logits[choice])
         leads = [sum(parts) for parts in found["values"]]
         assert np.allclose(leads, [logits[right] - logits[choice] for choice in ids], atol=1e-4)
+
+
+def test_every_masked_token_has_its_prediction(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("the dog ran to the house and the dog ran back home\n" * 3)
+    model = save_tiny_masked_encoder(tmp_path / "bert", "bert")
+    config = TextConfig(
+        model_path=model, text_file=tmp_path / "texts.txt", mask_prob=0.4, capture=("hidden",), out_dir=tmp_path / "run"
+    )
+    extract_texts(config)
+    masked = TestClient(create_app([PageRun("r0", tmp_path / "run")]), base_url="http://localhost")
+    table = pd.read_parquet(tmp_path / "run" / "tokens.parquet")
+    for row in range(3):
+        found = masked.get(f"/api/r0/e/{row}/c0/tokens.json").json()
+        assert len(found["decisions"]) == len(table["masked_pos"][row]) > 1
+        assert found["decision"] == found["decisions"][0]
+        for i, told in enumerate(found["decisions"]):
+            assert told["pos"] == table["masked_pos"][row][i] and found["tokens"][told["pos"]] == "<m>"
+            assert [told["true"]["id"], told["pred"]["id"]] == [
+                table[f"masked_{w}_ids"][row][i] for w in ("true", "pred")
+            ]
+            assert told["true"]["prob"] == pytest.approx(table["masked_true_probs"][row][i], rel=1e-4)
+            assert told["rank"] == table["masked_true_ranks"][row][i]
+            assert told["correct"] == (told["rank"] == 1) and len(told["top"]) == 2 - told["correct"]
 
 
 def test_every_position_has_its_truth(client: TestClient, demo_run: Path) -> None:
@@ -267,7 +299,7 @@ PLACES = (
     "/api/r0/e/0/c{}/tokens.json",
     "/api/r0/e/0/c0/attn/{}/0.u8",
     "/api/r0/e/0/c0/attn/0/{}.u8",
-    "/api/r0/e/0/lens/top/{}.bin",
+    "/api/r0/e/0/lens/{}.bin",
     "/api/r0/e/0/lens/{}.json",
     "/api/r0/e/0/contributions/{}.json",
     "/api/r0/row?example={}",
@@ -305,7 +337,7 @@ ABSENT = (
     "rows/-1.json",
     "columns/entropy/1.bin",
     "columns/entropy/-1.bin",
-    "e/0/lens/top/99.bin",
+    "e/0/lens/99.bin",
     "e/0/c0/attn/0/0/7.f16",
 )
 

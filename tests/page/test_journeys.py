@@ -71,9 +71,14 @@ def panel(page, name: str):
     return page.get_by_role("region", name=name, exact=True)
 
 
-def open_row(page, address: str, run: Path, row: int, key: str = "r0", **more: str) -> TraceStore:
+def key(run: Path) -> str:
+    """Return the name of a run in addresses."""
+    return run.name.replace(" ", "-")
+
+
+def open_row(page, address: str, run: Path, row: int, **more: str) -> TraceStore:
     store = TraceStore(run)
-    query = "&".join(f"{k}={v}" for k, v in {"run": key, "ex": store.example_id(row), **more}.items())
+    query = "&".join(f"{k}={v}" for k, v in {"run": key(run), "ex": store.example_id(row), **more}.items())
     page.goto(f"{address}?{query}")
     expect(panel(page, "Decision")).to_be_visible()
     return store
@@ -190,7 +195,7 @@ def test_a_wrong_and_a_right_one_side_by_side_and_as_a_difference(page, address:
     expect(page.get_by_text("✓ Right")).to_be_visible()
     expect(page.get_by_text("✗ Wrong")).to_be_visible()
     expect(panel(page, "Lens").get_by_role("application")).to_have_count(2)
-    assert state(page)["pin"].startswith("r0~")
+    assert state(page)["pin"].startswith("demo-run~")
     page.get_by_role("button", name="difference").click()
     expect(panel(page, "Lens").get_by_role("application")).to_have_count(1)
     expect(panel(page, "Contributions")).to_contain_text("this minus pinned")
@@ -212,16 +217,18 @@ def test_data_and_python_of_a_panel(page, address: str, demo_run: Path) -> None:
     page.get_by_role("button", name="close").click()
     panel(page, "Lens").get_by_role("button", name="data").click()
     expect(page.get_by_role("dialog")).to_contain_text('"statistic": "prob"')
-    expect(page.get_by_role("link", name="at its own address")).to_have_attribute("href", "api/r0/e/5/lens/prob.json")
+    expect(page.get_by_role("link", name="at its own address")).to_have_attribute(
+        "href", f"api/{key(demo_run)}/e/5/lens/prob.json"
+    )
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
 def test_questions_race_and_choices_are_chosen(page, address: str, question_run: Path, choice_run: Path) -> None:
-    open_row(page, address, question_run, 1, "r1")
+    open_row(page, address, question_run, 1)
     expect(panel(page, "Choice race")).to_be_visible()
     expect(panel(page, "Decision").get_by_role("listitem")).to_have_count(5)
-    store = open_row(page, address, choice_run, 1, "r2")
+    store = open_row(page, address, choice_run, 1)
     expect(panel(page, "Choice race")).to_be_visible()
     choices = page.get_by_role("group", name="choice", exact=True).get_by_role("button")
     expect(choices).to_have_count(5)
@@ -234,13 +241,13 @@ def test_questions_race_and_choices_are_chosen(page, address: str, question_run:
 
 def test_text_is_text_and_what_is_missing_is_said(page, address: str, bare_run: Path) -> None:
     page.on("dialog", lambda _: pytest.fail("a script of the data ran"))
-    open_row(page, address, bare_run, 0, "r3")
+    open_row(page, address, bare_run, 0)
     expect(page.get_by_role("listbox", name="tokens")).to_contain_text("script")
     expect(panel(page, "Attention")).to_contain_text("`attn` among the words of --capture")
     expect(panel(page, "Lens")).to_contain_text(f"decision-traces lens {bare_run} --all_positions")
     assert page.evaluate("window.hacked") is None
     assert page.locator("main img, main script, nav img").count() == 0
-    page.goto(f"{address}?run=r3&ex=nobody")
+    page.goto(f"{address}?run={key(bare_run)}&ex=nobody")
     expect(page.get_by_role("alert").first).to_contain_text("No example 'nobody'")
 
 
@@ -293,7 +300,7 @@ def test_a_pointer_that_rests_does_not_break_the_next_example(page, address: str
 def test_two_are_compared_in_one_head(page, address: str, demo_run: Path) -> None:
     pinned = TraceStore(demo_run).example_id(6)
     for cmp in ("side", "diff"):
-        open_row(page, address, demo_run, 2, pin=f"r0~{pinned}", cmp=cmp)
+        open_row(page, address, demo_run, 2, pin=f"{key(demo_run)}~{pinned}", cmp=cmp)
         expect(panel(page, "Attention").get_by_role("application").first).to_be_visible()
         panel(page, "Attention").get_by_role("button", name="data").click()
         found = json.loads(page.get_by_role("dialog").locator("pre").inner_text())
@@ -304,17 +311,17 @@ def test_two_are_compared_in_one_head(page, address: str, demo_run: Path) -> Non
 
 
 def test_a_click_in_the_pinned_half_stays_there(page, address: str, demo_run: Path) -> None:
-    store = open_row(page, address, demo_run, 2, pin=f"r0~{TraceStore(demo_run).example_id(6)}")
+    store = open_row(page, address, demo_run, 2, pin=f"{key(demo_run)}~{TraceStore(demo_run).example_id(6)}")
     expect(panel(page, "Lens").get_by_role("application", name="the pinned example")).to_be_visible()
     halves = panel(page, "Decision").locator(".half")
     bars = halves.first.get_by_role("button").filter(has=page.locator(".bar-track"))
     bars.nth(3).click()
     expect(bars.nth(3)).to_have_attribute("aria-pressed", "true")
     chosen = bars.nth(3).locator(".bar-name").inner_text()
-    assert re.fullmatch("r0~[^~]*~~~[0-9]+", state(page)["pin"])
+    assert re.fullmatch(f"{key(demo_run)}~[^~]*~~~[0-9]+", state(page)["pin"])
     assert "vs" not in state(page) and state(page)["ex"] == store.example_id(2)
     page.reload()
-    expect(halves.first.get_by_role("button", pressed=True)).to_contain_text(chosen)
+    expect(bars.and_(page.locator("[aria-pressed=true]"))).to_contain_text(chosen)
 
 
 def test_what_the_address_asks_for_and_nobody_has_is_said(page, address: str, demo_run: Path) -> None:
@@ -332,12 +339,12 @@ def test_what_the_address_asks_for_and_nobody_has_is_said(page, address: str, de
 
 def test_another_run_shows_an_example_that_it_has(page, address: str, demo_run: Path, bare_run: Path) -> None:
     store = open_row(page, address, demo_run, 4, pos="1", layer="3", sort="-entropy", vs="5")
-    page.get_by_label("run", exact=True).select_option("r3")
+    page.get_by_label("run", exact=True).select_option(key(bare_run))
     expect(page.get_by_text(f"has no example {store.example_id(4)}")).to_be_visible()
     expect(page.get_by_role("listbox", name="tokens")).to_be_visible()
-    assert state(page)["run"] == "r3" and state(page)["ex"] in list(TraceStore(bare_run).tokens["example_id"])
+    assert state(page)["run"] == key(bare_run) and state(page)["ex"] in list(TraceStore(bare_run).tokens["example_id"])
     assert not {"pos", "layer", "vs"} & set(state(page))
-    page.get_by_label("run", exact=True).select_option("r0")
+    page.get_by_label("run", exact=True).select_option(key(demo_run))
     expect(panel(page, "Race")).to_be_visible()
 
 
@@ -348,8 +355,66 @@ def test_a_probable_token_of_a_lens_cell_becomes_the_competitor(page, address: s
     name = other.inner_text()
     other.click()
     expect(probable.get_by_role("button", pressed=True)).to_have_text(name)
-    expect(panel(page, "Decision").get_by_role("button", pressed=True)).to_contain_text(name.split()[0])
+    expect(panel(page, "Decision").locator(".bar[aria-pressed=true]")).to_contain_text(name.split()[0])
     assert "vs" in state(page)
+
+
+def test_any_candidate_becomes_the_target(page, address: str, demo_run: Path) -> None:
+    open_row(page, address, demo_run, 1)
+    lines = panel(page, "Decision").get_by_role("listitem")
+    was = {
+        role: panel(page, "Contributions").locator(f"header .is-{role}").inner_text() for role in ("target", "rival")
+    }
+    for number in range(2):  # one that is neither, then the one it is compared with
+        free = lines.filter(has=page.locator(".bar[aria-pressed=false]:not([disabled])"))
+        line = free.last if number == 0 else lines.filter(has=page.locator(".bar[aria-pressed=true]"))
+        name = line.locator(".bar-name").inner_text()
+        line.get_by_role("button", name="the target").click()
+        expect(panel(page, "Contributions").locator("header .is-target")).to_contain_text(name.strip("␣"))
+        aimed = lines.filter(has=page.locator(".bar-aim[aria-pressed=true]"))
+        expect(aimed).to_have_count(1)
+        expect(aimed).to_contain_text(name)
+        expect(aimed.locator(".bar")).to_be_disabled()
+        assert panel(page, "Contributions").locator("header .is-rival").inner_text() != name
+    assert state(page)["target"].isdigit() and "vs" not in state(page)
+    parts = page.locator(".sum b").first.inner_text()
+    page.reload()
+    expect(page.locator(".sum b").first).to_have_text(parts)
+    page.keyboard.press("d")
+    expect(panel(page, "Contributions").locator("header .is-target")).to_have_text(was["target"])
+    assert "target" not in state(page)
+
+
+def test_the_lead_of_one_over_another_is_that_of_the_other_turned_round(page, address: str, demo_run: Path) -> None:
+    open_row(page, address, demo_run, 1)
+    total, sums = page.locator(".sum b").first, []
+    expect(total).to_be_visible()
+    sums.append(total.inner_text())
+    decision = panel(page, "Decision")
+    first = decision.locator(".bar.is-target .bar-name").inner_text()
+    decision.locator("li", has=page.locator(".bar[aria-pressed=true]")).get_by_role("button", name="the target").click()
+    decision.locator(".bar", has_text=first).first.click()
+    expect(decision.locator(".bar[aria-pressed=true] .bar-name")).to_have_text(first)
+    sums.append(total.inner_text())
+    assert {sums[0][0], sums[1][0]} == {"+", "−"} and sums[0][1:] == sums[1][1:]
+
+
+def test_the_same_question_in_two_runs(page, address: str, demo_run: Path, question_run: Path) -> None:
+    pin = f"{key(question_run)}~{TraceStore(question_run).example_id(0)}"
+    store = open_row(page, address, demo_run, 2, pin=pin)
+    captions = panel(page, "Tokens").locator(".caption")
+    expect(captions.first).to_contain_text(f"pinned {TraceStore(question_run).run_dir.name}")
+    expect(captions.last).to_contain_text(f"this {demo_run.name}")
+    expect(panel(page, "Lens").get_by_role("application")).to_have_count(2)
+    page.get_by_role("button", name="difference").click()
+    expect(panel(page, "Contributions")).to_contain_text("this minus pinned")
+    expect(page.get_by_text("cannot be drawn")).to_have_count(0)
+    panel(page, "Attention").get_by_role("button", name="data").click()
+    found = json.loads(page.get_by_role("dialog").locator("pre").inner_text())
+    assert found["pinned"]["example_id"] == TraceStore(question_run).example_id(0)
+    assert found["this"]["example_id"] == store.example_id(2)
+    page.reload()
+    expect(captions.first).to_contain_text(f"pinned {question_run.name}")
 
 
 def test_the_keyboard_alone_reaches_everything_in_few_steps(page, address: str, demo_run: Path) -> None:

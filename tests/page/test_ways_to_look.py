@@ -13,6 +13,8 @@ from decision_traces.page.bundle import write_bundle
 from decision_traces.page.notebook import _servers
 from decision_traces.page.serve import listen
 
+EXACT = ("e/1/c0/attn/4/2/0.f16", "e/2/c0/attn/0/0/0.f16")
+
 
 def _exit_code(*argv: str) -> int:
     with pytest.raises(SystemExit) as stopped:
@@ -25,11 +27,28 @@ def test_a_bundle_has_what_the_server_answers(client, demo_run: Path, tmp_path: 
     assert _exit_code(str(demo_run), "--bundle", str(folder), "--limit", "3") == 0
     assert "python -m http.server" in capsys.readouterr().out
     assert json.loads((folder / "api" / "runs.json").read_text())["bundle"] is True
-    assert json.loads((folder / "api" / "r0" / "meta.json").read_text())["n"] == 3
-    for path in ("e/2/lens.json", "e/2/c0/tokens.json", "e/1/c0/attn/4/2.u8", "e/0/lens/top/0.bin"):
-        assert (folder / "api" / "r0" / path).read_bytes() == client.get(f"/api/r0/{path}").content
-    assert not (folder / "api" / "r0" / "e" / "3").exists()
+    assert json.loads((folder / "api" / "demo-run" / "meta.json").read_text())["n"] == 3
+    for path in (
+        "e/2/lens.json",
+        "e/2/c0/tokens.json",
+        "e/1/c0/attn/4/2.u8",
+        "e/0/lens/0.bin",
+        "e/0/lens/kl.json",
+        *EXACT,
+    ):
+        assert (folder / "api" / "demo-run" / path).read_bytes() == client.get(f"/api/r0/{path}").content
+    assert not (folder / "api" / "demo-run" / "e" / "3").exists()
     assert (folder / "index.html").is_file() and (folder / "assets" / "page.js").is_file()
+
+
+def test_a_bundle_of_what_is_drawn_alone_is_smaller(demo_run: Path, tmp_path: Path) -> None:
+    whole = write_bundle([demo_run], tmp_path / "whole", limit=2)
+    drawn = write_bundle([demo_run], tmp_path / "drawn", limit=2, drawn_only=True)
+    exact = [p for p in (tmp_path / "whole").rglob("*.f16")]
+    assert len(exact) == 2 * 5 * 4 and not list((tmp_path / "drawn").rglob("*.f16"))
+    assert whole.files - drawn.files == len(exact)
+    told = [json.loads((tmp_path / f / "api" / "runs.json").read_text())["exact"] for f in ("whole", "drawn")]
+    assert told == [True, False]
 
 
 def test_a_bundle_replaces_nothing_it_should_not(demo_run: Path, tmp_path: Path, capsys) -> None:
@@ -48,6 +67,8 @@ def test_a_bundle_replaces_nothing_it_should_not(demo_run: Path, tmp_path: Path,
 def test_flags_that_do_not_go_together(demo_run: Path, capsys) -> None:
     assert _exit_code(str(demo_run), "--limit", "3") == 1
     assert "--limit goes with --bundle" in capsys.readouterr().err
+    assert _exit_code(str(demo_run), "--drawn_only") == 1
+    assert "--drawn_only goes with --bundle" in capsys.readouterr().err
     assert _exit_code(str(demo_run / "nothing"), "--no_browser") == 1
     assert "No run folder" in capsys.readouterr().err
 

@@ -1,8 +1,8 @@
 // What the model says at one position: its most probable tokens, or the choices of a question.
 import { number, prob, signedProb, word } from "../format";
-import { candidates, choiceId, choicesAt, glance, isKnown, textOf, type Side } from "../side";
+import { candidates, choiceId, choicesAt, fillsGaps, glance, isKnown, textOf, type Side } from "../side";
 import { current, dataOf, type Sides } from "../sides";
-import { state } from "../state";
+import { state, type Question } from "../state";
 import { Panel, Waiting } from "./frame";
 
 const MOST = 7;
@@ -29,10 +29,12 @@ function lines(side: Side): Line[] {
   }
   const list = [...candidates(side)].sort((a, b) => b.prob - a.prob);
   const known = isKnown(side);
-  const shown = list.filter((c, i) => i < MOST || c.target || c.id === among.rival);
+  const asked = new Set([among.target, among.rival]);
+  const shown = list.filter((c, i) => i < MOST || c.target || asked.has(c.id));
   return shown.map((c) => {
     const tag = c.target && known ? "actual" : "";
-    return { id: c.id, name: word(c.text), prob: c.prob, target: c.target, rival: c.id === among.rival, tag };
+    const [target, rival] = [c.id === among.target, c.id === among.rival];
+    return { id: c.id, name: word(c.text), prob: c.prob, target, rival, tag };
   });
 }
 
@@ -48,7 +50,8 @@ export function DecisionPanel({ sides, children }: { sides: Sides; children: pre
   const side = current(sides);
   const seen = glance(side);
   const difference = sides.length === 2 && state.value.cmp === "diff" ? () => pairs(sides[0], sides[1]) : undefined;
-  const after = `what the model says after ${word(seen.tokens.tokens[seen.pos])}`;
+  const where = fillsGaps(seen) ? "for" : "after";
+  const after = `what the model says ${where} ${word(seen.tokens.tokens[seen.pos])}`;
   return (
     <Panel
       name="decision"
@@ -65,11 +68,11 @@ export function DecisionPanel({ sides, children }: { sides: Sides; children: pre
 
 interface Props {
   side: Side;
-  onVs: (id: number) => void;
+  onAsk: (question: Partial<Question>) => void;
   onPick: (pos: number) => void;
 }
 
-export function DecisionBars({ side: chosen, onVs, onPick }: Props) {
+export function DecisionBars({ side: chosen, onAsk, onPick }: Props) {
   const side = glance(chosen);
   const all = lines(side);
   if (all.length === 0) return <Nothing side={side} onPick={onPick} />;
@@ -78,18 +81,27 @@ export function DecisionBars({ side: chosen, onVs, onPick }: Props) {
     <>
       <ul class="bars">
         {all.map((line) => (
-          <li key={line.id}>
+          <li key={line.id} class="bar-line">
             <button
               class={`bar${line.target ? " is-target" : ""}${line.rival ? " is-rival" : ""}`}
               disabled={line.target}
               aria-pressed={line.rival}
               title={line.target ? "the target of the comparison" : "compare the target with this one"}
-              onClick={() => onVs(line.id)}
+              onClick={() => onAsk({ vs: line.id })}
             >
               <span class="bar-name">{line.name}</span>
               <span class="bar-track"><i style={{ width: `${(100 * line.prob) / most}%` }} /></span>
               <span class="bar-value">{prob(line.prob)}</span>
-              <span class="bar-tag">{line.tag || (line.rival ? "against" : "")}</span>
+              <span class="bar-tag">{line.tag || (line.rival ? "against" : line.target ? "target" : "")}</span>
+            </button>
+            <button
+              class="bar-aim"
+              aria-label={`make ${line.name} the target`}
+              aria-pressed={line.target}
+              title={line.target ? "the target of the comparison" : "make it the target of the comparison"}
+              onClick={() => onAsk(aimedAt(line))}
+            >
+              ◎
             </button>
           </li>
         ))}
@@ -97,6 +109,11 @@ export function DecisionBars({ side: chosen, onVs, onPick }: Props) {
       <Summary side={side} />
     </>
   );
+}
+
+/** Return the question that makes a line the target; its rival, if it was that, is looked for anew. */
+function aimedAt(line: Line): Partial<Question> {
+  return line.rival ? { target: line.id, vs: null } : { target: line.id };
 }
 
 function Nothing({ side, onPick }: { side: Side; onPick: (pos: number) => void }) {

@@ -80,7 +80,7 @@ function withKind(kinds: Record<string, string>, name: string, kind: string): Re
   return next;
 }
 
-const PAUSE_MS = 150; // between two key strokes; a search reads the texts of the whole run
+const PAUSE_MS = 100; // between two key strokes; a search reads the texts of the whole run
 
 /** The field to search in: it asks once the typing pauses. */
 function Search({ q }: { q: string }) {

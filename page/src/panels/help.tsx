@@ -22,9 +22,9 @@ export function Help() {
       <dl>{KEYS.map(([k, what]) => <div key={k}><dt><kbd>{k}</kbd></dt><dd>{what}</dd></div>)}</dl>
       <ul>
         <li>
-          <b class="is-target">Blue ●</b> is the target: the token that comes next, or the right choice.{" "}
-          <b class="is-rival">Orange ■</b> is what it is compared with: click another in <i>Decision</i> or among the
-          lens's most probable to change it.
+          <b class="is-target">Blue ●</b> is the target: the token that comes next, or the right choice, until ◎ in{" "}
+          <i>Decision</i> makes another one the target. <b class="is-rival">Orange ■</b> is what it is compared with:
+          click another in <i>Decision</i> or among the lens's most probable to change it.
         </li>
         <li>
           <b>Lens</b>: the model's own final norm and unembedding, applied after every layer. Hover for the ten most

@@ -1,6 +1,5 @@
 // The logit lens: what the model would say at every position if it ended after each layer.
 import { signal } from "@preact/signals";
-import { bundled } from "../api";
 import { colours, SCALES, theme } from "../colour";
 import { brief, depth, number, prob, word } from "../format";
 import { Grid, type Cell, type Point } from "../grid";
@@ -55,7 +54,7 @@ export function LensPanel({ sides, children }: { sides: Sides; children: preact.
         )
       }
       data={side.lens.value && (() => dataOf(sides, values, difference))}
-      link={bundled() ? undefined : `api/${side.place.run}/e/${side.row}/lens/${stat}.json`}
+      link={`api/${side.place.run}/e/${side.row}/lens/${stat}.json`}
       python={side.lens.value?.python.replace("['prob']", `['${stat}']`)}
       path={side.meta.path}
     >

@@ -9,14 +9,15 @@ import { Story } from "./story";
 import { TokenPanel, TokenStrip } from "./tokens";
 import type { Side } from "../side";
 import type { Sides } from "../sides";
-import { go, state } from "../state";
+import { go, state, UNASKED, type Question } from "../state";
 
 export function One({ side }: { side: Side }) {
   const sides: Sides = [side];
   const byChoice = side.meta.by_choice;
   const pick = (pos: number, layer = state.value.layer) =>
-    go({ pos, layer, vs: pos === side.pos ? state.value.vs : null });
-  const compare = (vs: number) => go({ vs });
+    go({ pos, layer, ...(pos === side.pos ? {} : UNASKED) });
+  const ask = (question: Partial<Question>) => go(question);
+  const compare = (vs: number) => ask({ vs });
   const race = (
     <RacePanel sides={sides}>
       <RaceChart side={side} sides={sides} height={byChoice ? 250 : 230} />
@@ -36,7 +37,7 @@ export function One({ side }: { side: Side }) {
           </LensPanel>
         )}
         <DecisionPanel sides={sides}>
-          <DecisionBars side={side} onVs={compare} onPick={(pos) => pick(pos)} />
+          <DecisionBars side={side} onAsk={ask} onPick={(pos) => pick(pos)} />
         </DecisionPanel>
         <ContributionPanel sides={sides}><ContributionBars side={side} sides={sides} /></ContributionPanel>
         {!byChoice && race}

@@ -30,7 +30,8 @@ export function runners(side: Side): Runner[] {
     });
   }
   const list = [...candidates(side)].sort((a, b) => b.prob - a.prob);
-  const chosen = list.filter((c, i) => i < MOST || c.target || c.id === side.rival?.id);
+  const asked = [side.target?.id, side.rival?.id];
+  const chosen = list.filter((c, i) => i < MOST || c.target || asked.includes(c.id));
   return chosen.flatMap((c) => {
     const probs = path(side, c.id);
     return probs ? [{ id: c.id, name: brief(c.text), probs, kind: kind(c.id) }] : [];

@@ -1,6 +1,6 @@
 // One sentence on how the decision came about.
 import { brief, depth, prob, signed, word } from "../format";
-import { candidates, choicesAt, isKnown, isRight, textOf, type Side } from "../side";
+import { candidates, choiceId, choicesAt, fillsGaps, isKnown, isRight, textOf, type Side } from "../side";
 import { story } from "../story";
 
 function Verdict({ side }: { side: Side }) {
@@ -11,40 +11,46 @@ function Verdict({ side }: { side: Side }) {
     return (
       <>
         <Mark correct={side.tokens.decision?.correct ?? null} /> answers{" "}
-        <b class={given === right ? "is-target" : "is-rival"}>{given?.label} {given?.text}</b> ({prob(given?.prob)})
+        <b class={given && shade(side, choiceId(side, given))}>{given?.label} {given?.text}</b> ({prob(given?.prob)})
         {right && given !== right && (
-          <>; right is <b class="is-target">{right.label} {right.text}</b> ({prob(right.prob)})</>
+          <>; right is <b class={shade(side, choiceId(side, right))}>{right.label} {right.text}</b> ({prob(right.prob)})</>
         )}
         {!right && "; the answer is not known"}.
       </>
     );
   }
   const top = said(side);
-  const target = candidates(side).find((c) => c.target);
+  const actual = candidates(side).find((c) => c.target);
   if (!top) return null;
   const right = isRight(side);
   return (
     <>
-      <Mark correct={right} /> after <code>{word(side.tokens.tokens[side.pos])}</code> says{" "}
-      <b class={right === false ? "is-rival" : "is-target"}><code>{word(top.text)}</code></b> ({prob(top.prob)})
-      {right === false && target && (
-        <>; the text goes on <b class="is-target"><code>{word(target.text)}</code></b> ({prob(target.prob)})</>
+      <Mark correct={right} /> {fillsGaps(side) ? "for" : "after"} <code>{word(side.tokens.tokens[side.pos])}</code> says{" "}
+      <b class={shade(side, top.id)}><code>{word(top.text)}</code></b> ({prob(top.prob)})
+      {right === false && actual && (
+        <>; {fillsGaps(side) ? "there stood" : "the text goes on"} <b class={shade(side, actual.id)}><code>{word(actual.text)}</code></b> ({prob(actual.prob)})</>
       )}
       {!isKnown(side) && "; the text ends here"}.
     </>
   );
 }
 
+/** The colour of a token or choice: that of the target or its rival, where it is one of them. */
+function shade(side: Side, id: number): string | undefined {
+  return id === side.target?.id ? "is-target" : id === side.rival?.id ? "is-rival" : undefined;
+}
+
 /** What the model says at the side's position: what it ranks first, which equal float16 probabilities cannot tell. */
-function said(side: Side): { text: string; prob: number | null } | null {
+function said(side: Side): { id: number; text: string; prob: number | null } | null {
   const { decision } = side.tokens;
   const lens = side.lens.value;
   if (decision?.pred && decision.pos === side.pos) {
-    return { text: lens?.words[decision.pred.id] ?? decision.pred.text, prob: decision.pred.prob };
+    const { id, text, prob: sure } = decision.pred;
+    return { id, text: lens?.words[id] ?? text, prob: sure };
   }
   if (!lens || side.slot < 0) return null;
   const at = ((lens.depths - 1) * lens.pos.length + side.slot) * lens.top;
-  return { text: textOf(lens, lens.topIds[at]), prob: lens.topProbs[at] };
+  return { id: lens.topIds[at], text: textOf(lens, lens.topIds[at]), prob: lens.topProbs[at] };
 }
 
 function Mark({ correct }: { correct: boolean | null }) {

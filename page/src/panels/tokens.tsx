@@ -5,7 +5,7 @@ import { lookedAt } from "../attended";
 import { colours, css, inkOn, SCALES, theme } from "../colour";
 import { number, prob, word } from "../format";
 import { useRovingFocus } from "../roving";
-import { peekAt, type Side } from "../side";
+import { fillsGaps, peekAt, type Side } from "../side";
 import { current, dataOf, keyOf, type Sides } from "../sides";
 import { go, state, type Colouring } from "../state";
 import { Choose, Panel } from "./frame";
@@ -75,8 +75,9 @@ export function TokenStrip({ side, label, onPick }: { side: Side; label: string;
         const value = values[pos];
         const at = value == null ? null : scale(value);
         const looked = pos === side.pos;
-        const truth = pos === side.pos + 1 && !side.meta.by_choice && side.target !== null;
-        const kinds = [looked && "looked", truth && "truth", pos === decided && "decided"].filter(Boolean).join(" ");
+        const truth = pos === side.pos + 1 && !side.meta.by_choice && !fillsGaps(side) && side.target !== null;
+        const decides = pos === decided || side.tokens.decisions?.some((d) => d.pos === pos);
+        const kinds = [looked && "looked", truth && "truth", decides && "decided"].filter(Boolean).join(" ");
         return (
           <button
             key={pos}

@@ -3,7 +3,7 @@ import type { ComponentChildren } from "preact";
 import { plural } from "../format";
 import type { Side } from "../side";
 import type { Sides } from "../sides";
-import { go, state, type State } from "../state";
+import { go, state, UNASKED, type Question, type State } from "../state";
 import { AttentionDifference } from "./attention-difference";
 import { AttentionPanel, AttentionView } from "./attention";
 import { ChoiceChoose } from "./choices";
@@ -23,27 +23,27 @@ interface Half {
   side: Side;
   pinned: boolean;
   pick: (pos: number, layer?: number | null) => void;
-  compare: (id: number) => void;
+  ask: (question: Partial<Question>) => void;
 }
 
 /** Go to a position of the pinned example. */
-function pinnedAt(pos: number, vs: number | null = null): Partial<State> {
-  return { pin: { ...state.value.pin!, pos, vs } };
+function pinnedAt(pos: number, { target, vs } = UNASKED): Partial<State> {
+  return { pin: { ...state.value.pin!, pos, target, vs } };
 }
 
 function halves(first: Side, second: Side): [Half, Half] {
-  const { pin, vs } = state.value;
+  const pin = state.value.pin!;
   const pinned: Half = {
     side: first,
     pinned: true,
-    pick: (pos, layer = state.value.layer) => go({ ...pinnedAt(pos, pos === first.pos ? pin!.vs : null), layer }),
-    compare: (id) => go({ pin: { ...pin!, vs: id } }),
+    pick: (pos, layer = state.value.layer) => go({ ...pinnedAt(pos, pos === first.pos ? pin : UNASKED), layer }),
+    ask: (question) => go({ pin: { ...pin, ...question } }),
   };
   const own: Half = {
     side: second,
     pinned: false,
-    pick: (pos, layer = state.value.layer) => go({ pos, layer, vs: pos === second.pos ? vs : null }),
-    compare: (id) => go({ vs: id }),
+    pick: (pos, layer = state.value.layer) => go({ pos, layer, ...(pos === second.pos ? {} : UNASKED) }),
+    ask: (question) => go(question),
   };
   return [pinned, own];
 }
@@ -52,7 +52,7 @@ function halves(first: Side, second: Side): [Half, Half] {
 function together(first: Side, second: Side, pos: number, layer = state.value.layer): void {
   const under = pos + first.pos - second.pos;
   const there = under >= 0 && under < first.tokens.n_tokens;
-  go({ pos, layer, vs: null, ...(there ? pinnedAt(under) : {}) });
+  go({ pos, layer, ...UNASKED, ...(there ? pinnedAt(under) : {}) });
 }
 
 export function Two({ pinned, second }: { pinned: Side; second: Side }) {
@@ -113,7 +113,7 @@ export function Two({ pinned, second }: { pinned: Side; second: Side }) {
         <LensPanel sides={sides}>
           {either(
             <LensDifference first={first} second={second} onPick={pick} />,
-            (half) => <LensGrid side={half.side} sides={sides} onPick={half.pick} onVs={half.compare} />,
+            (half) => <LensGrid side={half.side} sides={sides} onPick={half.pick} onVs={(vs) => half.ask({ vs })} />,
           )}
         </LensPanel>
       )}
@@ -121,7 +121,7 @@ export function Two({ pinned, second }: { pinned: Side; second: Side }) {
         {cmp === "diff" && haveCommon(first, second) ? (
           <DecisionDifference first={first} second={second} />
         ) : (
-          both((half) => <DecisionBars side={half.side} onVs={half.compare} onPick={(pos) => half.pick(pos)} />)
+          both((half) => <DecisionBars side={half.side} onAsk={half.ask} onPick={(pos) => half.pick(pos)} />)
         )}
       </DecisionPanel>
       <AttentionPanel sides={sides}>

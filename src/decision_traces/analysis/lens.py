@@ -1,20 +1,20 @@
 """The logit lens: what the model would predict if it ended after each layer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int
-from torch import Tensor
 
 from decision_traces.analysis.decisions import Decisions, decisions_of
 from decision_traces.analysis.results import LensTrajectories, TokenPath
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress, Stage, parts, path_of
 from decision_traces.analysis.unembedding import Unembedding
-from decision_traces.analysis.vocabulary import Vocabulary
+from decision_traces.analysis.vocabulary import Vocabulary, in_order, in_strips
 from decision_traces.errors import ModelError, UsageError
 from decision_traces.memory import freed_memory_kept
 from decision_traces.store.reader import TraceStore
@@ -68,17 +68,14 @@ def logit_lens(
         states = [torch.from_numpy(part.read(point)) for point in path]
         ends = states[-1] if path[-1] == end else torch.from_numpy(part.read(end))
         for rows in unembedding.portions(len(part)):
-            last = Vocabulary.of(unembedding.logits(ends[rows], normed=end.normed), wanted)
             here = slice(part.decisions.start + rows.start, part.decisions.start + rows.stop)
-            tokens = _tokens(decisions, here, last.probs.device)
+            at_end = unembedding.logits(ends[rows], normed=end.normed)
+            last = in_strips(at_end, wanted, lambda one, _number, _strip: one)
+            describe = partial(_statistics, last=last, tokens=_tokens(decisions, here), top_k=top_k)
             depths = []
             for point, state in zip(path, states, strict=True):
-                one = (
-                    last
-                    if point == end
-                    else Vocabulary.of(unembedding.logits(state[rows], normed=point.normed), wanted)
-                )
-                depths.append(_statistics(one, last, tokens, top_k))
+                logits = at_end if point == end else unembedding.logits(state[rows], normed=point.normed)
+                depths.append(in_order(in_strips(logits, wanted, describe)))
             columns = {name: np.stack([d[name] for d in depths], axis=1) for name in depths[0]}
             looked.append(columns | {"error": _model_error(decisions, here, last, rounding)})
         if progress is not None:
@@ -109,47 +106,60 @@ def with_competitors(decisions: Decisions, store: TraceStore, unembedding: Unemb
     return replace(decisions, competitor_id=found)
 
 
-def _tokens(decisions: Decisions, here: slice, device: torch.device) -> dict[str, Int[Tensor, " n"]]:
+def _tokens(decisions: Decisions, here: slice) -> dict[str, Int[np.ndarray, " n"]]:
     ids = {"true": decisions.true_id, "pred": decisions.pred_id, "competitor": decisions.competitor_id}
-    return {name: torch.from_numpy(values[here]).to(device) for name, values in ids.items()}
+    return {name: values[here].astype(np.int64) for name, values in ids.items()}
 
 
-def _statistics(one: Vocabulary, last: Vocabulary, tokens: Mapping[str, Int[Tensor, " n"]], top_k: int) -> Columns:
+def _statistics(
+    one: Vocabulary,
+    number: int,
+    strip: slice,
+    *,
+    last: Sequence[Vocabulary],
+    tokens: Mapping[str, Int[np.ndarray, " n"]],
+    top_k: int,
+) -> Columns:
     """Describe one state of some rows.
 
     Args:
         one: What the lens says there.
-        last: What the model says at its end.
-        tokens: The tokens to follow; -1 where a row has none.
+        number: Which of the strips they are.
+        strip: And which rows.
+        last: What the model says at its end, by strip.
+        tokens: The tokens to follow, of all rows; -1 where a row has none.
         top_k: How many of the most probable tokens to keep.
     """
     kept, top = one.top_ids[:, :top_k], one.logit(one.top_ids)
     columns = {
-        "topk_ids": kept.to(torch.int32),
+        "topk_ids": kept.astype(np.int32),
         "topk_probs": one.prob(kept),
         "entropy": one.entropy(),
         "margin": top[:, 0] - top[:, min(1, top.shape[1] - 1)],
-        "kl_to_final": one.divergence_from(last),
+        "kl_to_final": one.divergence_from(last[number]),
     }
     for name, ids in tokens.items():
-        there, at = ids >= 0, ids.clamp(min=0)
-        nothing = torch.full_like(one.log_total, torch.nan)
-        columns[f"{name}_logit"] = torch.where(there, one.logit(at[:, None])[:, 0], nothing)
-        columns[f"{name}_prob"] = torch.where(there, one.prob(at[:, None])[:, 0], nothing)
-        columns[f"{name}_rank"] = torch.where(there, one.rank(at), -1).to(torch.int32)
-    return {name: values.cpu().numpy() for name, values in columns.items()}
+        there, at = ids[strip] >= 0, ids[strip].clip(0)
+        columns[f"{name}_logit"] = np.where(there, one.logit(at[:, None])[:, 0], np.float32(np.nan))
+        columns[f"{name}_prob"] = np.where(there, one.prob(at[:, None])[:, 0], np.float32(np.nan))
+        columns[f"{name}_rank"] = np.where(there, one.rank(at), -1).astype(np.int32)
+    return columns
 
 
 def _model_error(
-    decisions: Decisions, here: slice, last: Vocabulary, rounding: float
+    decisions: Decisions, here: slice, last: Sequence[Vocabulary], rounding: float
 ) -> Float32[np.ndarray, "n choice"]:
     """Return how far the lens at the end of the model is from what the run stored: `probability_error`."""
+    ids = decisions.pred_id[here, None] if decisions.choices is None else decisions.choices.token_ids[here]
+    by_strip = np.split(ids.astype(np.int64), np.cumsum([len(one.top_ids) for one in last])[:-1])
+    pairs = zip(last, by_strip, strict=True)
     if decisions.choices is None:
-        at = torch.from_numpy(decisions.pred_id[here, None]).to(last.probs.device)
-        return probability_error(last.prob(at).cpu().numpy(), decisions.pred_prob[here, None], rounding)
-    at = torch.from_numpy(decisions.choices.token_ids[here]).to(last.probs.device)
-    probs = torch.softmax(last.logit(at), dim=1).cpu().numpy()
-    return probability_error(probs, decisions.choices.probs[here], rounding)
+        seen = np.concatenate([one.prob(some) for one, some in pairs])
+        return probability_error(seen, decisions.pred_prob[here, None], rounding)
+    logits = np.concatenate([one.logit(some) for one, some in pairs])
+    return probability_error(
+        torch.softmax(torch.from_numpy(logits), dim=1).numpy(), decisions.choices.probs[here], rounding
+    )
 
 
 def probability_error(

@@ -1,5 +1,7 @@
 """The logit lens at every position and depth, with the most probable tokens: `analysis/lens.zarr`."""
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -12,7 +14,7 @@ from decision_traces.analysis.grids import CANDIDATE, LENS_ARRAYS, LENS_GRID, SL
 from decision_traces.analysis.places import Block, Places, block_of, places_of
 from decision_traces.analysis.states import Point, Progress, path_of
 from decision_traces.analysis.unembedding import Unembedding
-from decision_traces.analysis.vocabulary import Vocabulary
+from decision_traces.analysis.vocabulary import Vocabulary, in_order, in_strips
 from decision_traces.memory import freed_memory_kept
 from decision_traces.schema import ANALYSIS_DIR, DEPTH, EXAMPLE
 from decision_traces.store.reader import TraceStore
@@ -103,26 +105,33 @@ def _look(block: Block, path: list[Point], unembedding: Unembedding, top_k: int)
         end = unembedding.logits(states[-1][0][rows], normed=states[-1][1])
         part = block.part(rows)
         candidates = part.candidates(end)
-        last = Vocabulary.of(end, top_k)
-        before = (Vocabulary.of(unembedding.logits(s[rows], normed=normed), top_k) for s, normed in states[:-1])
-        depths = [_statistics(one, last, candidates) for one in chain(before, [last])]
+        last = in_strips(end, top_k, lambda one, _number, _strip: one)
+        describe = partial(_statistics, last=last, candidates=candidates)
+        before = (unembedding.logits(s[rows], normed=normed) for s, normed in states[:-1])
+        depths = [in_order(in_strips(logits, top_k, describe)) for logits in chain(before, [end])]
         columns = {name: np.stack([depth[name] for depth in depths], axis=1) for name in depths[0]}
         known = (part.true_id >= 0).astype(np.int8)
         found.append(columns | {"candidates": candidates.astype(np.int32), "known": known})
     return {name: np.concatenate([columns[name] for columns in found]) for name in found[0]}
 
 
-def _statistics(one: Vocabulary, last: Vocabulary, candidates: Int64[np.ndarray, "m candidate"]) -> Columns:
-    """Describe one state of some places; `last` is what the model says at its end."""
-    ids = torch.from_numpy(candidates).to(one.probs.device)
-    of_candidates = torch.where(ids >= 0, one.prob(ids.clamp(min=0)), 0.0)
-    columns = {
+def _statistics(
+    one: Vocabulary,
+    number: int,
+    strip: slice,
+    *,
+    last: Sequence[Vocabulary],
+    candidates: Int64[np.ndarray, "m candidate"],
+) -> Columns:
+    """Describe one state of some places; `last` is what the model says at its end, by strip."""
+    ids = candidates[strip].astype(np.int64)
+    of_candidates = np.where(ids >= 0, one.prob(ids.clip(0)), np.float32(0))
+    return {
         "prob": of_candidates[:, 0],
-        "rank": one.rank(ids[:, 0]).to(torch.int32),
+        "rank": one.rank(ids[:, 0]).astype(np.int32),
         "entropy": one.entropy(),
-        "kl": one.divergence_from(last).clamp(min=0),
-        "top_ids": one.top_ids.to(torch.int32),
-        "top_probs": one.prob(one.top_ids).to(torch.float16),
-        "candidate_probs": of_candidates.to(torch.float16),
+        "kl": one.divergence_from(last[number]).clip(0),
+        "top_ids": one.top_ids.astype(np.int32),
+        "top_probs": one.prob(one.top_ids).astype(np.float16),
+        "candidate_probs": of_candidates.astype(np.float16),
     }
-    return {name: values.cpu().numpy() for name, values in columns.items()}

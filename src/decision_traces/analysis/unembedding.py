@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from decision_traces import demo
 from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
 from decision_traces.models.anatomy import IDENTITY
+from decision_traces.models.digest import weights_digest
 from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model, load_tokenizer, resolve_device
 from decision_traces.models.unembed_file import UNEMBED_DIR, UNEMBED_FILE, load_unembedding_file
 from decision_traces.store.folder import checksum, read_manifest
@@ -164,7 +165,7 @@ def load_run_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.get("seed", 0))  # what the checkpoint lacks is drawn as it was for the run
         loaded = load_model(source, meta.get("task") or ("causal" if store.arch == "dec" else "multiple_choice"))
-    if meta.get("weights_digest") not in {None, loaded.weights_digest()}:
+    if meta.get("weights_digest") not in {None, weights_digest(loaded.model)}:
         raise ModelError(
             f"The weights of {source.location} are not those the run was made with (their digests differ). "
             "Give the folder of the right ones."

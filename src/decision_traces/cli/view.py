@@ -23,6 +23,7 @@ class ViewCommand:
         no_browser: Do not open the browser.
         bundle: Write the page and all it shows into this folder instead, for any file server.
         limit: With bundle: the first so many examples.
+        drawn_only: With bundle: attention as it is drawn, without its numbers; a third of the size.
         overwrite: With bundle: replace the folder.
         quiet: Print nothing but the address.
     """
@@ -33,6 +34,7 @@ class ViewCommand:
     no_browser: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     bundle: Path | None = None
     limit: int | None = None
+    drawn_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
@@ -46,8 +48,9 @@ def run(args: ViewCommand) -> int:
 
 
 def _serve(args: ViewCommand, console: Console) -> int:
-    for flag, value in (("--limit", args.limit), ("--overwrite", args.overwrite or None)):
-        if value is not None:
+    given = {"--limit": args.limit is not None, "--drawn_only": args.drawn_only, "--overwrite": args.overwrite}
+    for flag, there in given.items():
+        if there:
             raise UsageError(f"{flag} goes with --bundle.")
     # Here and not above: the help and a bundle need no server.
     from decision_traces.page.app import is_loopback
@@ -72,7 +75,9 @@ def _bundle(args: ViewCommand, console: Console) -> int:
     from decision_traces.page.bundle import write_bundle
 
     assert args.bundle is not None
-    written = write_bundle(args.runs, args.bundle, limit=args.limit, overwrite=args.overwrite)
+    written = write_bundle(
+        args.runs, args.bundle, limit=args.limit, drawn_only=args.drawn_only, overwrite=args.overwrite
+    )
     if not args.quiet:
         console.print(
             f"Written: {args.bundle} ({written.files:,} files, {written.size / 1e6:.1f} MB). Any file server shows it, "

@@ -47,6 +47,8 @@ class Helpers:
     def close(self) -> None:
         """Let the processes end, and give the memory back."""
         for process in self.processes:
+            process.dismiss()
+        for process in self.processes:
             process.close()
         if self.shared is not None:
             if self.pinned:

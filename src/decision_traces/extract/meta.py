@@ -15,6 +15,7 @@ from decision_traces.errors import ModelError
 from decision_traces.extract.engine import peak_key
 from decision_traces.extract.job import Job, Prepared
 from decision_traces.models.anatomy import Anatomy
+from decision_traces.models.digest import weights_digest
 from decision_traces.schema import (
     ATTN,
     CONVENTIONS,
@@ -51,7 +52,7 @@ def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
     return {
         "objective": job.objective,
         "model": job.model.name,
-        "weights_digest": loaded.weights_digest(),
+        "weights_digest": weights_digest(loaded.model),
         "dataset_fingerprint": fingerprint(prepared.examples),
         "capture": list(job.options.selection.capture),
         "selection": _selection(layout),

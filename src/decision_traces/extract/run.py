@@ -29,6 +29,7 @@ from decision_traces.extract.prepare import prepare
 from decision_traces.extract.progress import Progress
 from decision_traces.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.models.choice_head import choice_head
+from decision_traces.models.kernels import any_shape_of_batch
 from decision_traces.models.unembed_file import UNEMBED_DIR, save_unembedding
 from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE
 from decision_traces.store.disk import free_bytes, refuse_existing
@@ -36,6 +37,7 @@ from decision_traces.store.place import default_root, run_id
 from decision_traces.store.writer import RunWriter, refuse_unfinished
 
 
+@any_shape_of_batch()
 def run_job(job: Job, progress: Progress) -> Path:
     """Do one extraction and return the run's folder."""
     _check_options(job.options)
@@ -62,6 +64,7 @@ def run_job(job: Job, progress: Progress) -> Path:
             return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
 
 
+@any_shape_of_batch()
 def plan_job(job: Job, progress: Progress) -> RunCost:
     """Return what an extraction would take; one batch is computed, nothing is written.
 

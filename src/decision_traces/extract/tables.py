@@ -14,51 +14,59 @@ from decision_traces.tokens import Encoding
 def token_columns(
     examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int
 ) -> dict[str, Any]:
-    """Return the token columns of some examples, by name, as lists of length T."""
-    pad_token = tokenizer.convert_ids_to_tokens(pad)
-    rows = [_token_row(e, tokenizer, pad, pad_token, n_positions) for e in encodings]
-    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
-    return {"example_id": [e.example_id for e in examples], "text": [e.text for e in examples], **columns}
+    """Return the token columns of some examples by name; those of tokens are lists of length T."""
+    return _of_examples(examples) | _of_tokens(encodings, tokenizer, pad, n_positions)
 
 
 def choice_token_columns(
     examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int
 ) -> dict[str, Any]:
     """Return the token columns of some examples with choices: as `token_columns`, with a level for the choices."""
-    pad_token, choices = tokenizer.convert_ids_to_tokens(pad), len(encodings) // max(1, len(examples))
-    rows = [_token_row(e, tokenizer, pad, pad_token, n_positions) for e in encodings]
-    columns: dict[str, Any] = {
-        name: [[row[name] for row in rows[i : i + choices]] for i in range(0, len(rows), choices)]
-        for name in (rows[0] if rows else ())
-    }
-    return {"example_id": [e.example_id for e in examples], "text": [e.text for e in examples], **columns}
+    rows, choices = _of_tokens(encodings, tokenizer, pad, n_positions), len(encodings) // max(1, len(examples))
+    return _of_examples(examples) | {name: _grouped(values, choices) for name, values in rows.items()}
 
 
 def target_columns(
     examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int
 ) -> dict[str, Any]:
     """Return the columns of what the decoder of an encoder-decoder read, by name."""
-    pad_token = tokenizer.convert_ids_to_tokens(pad)
-    rows = [_token_row(e.main, tokenizer, pad, pad_token, n_positions) for e in encodings]
+    rows = _of_tokens([e.main for e in encodings], tokenizer, pad, n_positions)
     names = ("input_ids", "attention_mask", "tokens", "n_tokens", "truncated")
-    columns: dict[str, Any] = {f"dec_{name}": [row[name] for row in rows] for name in names}
+    columns: dict[str, Any] = {f"dec_{name}": rows[name] for name in names}
     return {"target_text": [e.fields.get(TARGET_FIELD) for e in examples], **columns}
 
 
-def _token_row(encoding: Encoding, tokenizer: Any, pad: int, pad_token: str, n_positions: int) -> dict[str, Any]:
-    """Return one encoding's token columns, filled up to T."""
-    missing = n_positions - encoding.n_tokens
-    row = {
-        "input_ids": np.pad(encoding.ids, (0, missing), constant_values=pad),
-        "attention_mask": np.pad(np.ones(encoding.n_tokens, np.int8), (0, missing)),
-        "offset_mapping": np.pad(encoding.offsets, ((0, missing), (0, 0))).tolist(),
-        "tokens": [*tokenizer.convert_ids_to_tokens(encoding.ids.tolist()), *[pad_token] * missing],
-        "n_tokens": encoding.n_tokens,
-        "truncated": encoding.truncated,
+def _of_examples(examples: Sequence[Example]) -> dict[str, Any]:
+    return {"example_id": [e.example_id for e in examples], "text": [e.text for e in examples]}
+
+
+def _of_tokens(encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int) -> dict[str, pa.Array]:
+    """Return the token columns of some encodings, filled up to T: whole columns at once, each token's text once."""
+    shape = (len(encodings), n_positions)
+    ids, mask = np.full(shape, pad, np.int32), np.zeros(shape, np.int8)
+    offsets, sides = np.zeros((*shape, 2), np.int32), np.full(shape, -1, np.int8)
+    for i, encoding in enumerate(encodings):
+        n = encoding.n_tokens
+        ids[i, :n], mask[i, :n], offsets[i, :n] = encoding.ids, 1, encoding.offsets
+        if encoding.sequence_ids is not None:
+            sides[i, :n] = encoding.sequence_ids
+    distinct, where = np.unique(ids, return_inverse=True)
+    texts = pa.array(tokenizer.convert_ids_to_tokens(distinct.tolist()), pa.string()).take(pa.array(where.ravel()))
+    columns = {
+        "input_ids": _grouped(pa.array(ids.ravel()), n_positions),
+        "attention_mask": _grouped(pa.array(mask.ravel()), n_positions),
+        "offset_mapping": _grouped(pa.FixedSizeListArray.from_arrays(pa.array(offsets.ravel()), 2), n_positions),
+        "tokens": _grouped(texts, n_positions),
+        "n_tokens": pa.array([e.n_tokens for e in encodings], pa.int32()),
+        "truncated": pa.array([e.truncated for e in encodings], pa.bool_()),
     }
-    if encoding.sequence_ids is not None:
-        row["sequence_ids"] = np.pad(encoding.sequence_ids, (0, missing), constant_values=-1)
-    return row
+    pairs = bool(encodings) and encodings[0].sequence_ids is not None
+    return columns | ({"sequence_ids": _grouped(pa.array(sides.ravel()), n_positions)} if pairs else {})
+
+
+def _grouped(values: pa.Array, size: int) -> pa.ListArray:
+    """Return lists of `size` values each."""
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, size), pa.int32()), values)
 
 
 def field_types(examples: Sequence[Example]) -> dict[str, pa.DataType]:
@@ -80,7 +88,10 @@ def field_columns(examples: Sequence[Example], types: Mapping[str, pa.DataType])
 
 def to_table(specs: Sequence[Column], columns: Mapping[str, Any], extra: Mapping[str, pa.Array]) -> pa.Table:
     """Return a table with the columns of the schema in order, and then the data set's own."""
-    arrays = {spec.name: pa.array(columns[spec.name], spec.type) for spec in specs}
+    arrays = {
+        spec.name: value.cast(spec.type) if isinstance(value, pa.Array) else pa.array(value, spec.type)
+        for spec, value in ((spec, columns[spec.name]) for spec in specs)
+    }
     return pa.table({**arrays, **{name: values for name, values in extra.items() if name not in arrays}})
 
 

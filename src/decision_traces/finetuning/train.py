@@ -20,6 +20,7 @@ from decision_traces.errors import DataError, Interrupted
 from decision_traces.finetuning.batches import Collator, answer_of, as_dataset, n_choices
 from decision_traces.finetuning.config import FinetuneConfig, check_flags, settings_of
 from decision_traces.finetuning.place import keep_plan, last_checkpoint, open_folder
+from decision_traces.models.digest import weights_digest
 from decision_traces.models.load import LoadedModel, ModelSource, load_model, quiet_transformers
 from decision_traces.schema import FINETUNE_FILE
 from decision_traces.tokens import pad_id
@@ -225,7 +226,7 @@ def _write_meta(
         "base_model_path": None if source.model_path is None else str(source.model_path.resolve()),
         "base_revision": loaded.revision or source.revision,
         "new_parameters": list(loaded.fresh),
-        "weights_digest": loaded.weights_digest(),
+        "weights_digest": weights_digest(loaded.model),
         "dataset": config.dataset,
         "train_fingerprint": fingerprint(list(train)),
         "eval_fingerprint": fingerprint(list(judged)),

@@ -1,6 +1,5 @@
 """Loading a model with its tokenizer, from the hub, a folder or a GGUF file; every failure is one sentence."""
 
-import hashlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -136,15 +135,6 @@ class LoadedModel:
         tables = [m for m in self.model.modules() if isinstance(m, nn.Embedding) and m is not words]
         padding = [t.padding_idx for t in tables if t.num_embeddings == limit and t.padding_idx is not None]
         return int(limit) - max((p + 1 for p in padding), default=0)
-
-    def weights_digest(self) -> str:
-        """Return the SHA-256 over names, types and bytes of all weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
-            digest.update(memoryview(data.numpy()))
-        return digest.hexdigest()
 
 
 @contextmanager

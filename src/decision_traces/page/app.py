@@ -108,12 +108,11 @@ def _add_example(app: FastAPI, runs: dict[str, PageRun]) -> None:
     simple: dict[str, Callable[[PageRun, int], Resource]] = {
         "outcomes.json": resources.outcomes,
         "lens.json": resources.lens,
-        "lens/statistics.f16": resources.lens_statistics,
         "race.json": resources.race,
     }
     for name, make in simple.items():
         app.get(f"/api/{{key}}/e/{{row}}/{name}")(_of_row(runs, make))
-    app.get("/api/{key}/e/{row}/lens/top/{part}.bin")(_of_part(runs, resources.lens_top))
+    app.get("/api/{key}/e/{row}/lens/{part}.bin")(_of_part(runs, resources.lens_block))
     app.get("/api/{key}/e/{row}/contributions/{part}.json")(_of_part(runs, resources.contributions))
     _add_choice(app, runs)
 

@@ -9,7 +9,7 @@ from typing import Final
 from decision_traces.errors import RunError, UsageError
 from decision_traces.page import resources
 from decision_traces.page.app import STATIC
-from decision_traces.page.runs import PageRun
+from decision_traces.page.runs import opened
 
 _MARK: Final = "index.html"
 
@@ -23,17 +23,23 @@ class Written:
 
 
 def write_bundle(
-    run_dirs: Sequence[Path], folder: Path, *, limit: int | None = None, overwrite: bool = False
+    run_dirs: Sequence[Path],
+    folder: Path,
+    *,
+    limit: int | None = None,
+    drawn_only: bool = False,
+    overwrite: bool = False,
 ) -> Written:
     """Write a static site that shows some runs.
 
-    Attention goes in as the bytes that are drawn, without the exact values that a server has besides: a head of a
-    text of 256 tokens is 64 kB.
+    Attention takes most of it: a head of a text of 256 tokens is 64 kB as it is drawn, and 128 kB as numbers. Numbers
+    as JSON, which a server has besides, are left out.
 
     Args:
         run_dirs: The runs; the first is shown first.
         folder: Where.
         limit: The first so many examples of each.
+        drawn_only: Leave attention out as numbers.
         overwrite: Replace the folder if it holds a bundle already.
 
     Raises:
@@ -44,17 +50,17 @@ def write_bundle(
     _make_room(folder, [Path(run).resolve() for run in run_dirs], overwrite=overwrite)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: needs at least 1.")
-    runs = [PageRun(f"r{i}", path) for i, path in enumerate(run_dirs)]
+    runs = opened(run_dirs)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         shutil.copytree(STATIC, partial)
         files = [path for path in partial.rglob("*") if path.is_file()]
         written = Written(len(files), sum(path.stat().st_size for path in files))
-        written = _put(partial / "api" / "runs.json", resources.runs(runs, bundle=True), written)
+        written = _put(partial / "api" / "runs.json", resources.runs(runs, bundle=True, exact=not drawn_only), written)
         for run in runs:
             n = run.store.n if limit is None else min(limit, run.store.n)
-            for path, make in resources.bundle_paths(run, n):
+            for path, make in resources.bundle_paths(run, n, exact=not drawn_only):
                 written = _put(partial / "api" / run.key / path, make(), written)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)

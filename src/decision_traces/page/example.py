@@ -46,6 +46,10 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
     start, stop = int(spans.start[at]), int(spans.stop[at])
     if run.by_choice:
         columns = {k: None if v is None else v[choice] for k, v in columns.items()}
+    tokens = shown_tokens(columns, _texts(run, values, choice, prefix), start, stop)
+    gaps = masked_decisions(values, start) if run.objective == "masked" else None
+    for gap in gaps or ():  # the model read the mask token, not what stands in the text
+        tokens[gap["pos"]] = plain(str(values["tokens"][gap["pos"] + start]))
     layout = attention_layout(run, row, choice)
     of_choice = f", choice_idx={choice}" if run.by_choice else ""
     return {
@@ -54,10 +58,11 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
         "choice": choice,
         "text": str(values.get("text") or "")[:_MOST_TEXT],
         "question": values.get("question") if run.store.n_choices or run.objective == "csqa_choice" else None,
-        "tokens": shown_tokens(columns, _texts(run, values, choice, prefix), start, stop),
+        "tokens": tokens,
         "n_tokens": stop - start,
         "padding": len(columns["tokens"] or []) - (stop - start),
         "decision": decision(run, values, start),
+        "decisions": gaps,
         "choices": choices(run, values),
         "attention": None if layout is None else layout.as_json(),
         "python": f"st.encodings({run.store.example_id(row)!r}{of_choice}, trim=True)",
@@ -100,6 +105,8 @@ def decision(run: PageRun, values: Mapping[str, Any], start: int) -> dict[str, A
             "correct": values.get("is_correct"),
             "known": values.get("is_correct") is not None,
         }
+    if run.objective == "masked":
+        return next(iter(masked_decisions(values, start)), None)
     position = values.get("next_pos")
     if position is None or position < 0:
         return None
@@ -116,6 +123,21 @@ def decision(run: PageRun, values: Mapping[str, Any], start: int) -> dict[str, A
         "rank": values.get("next_true_rank"),
         "top": [{"id": int(i), "text": plain(str(t)), "prob": number(p)} for i, t, p in top],
     }
+
+
+def masked_decisions(values: Mapping[str, Any], start: int) -> list[dict[str, Any]]:
+    """Return what was predicted at every masked position, and what stood there."""
+    names = ("pos", "correct", "true_ids", "true_tokens", "true_probs", "pred_ids", "pred_tokens", "pred_probs")
+    columns = [values.get(f"masked_{name}") or [] for name in (*names, "entropies", "true_ranks")]
+    found = []
+    for pos, correct, *words, entropy, rank in zip(*columns, strict=True):
+        true, pred = (
+            {"id": int(token), "text": plain(str(text)), "prob": number(prob)}
+            for token, text, prob in (words[:3], words[3:])
+        )
+        said = {"entropy": number(entropy), "margin": None, "rank": rank, "top": [pred] if correct else [pred, true]}
+        found.append({"pos": int(pos) - start, "correct": correct, "known": True, "true": true, "pred": pred} | said)
+    return found
 
 
 def _token(values: Mapping[str, Any], which: str) -> dict[str, Any]:

@@ -40,15 +40,14 @@ def as_bytes(body: bytes) -> Resource:
     return Resource(body, _BYTES)
 
 
-def runs(opened: Sequence[PageRun], *, bundle: bool = False) -> Resource:
-    """Return the runs the page may show."""
+def runs(opened: Sequence[PageRun], *, bundle: bool = False, exact: bool = True) -> Resource:
+    """Return the runs the page may show; `exact`: whether attention can be had as numbers."""
     return as_json(
         {
             "version": __version__,
             "bundle": bundle,
-            "runs": [
-                {"key": run.key, "run_id": str(run.store.meta.get("run_id") or run.run_dir.name)} for run in opened
-            ],
+            "exact": exact,
+            "runs": [{"key": run.key, "run_id": run.run_id} for run in opened],
         }
     )
 
@@ -60,7 +59,7 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
     return as_json(
         {
             "key": run.key,
-            "run_id": str(about.get("run_id") or run.run_dir.name),
+            "run_id": run.run_id,
             "path": str(run.run_dir.resolve()) if n is None else run.run_dir.name,  # a bundle goes to others
             **{name: about.get(name) for name in ("model", "dataset", "split", "capture", "dtype")},
             "objective": run.objective,
@@ -176,14 +175,9 @@ def lens_values(run: PageRun, at: int, statistic: str) -> Resource:
     return as_json(results.lens_values(run, example.checked_row(run, at), statistic))
 
 
-def lens_statistics(run: PageRun, at: int) -> Resource:
-    """Return the numbers of an example's lens as float16."""
-    return as_bytes(results.lens_statistics(run, example.checked_row(run, at)))
-
-
-def lens_top(run: PageRun, at: int, block: int) -> Resource:
-    """Return the most probable tokens of some depths."""
-    return as_bytes(results.lens_top(run, example.checked_row(run, at), block))
+def lens_block(run: PageRun, at: int, block: int) -> Resource:
+    """Return the numbers of some states of an example's lens."""
+    return as_bytes(results.lens_block(run, example.checked_row(run, at), block))
 
 
 def contributions(run: PageRun, at: int, position: int) -> Resource:
@@ -233,8 +227,14 @@ def head_json(run: PageRun, at: int, choice: int, layer: int, head: int, block: 
 Found = Iterator[tuple[str, Callable[[], Resource]]]
 
 
-def bundle_paths(run: PageRun, n: int) -> Found:
-    """Yield every path of a run that a static page asks for, and what stands there, of the first n examples."""
+def bundle_paths(run: PageRun, n: int, *, exact: bool = True) -> Found:
+    """Yield every path of a run that a static page asks for, and what stands there, of the first n examples.
+
+    Args:
+        run: The run.
+        n: How many examples.
+        exact: Whether to give attention as numbers, and not only as it is drawn.
+    """
     yield "meta.json", partial(meta, run, n)
     for part in range(-(-n // ROWS_PER_PART)):
         yield f"rows/{part}.json", partial(rows, run, part, n)
@@ -242,7 +242,7 @@ def bundle_paths(run: PageRun, n: int) -> Found:
         for part in range(-(-n // VALUES_PER_PART)):
             yield f"columns/{figure.name}/{part}.bin", partial(column, run, figure.name, part, n)
     for at in range(n):
-        for path, make in (*_of_example(run, at), *_of_choices(run, at)):
+        for path, make in (*_of_example(run, at), *_of_choices(run, at, exact=exact)):
             yield f"e/{at}/{path}", make
 
 
@@ -251,9 +251,10 @@ def _of_example(run: PageRun, at: int) -> Found:
     if run.grid("lens.zarr") is not None:
         found = results.lens_of(run, at)
         yield "lens.json", partial(lens, run, at)
-        yield "lens/statistics.f16", partial(lens_statistics, run, at)
-        for block in range(-(-found.top_ids.shape[0] // found.depths_per_block)):
-            yield f"lens/top/{block}.bin", partial(lens_top, run, at, block)
+        for block in range(-(-found.statistics["prob"].size // found.states_per_block)):
+            yield f"lens/{block}.bin", partial(lens_block, run, at, block)
+        for statistic in results.STATISTICS:
+            yield f"lens/{statistic}.json", partial(lens_values, run, at, statistic)
     if run.grid("contributions.zarr") is not None:
         for position in results.contribution_positions(run, at):
             yield f"contributions/{position}.json", partial(contributions, run, at, position)
@@ -261,11 +262,16 @@ def _of_example(run: PageRun, at: int) -> Found:
         yield "race.json", partial(race, run, at)
 
 
-def _of_choices(run: PageRun, at: int) -> Found:
+def _of_choices(run: PageRun, at: int, *, exact: bool) -> Found:
     axes = run.attention_axes() or {"layers": [], "heads": []}
     for choice in range((run.store.n_choices or 1) if run.by_choice else 1):
         yield f"c{choice}/tokens.json", partial(tokens, run, at, choice)
+        layout = slices.attention_layout(run, at, choice)
+        n_blocks = 0 if layout is None else layout.n_blocks
         for layer in axes["layers"]:
             yield f"c{choice}/attn/{layer}/thumbs.u8", partial(thumbs, run, at, choice, layer)
             for head in axes["heads"]:
                 yield f"c{choice}/attn/{layer}/{head}.u8", partial(head_drawn, run, at, choice, layer, head)
+                for block in range(n_blocks if exact else 0):
+                    path = f"c{choice}/attn/{layer}/{head}/{block}.f16"
+                    yield path, partial(head_values, run, at, choice, layer, head, block)

@@ -23,7 +23,7 @@ class Lens:
         pos: (slot,) token position, counted from the first token.
         known: (slot,) whether the target is the true token.
         candidates: (slot, candidate)
-        statistics: (statistic, depth, slot) in the order of `STATISTICS`.
+        statistics: Name to (depth, slot).
         top_ids, top_probs: (depth, slot, top)
         candidate_probs: (depth, slot, candidate)
     """
@@ -46,7 +46,7 @@ class Lens:
         self.pos = positions[slots] - int(run.store.spans.start[row])
         self.known = read("known")[slots]
         self.candidates = read("candidates")[slots]
-        self.statistics = np.stack([read(name)[:, slots].astype(np.float32) for name in STATISTICS])
+        self.statistics = {name: read(name)[:, slots] for name in STATISTICS}
         self.top_ids = read("top_ids")[:, slots]
         self.top_probs = read("top_probs")[:, slots]
         self.candidate_probs = read("candidate_probs")[:, slots]
@@ -54,14 +54,14 @@ class Lens:
     @property
     def nbytes(self) -> int:
         """What it holds in memory."""
-        return sum(value.nbytes for value in vars(self).values())
+        arrays = (value for name, value in vars(self).items() if name != "statistics")
+        return sum(value.nbytes for value in (*arrays, *self.statistics.values()))
 
     @property
-    def depths_per_block(self) -> int:
-        """How many depths of the most probable tokens and the candidates one response holds."""
-        _, slots, top = self.top_ids.shape
-        each: int = slots * (top * 6 + 2 * self.candidates.shape[1])
-        return max(1, LARGEST // max(1, each) - 1)
+    def states_per_block(self) -> int:
+        """How many states (depths of slots) one response holds."""
+        each: int = 4 + 2 * (len(STATISTICS) - 1) + 6 * self.top_ids.shape[2] + 2 * self.candidates.shape[1]
+        return LARGEST // each
 
 
 def lens_of(run: PageRun, row: int) -> Lens:
@@ -80,7 +80,7 @@ def lens_json(run: PageRun, row: int) -> dict[str, Any]:
         "depths": lens.top_ids.shape[0],
         "top": lens.top_ids.shape[2],
         "statistics": list(STATISTICS),
-        "depths_per_block": lens.depths_per_block,
+        "states_per_block": lens.states_per_block,
         "candidates": lens.candidates.tolist(),
         "words": {int(i): words[int(i)] for i in ids if int(i) in words},
         "python": _python(run, "lens.zarr", row, "prob"),
@@ -96,31 +96,37 @@ def lens_values(run: PageRun, row: int, statistic: str) -> dict[str, Any]:
     if statistic not in STATISTICS:
         raise UsageError(f"No statistic {statistic!r}: there are {', '.join(STATISTICS)}.")
     lens = lens_of(run, row)
-    values = lens.statistics[STATISTICS.index(statistic)]
+    values = lens.statistics[statistic]
     digits = 9 if statistic == "rank" else 4  # a rank is a number of tokens, and said exactly
     rounded = [[number(v, digits) for v in depth] for depth in values]
     return {"pos": lens.pos.tolist(), statistic: rounded, "python": _python(run, "lens.zarr", row, statistic)}
 
 
-def lens_statistics(run: PageRun, row: int) -> bytes:
-    """Return (statistic, depth, slot) as float16; a rank too large for it is the largest it has."""
-    clipped = np.clip(lens_of(run, row).statistics, -_LARGEST_HALF, _LARGEST_HALF)
-    return clipped.astype("<f2").tobytes()
+def lens_block(run: PageRun, row: int, block: int) -> bytes:
+    """Return the numbers of some states of an example's lens, depth by depth and slot by slot.
 
-
-def lens_top(run: PageRun, row: int, block: int) -> bytes:
-    """Return some depths' most probable tokens (ids as int32, probabilities as float16) and candidates (float16).
+    One behind the other: ranks and the ids of the most probable tokens as int32; probability, entropy, divergence, the
+    probabilities of the most probable tokens and those of the candidates as float16.
 
     Raises:
         SelectionError: There is no such block.
     """
     lens = lens_of(run, row)
-    step, depths = lens.depths_per_block, lens.top_ids.shape[0]
-    if not 0 <= block < -(-depths // step):
-        raise SelectionError(f"block {block}: there are {-(-depths // step)}, counted from 0.")
+    step, n_states = lens.states_per_block, lens.top_ids.shape[0] * lens.top_ids.shape[1]
+    if not 0 <= block < -(-n_states // step):
+        raise SelectionError(f"block {block}: there are {-(-n_states // step)}, counted from 0.")
     some = slice(block * step, (block + 1) * step)
-    parts = ((lens.top_ids, "<i4"), (lens.top_probs, "<f2"), (lens.candidate_probs, "<f2"))
-    return b"".join(values[some].astype(kind).tobytes() for values, kind in parts)
+    whole = (lens.statistics["rank"], lens.top_ids)
+    halves = (*(lens.statistics[name] for name in STATISTICS if name != "rank"), lens.top_probs, lens.candidate_probs)
+    parts = [values.reshape(n_states, -1)[some].astype("<i4") for values in whole]
+    parts += [_half(values.reshape(n_states, -1)[some]) for values in halves]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def _half(values: np.ndarray) -> np.ndarray:
+    """Return float16; what is too large for it is the largest that it has."""
+    clipped: np.ndarray = np.clip(values, -_LARGEST_HALF, _LARGEST_HALF).astype("<f2")
+    return clipped
 
 
 def contributions_json(run: PageRun, row: int, position: int) -> dict[str, Any]:

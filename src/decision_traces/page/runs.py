@@ -1,10 +1,12 @@
 """One run as the page sees it: what it is, what it has, and what is missing with the command that makes it."""
 
+import re
 import shlex
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -23,9 +25,31 @@ ROWS_PER_PART: Final = 50
 VALUES_PER_PART: Final = 200_000
 RACE_FILE: Final = "choice_race.parquet"
 _LISTED: Final = ("example_id", "text", "question", "next_true_token", "next_pred_token", "answerKey", "pred_label")
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _CACHE: Final = 32
 _CACHE_BYTES: Final = 48 << 20
 Made = TypeVar("Made")
+
+
+def opened(run_dirs: Sequence[Path]) -> "list[PageRun]":
+    """Open runs under names that stay the same whichever others are opened beside them, so that a copied link does.
+
+    Raises:
+        RunError: One of the folders is no complete run.
+    """
+    runs: dict[str, PageRun] = {}
+    for run_dir in run_dirs:
+        run = PageRun("", run_dir)
+        name = _UNSAFE.sub("-", run.run_id).strip("-.") or "run"
+        run.key = next(key for key in _numbered(name) if key not in runs)
+        runs[run.key] = run
+    return list(runs.values())
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """Yield a name, and then as often as it takes the name with a number."""
+    yield name
+    yield from (f"{name}.{number}" for number in count(2))
 
 
 class PageRun:
@@ -93,6 +117,11 @@ class PageRun:
     def listed(self) -> "pa.Table":
         """The columns that the list shows."""
         return read_some(self.run_dir, _LISTED)
+
+    @property
+    def run_id(self) -> str:
+        """The run's own name, or that of its folder."""
+        return str(self.store.meta.get("run_id") or self.run_dir.name)
 
     # What the run is ---------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import uvicorn
 
 from decision_traces.errors import UsageError
 from decision_traces.page.app import create_app, is_loopback
-from decision_traces.page.runs import PageRun
+from decision_traces.page.runs import PageRun, opened
 
 DEFAULT_PORT: Final = 8377
 _TRIES: Final = 20
@@ -85,7 +85,7 @@ def listen(run_dirs: Sequence[Path], host: str = "127.0.0.1", port: int | None =
         RunError: One of the folders is no complete run.
         UsageError: The address cannot be listened at, or there is no such port.
     """
-    runs = [PageRun(f"r{i}", path) for i, path in enumerate(run_dirs)]
+    runs = opened(run_dirs)
     if port is not None and not 0 <= port < 1 << 16:
         raise UsageError(f"--port {port}: ports go from 0 to 65535.")
     ports = range(DEFAULT_PORT, DEFAULT_PORT + _TRIES) if port is None else [port]

@@ -39,6 +39,11 @@ class AttentionLayout:
     thumb_pool: int
     block: int
 
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks of values there are."""
+        return -(-len(self.queries) // self.block)
+
     def as_json(self) -> dict[str, Any]:
         """Return what the page needs to read the bytes."""
         whole = np.array_equal(self.queries, np.arange(self.keys))
@@ -141,7 +146,6 @@ def block_of_rows(layout: AttentionLayout, block: int) -> slice:
     Raises:
         SelectionError: There is no such block.
     """
-    blocks = -(-len(layout.queries) // layout.block)
-    if not 0 <= block < max(1, blocks):
-        raise SelectionError(f"block {block}: there are {blocks}, counted from 0.")
+    if not 0 <= block < max(1, layout.n_blocks):
+        raise SelectionError(f"block {block}: there are {layout.n_blocks}, counted from 0.")
     return slice(block * layout.block, (block + 1) * layout.block)

@@ -1,9 +1,11 @@
-"""The ledger of an unfinished run: one JSON line for its plan and one for every finished block, fsynced each."""
+"""The ledger of an unfinished run: one JSON line for its plan and one for every finished block, fsynced."""
 
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final
 
 from decision_traces.errors import RunError
@@ -11,12 +13,28 @@ from decision_traces.errors import RunError
 LEDGER_FILE: Final = "ledger.jsonl"
 
 
-def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add a line and see it safely on the disk."""
-    with path.open("a", encoding="utf-8") as ledger:
-        ledger.write(json.dumps(record, ensure_ascii=False) + "\n")
-        ledger.flush()
-        os.fsync(ledger.fileno())
+class Ledger:
+    """Appends to a ledger: a line is there at once, and on the disk soon after, beside what comes next.
+
+    To see a line safely on the disk can take as long as a block's numbers take to get there, which the file system may
+    put there first. Were the lines lost with the power, so would be what they speak of: a resumed run looks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._syncing: Thread | None = None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line."""
+        with self.path.open("a", encoding="utf-8") as ledger:
+            ledger.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if self._syncing is None or not self._syncing.is_alive():  # else the next line's takes this one along
+            self._syncing = Thread(target=self._sync, name="ledger", daemon=True)
+            self._syncing.start()
+
+    def _sync(self) -> None:
+        with suppress(OSError), self.path.open("rb+", buffering=0) as ledger:  # the next line meets the error again
+            os.fsync(ledger.fileno())
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:

@@ -85,9 +85,13 @@ class ShardProcess:
             self._known.add(place.room)
         self.order("put", path, place, pieces.rows, pieces.slots, pieces.widths)
 
+    def dismiss(self) -> None:
+        """Let it end, without waiting for that: `close` does."""
+        self._connection.close()
+
     def close(self) -> None:
         """Let it end."""
-        self._connection.close()
+        self.dismiss()
         try:
             self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:

@@ -6,9 +6,12 @@ Started by `processes.ShardProcess`. It ends when the other end of its socket is
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from decision_traces.pieces import Pieces
@@ -28,6 +31,8 @@ class _Desk:
         self._memory: dict[int, mmap.mmap] = {}
         self._frames: dict[str, FrameMaker] = {}
         self._files: dict[Path, ShardFile] = {}
+        self._closed: SimpleQueue[Path] = SimpleQueue()
+        Thread(target=_put_on_disk, args=(self._closed,), daemon=True).start()
 
     def memory(self, room: int, size: int) -> None:
         """Take a room of shared memory."""
@@ -49,7 +54,19 @@ class _Desk:
 
     def close(self, path: Path) -> FileRecord:
         """Close a shard file and forget it."""
-        return self._files.pop(path).close()
+        record = self._files.pop(path).close()
+        self._closed.put(path)
+        return record
+
+
+def _put_on_disk(files: SimpleQueue[Path]) -> None:
+    """See files onto the disk as they come, so that it has work from the first block on.
+
+    A system with much memory would else let gigabytes pile up in it first, and leave the disk idle meanwhile.
+    """
+    while True:
+        with suppress(OSError), files.get().open("rb+", buffering=0) as file:  # moved, or removed
+            os.fdatasync(file.fileno())
 
 
 def main(socket: int) -> None:

@@ -30,7 +30,7 @@ from decision_traces.store.folder import (
 )
 from decision_traces.store.frames import FrameMaker
 from decision_traces.store.layout import RunLayout
-from decision_traces.store.ledger import LEDGER_FILE, append_record, read_ledger, rewrite_ledger
+from decision_traces.store.ledger import LEDGER_FILE, Ledger, read_ledger, rewrite_ledger
 from decision_traces.store.lock import LOCK_FILE, FolderLock
 from decision_traces.store.open_block import OpenBlock
 from decision_traces.store.processes import ShardProcess
@@ -82,7 +82,7 @@ class RunWriter:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._frames: dict[str, FrameMaker] = {}
         self.links = True
-        self._lock = FolderLock(self.folder)
+        self._lock, self._ledger = FolderLock(self.folder), Ledger(self.folder / LEDGER_FILE)
 
     def __enter__(self) -> "RunWriter":
         """Return itself; the folder is locked already."""
@@ -122,7 +122,7 @@ class RunWriter:
             with disk_errors(run.parent, kept=_UNTOUCHED):
                 (writer.folder / _PARTS).mkdir()
                 writer._create_arrays()
-                append_record(writer.folder / LEDGER_FILE, {"plan": plan})
+                writer._ledger.append({"plan": plan})
                 writer.links = writer._can_link()
         except RunError:
             writer.discard()
@@ -241,7 +241,7 @@ class RunWriter:
         for name, table in tables.items():
             write_table(self._part(name, block), table)
         record["parts"] = {f"{_PARTS}/{self._part(n, block).name}": checksum(self._part(n, block)) for n in tables}
-        append_record(self.folder / LEDGER_FILE, record)
+        self._ledger.append(record)
         self.done[block] = record
 
     def duplicate(self, source: Path, target: Path) -> None:

@@ -1,0 +1,21 @@
+"""Telling whether weights are those of a run: a digest of all of them."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a SHA-256 over names, types, shapes and the SHA-256 of each of the weights, read by several threads."""
+    named = sorted(model.state_dict().items())
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(_digest, (tensor for _, tensor in named)))
+    lines = (f"{n} {t.dtype} {tuple(t.shape)} {digest}\n" for (n, t), digest in zip(named, digests, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+    return hashlib.sha256(data.numpy().data).hexdigest()
