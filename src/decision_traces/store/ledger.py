@@ -32,6 +32,11 @@ class Ledger:
             self._syncing = Thread(target=self._sync, name="ledger", daemon=True)
             self._syncing.start()
 
+    def let_go(self) -> None:
+        """Have no file open where its folder could not be moved then (Windows)."""
+        if os.name == "nt" and self._syncing is not None:
+            self._syncing.join()
+
     def _sync(self) -> None:
         with suppress(OSError), self.path.open("rb+", buffering=0) as ledger:  # the next line meets the error again
             os.fsync(ledger.fileno())

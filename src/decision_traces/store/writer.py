@@ -299,6 +299,7 @@ class RunWriter:
         """Remove what only the writing needed and give the folder its name."""
         with disk_errors(self.folder):
             shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
+            self._ledger.let_go()
             self._lock.release()
             (self.folder / LOCK_FILE).unlink(missing_ok=True)
             self._rename()
@@ -318,6 +319,7 @@ class RunWriter:
 
     def discard(self) -> None:
         """Remove the partial folder."""
+        self._ledger.let_go()
         self._lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
