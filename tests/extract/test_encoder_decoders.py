@@ -229,6 +229,14 @@ def test_max_seq_len_cuts_texts_alone(folder, files: Path, tmp_path: Path) -> No
     assert store.arrays()["enc_hidden"] == (4, 3, 10, 32)
 
 
+def test_a_length_that_no_memory_could_hold_is_refused(folder, files: Path, tmp_path: Path) -> None:
+    longest = max(len(ids_of(text)) for text in TEXTS)  # T5 was built for no length, so that any could be asked for
+    said = rf"--max_seq_len 1000000000: .* the longest text has {longest} tokens\. Give 33554432 or less, or auto\."
+    with pytest.raises(UsageError, match=said):
+        run(folder("t5"), files, tmp_path / "run", capture=("hidden",), max_seq_len=10**9)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_target_longer_than_the_decoder_was_built_for_is_cut_or_refused(folder, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("short\n")
     (tmp_path / "targets.txt").write_text("long " * 40 + "\n")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from decision_traces.errors import RunError
 from decision_traces.store import checks_values
@@ -278,3 +279,14 @@ def test_an_older_run_padded_on_the_left_is_read_as_such(tmp_path):
 
 def test_a_copy_without_links_is_as_good(tmp_path, decoder):
     assert failures(validate_run(copy_run(decoder.folder, tmp_path / "copy"))) == []
+
+
+def test_a_row_of_attention_may_miss_1_by_what_its_type_rounds() -> None:
+    def missed(dtype: torch.dtype) -> float:
+        return max(abs(n * float(torch.tensor(1 / n).to(dtype)) - 1) for n in range(2, 400))
+
+    found = {name: missed(getattr(torch, name)) for name in ("bfloat16", "float16")}
+    for name, most in found.items():
+        assert most <= checks_values.row_sum_tolerance(400, name)
+    assert 2**-9 < found["bfloat16"] <= 2**-8  # 255 weights of 1/255
+    assert checks_values.row_sum_tolerance(400, "float32") < found["bfloat16"]

@@ -1,9 +1,10 @@
 """Ctrl-C, a polite kill, a terminal that goes away: the first stops a command in good order, the second at once."""
 
+import atexit
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -58,6 +59,14 @@ def stopping() -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        if not stop.received:
+        if stop.received:
+            atexit.register(_ignore, taken)
+        else:
             for number in taken:
                 signal.signal(number, before[number])
+
+
+def _ignore(numbers: Iterable[int]) -> None:
+    """Let signals pass: the interpreter is about to take its handlers away, and they would end it with another code."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)

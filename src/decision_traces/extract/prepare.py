@@ -10,7 +10,7 @@ import torch
 from decision_traces import demo
 from decision_traces.capture.certificate import certify_as_padded, describe_failures, prove, require
 from decision_traces.errors import UnsupportedArchitecture, UsageError, first_line
-from decision_traces.extract.cost import block_rows
+from decision_traces.extract.cost import MOST_SLOTS, block_rows
 from decision_traces.extract.job import Job, Prepared
 from decision_traces.extract.meta import Clock
 from decision_traces.extract.progress import Progress
@@ -143,6 +143,11 @@ def _layout(
     options = job.options
     longest = max(1, *(e.n_tokens for e in encodings))
     main = longest if options.max_seq_len == "auto" else options.max_seq_len
+    if main > max(longest, MOST_SLOTS):
+        raise UsageError(
+            f"--max_seq_len {main}: every row of tokens.parquet is filled up to T, and the longest text has {longest} "
+            f"tokens. Give {MOST_SLOTS} or less, or auto."
+        )
     target = max((e.target.n_tokens for e in encodings if e.target is not None), default=0)
     lengths: dict[Side, int] = {side: main for side in anatomy.stacks}
     if len(anatomy.stacks) > 1:

@@ -98,7 +98,7 @@ def causal(tile: Tile) -> Finding:
     return _largest_value(tile, (np.arange(n_keys) > queries[..., None])[:, None, None])
 
 
-def row_sums(tile: Tile) -> Finding:
+def sums_of_rows(tile: Tile) -> Finding:
     """Return the largest deviation from 1 of a sum over keys, at query rows that are tokens. Float32 sums."""
     sums = tile.values.sum(axis=-1, dtype=np.float32)
     asked = (tile.at >= 0) & tile.keys.any(axis=-1, keepdims=True)
@@ -108,14 +108,14 @@ def row_sums(tile: Tile) -> Finding:
     return float(off[at]), (*(int(i) for i in at), 0)
 
 
-def row_sum_tolerance(n_keys: int) -> float:
+def row_sum_tolerance(n_keys: int, model_dtype: str) -> float:
     """Return by how much a stored row of attention may miss 1.
 
-    A probability is rounded when the model computes in bfloat16 (relative 2^-9, the coarsest type models use;
-    float16 has 2^-11), which errs by at most 2^-9 over a row that sums to 1. Stored as float16, a probability
-    below 6e-5 is subnormal and rounds by up to 2^-25, each of the n keys.
+    A model that computes in bfloat16 rounds each probability by up to 2^-8 of it, half the distance to the next one,
+    and so a row that sums to 1 by as much. float16, in which others are stored, rounds by 2^-11 of it, of which there
+    may be several. Below 6e-5 it is subnormal and rounds by up to 2^-25, each of the n keys.
     """
-    return 2.0**-9 + n_keys * 2.0**-25
+    return (2.0**-8 if model_dtype == "bfloat16" else 2.0**-9) + n_keys * 2.0**-25
 
 
 def _largest(bits: np.ndarray) -> tuple[int, ...]:
@@ -146,16 +146,16 @@ class Promise:
     tally: Tally
 
 
-def promises(array: StoredArray, *, sums_to_one: bool, padding_promised: bool, with_tokens: bool) -> list[Promise]:
+def promises(array: StoredArray, *, row_sums: float | None, padding_promised: bool, with_tokens: bool) -> list[Promise]:
     """Return what must hold of an array; see `check_values`."""
-    name, limit = array.spec.name, row_sum_tolerance(array.shape[-1])
+    name = array.spec.name
     result = [Promise(finite, float(np.finfo(array.dtype).max), Tally("values finite", name, "largest absolute value"))]
     if with_tokens:
         tally = Tally("padding is zero", name, "largest value at a padded slot")
         result.append(Promise(padding, 0.0 if padding_promised else np.inf, tally))
-    if with_tokens and sums_to_one and array.spec.stage in _ATTENTION:
-        tally = Tally("attention rows sum to 1", name, f"|sum − 1|, allowed {limit:.2g}")
-        result.append(Promise(row_sums, limit, tally))
+    if with_tokens and row_sums is not None and array.spec.stage in _ATTENTION:
+        tally = Tally("attention rows sum to 1", name, f"|sum − 1|, allowed {row_sums:.2g}")
+        result.append(Promise(sums_of_rows, row_sums, tally))
     if array.causal:
         tally = Tally("attention is causal", name, "largest weight on a later position")
         result.append(Promise(causal, 0.0, tally))
@@ -171,7 +171,7 @@ def check_values(
     slots: SlotsOf | None,
     ids: list[str],
     *,
-    sums_to_one: bool,
+    row_sums: float | None,
     padding_promised: bool,
     seen: Seen,
     step: Callable[[int], None],
@@ -182,7 +182,7 @@ def check_values(
         array: The array.
         slots: Where the tokens are, or None where the token table cannot be read or does not fit.
         ids: example_id of each row, for the messages.
-        sums_to_one: Whether attention rows are promised to sum to 1.
+        row_sums: By how much a row of attention may miss 1; None where rows are not promised to sum to it.
         padding_promised: Whether zeros at padding are promised (older tools did not).
         seen: Filled with the pieces that pass: a file under several names is read once.
         step: Called with the uncompressed bytes of each tile.
@@ -194,7 +194,7 @@ def check_values(
     what = "every chunk's CRC-32C and length" if array.zarr.shards else "length only: chunks have no checksums"
     decode, checks = (
         Tally("chunks decode", name, what),
-        promises(array, sums_to_one=sums_to_one, padding_promised=padding_promised, with_tokens=slots is not None),
+        promises(array, row_sums=row_sums, padding_promised=padding_promised, with_tokens=slots is not None),
     )
     for start, stop, picks in pieces(array):
         key = array.identity(array.box(**{EXAMPLE: slice(start, stop)}, **picks))
@@ -206,7 +206,7 @@ def check_values(
     if slots is None:
         reason = "no token table that fits the array"
         results.append(CheckResult("padding is zero", False, where=name, detail=reason, array=name))
-    if array.spec.stage in _ATTENTION and not sums_to_one:
+    if array.spec.stage in _ATTENTION and row_sums is None:
         reason = "not checked: the model's rows need not sum to 1 (attention_rows_sum_to_one is false)"
         results.append(CheckResult("attention rows sum to 1", True, where=name, detail=reason, array=name))
     return results, checks[0].tally.worst or 0.0

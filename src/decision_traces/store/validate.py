@@ -24,7 +24,7 @@ from decision_traces.store.checks_files import (
 from decision_traces.store.checks_masked import check_masked
 from decision_traces.store.checks_outcomes import check_choices, check_next_token, check_positions
 from decision_traces.store.checks_tables import check_columns, check_tokens, token_columns
-from decision_traces.store.checks_values import Seen, SlotsOf, check_values
+from decision_traces.store.checks_values import Seen, SlotsOf, check_values, row_sum_tolerance
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.runs import portable_path
 from decision_traces.store.table import Spans, read_table
@@ -139,9 +139,12 @@ def _slots(array: StoredArray) -> SlotsOf | None:
     return slots
 
 
-def _sums_to_one(store: OpenRun, name: str) -> bool:
+def _row_sums(store: OpenRun, array: StoredArray) -> float | None:
+    """Return by how much a row of attention may miss 1; None where the run does not promise that sum."""
     told = store.meta.get("attention_rows_sum_to_one", True)
-    return bool(told.get(name, True) if isinstance(told, dict) else told)
+    if not (told.get(array.spec.name, True) if isinstance(told, dict) else told):
+        return None
+    return row_sum_tolerance(array.shape[-1], store.meta.get("environment", {}).get("model_dtype", ""))
 
 
 def _arrays(
@@ -167,7 +170,7 @@ def _arrays(
             array,
             None if table is None else _slots(array),
             [str(i) for i in ids],
-            sums_to_one=_sums_to_one(store, array.spec.name),
+            row_sums=_row_sums(store, array),
             padding_promised="format_version" in store.meta,
             seen=seen,
             step=step,
