@@ -96,6 +96,9 @@ export function RaceChart({ side: chosen, sides, height = 230 }: { side: Side; s
   );
 }
 
+/** What has no room for its zeros. */
+const RARE = { tickFormat: (p: number) => (p === 0 ? "0" : Number(p.toPrecision(2)).toExponential().replace("-", "−")) };
+
 export function drawRace(all: Runner[], width: number, height: number, most: number): Element {
   const end = all[0].probs.length - 1;
   const points = all.flatMap((r) => r.probs.map((p, d) => ({ d, p, ...r })));
@@ -117,7 +120,7 @@ export function drawRace(all: Runner[], width: number, height: number, most: num
       domain: [0, end], ticks, tickFormat: (d: number) => (d === 0 ? "emb" : String(d - 1)),
       label: "after layer", labelArrow: "none", labelAnchor: "center",
     },
-    y: { domain: [0, Math.min(1, most * 1.04)], label: null, grid: true, ticks: 5 },
+    y: { domain: [0, Math.min(1, most * 1.04)], label: null, grid: true, ticks: 5, ...(most < 0.001 ? RARE : {}) },
     marks: [
       Plot.ruleX(layer === null ? [] : [Math.min(end, layer + 1)], {
         stroke: "var(--line-strong)", strokeDasharray: "3,3",
