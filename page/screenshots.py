@@ -2,8 +2,8 @@
 
     python page/screenshots.py FOLDER RUN [RUN ...]
 
-Each state of the first run, and the others as they open, in two window widths, dark and light. With `--readme FILE`
-only the picture of the README: the first run as it opens.
+Each state of the first run, and the others as they open, in two window widths, dark and light. The README's picture is
+`opened-1280-light.png` of the demo run.
 """
 
 import argparse
@@ -52,19 +52,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--readme", type=Path, help="take this one picture only")
     args = parser.parse_args()
     server = listen(args.runs, port=0)
     server.start()
     args.folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for width in (1280,) if args.readme else WIDTHS:
-            for scheme in ("light",) if args.readme else SCHEMES:
+        for width in WIDTHS:
+            for scheme in SCHEMES:
                 page = browser.new_page(viewport={"width": width, "height": 1000}, color_scheme=scheme)
-                if args.readme:
-                    shoot(page, server.url, args.readme)
-                    continue
                 for name, address in states(server).items():
                     shoot(page, address, args.folder / f"{name}-{width}-{scheme}.png")
                 page.close()

@@ -1,6 +1,8 @@
 """The writer: what stands where, how files are cut, coordinates, and resuming; read back with plain Zarr."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ import zarr
 from decision_traces.pieces import Pieces
 from decision_traces.schema import CAPTURES, Dims, arrays_for
 from decision_traces.store.folder import read_manifest
+from decision_traces.store.ledger import Ledger
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.writer import RunLayout, RunWriter
 
@@ -193,3 +196,18 @@ def test_every_capture_of_an_encoder_decoder_is_written(tmp_path):
             np.testing.assert_array_equal(values, expected)
     assert zarr.open_array(run / "dec_cross_attn.zarr/attn").shape == (3, 2, 4, 1, 7)
     assert zarr.open_array(run / "dec_cross_qkv.zarr/v").shape == (3, 2, 2, 7, 2)
+
+
+def test_a_line_that_did_not_get_onto_the_disk_stops_the_next_one(tmp_path, monkeypatch):
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append({"plan": {}})
+    ledger._syncing.join()
+    monkeypatch.setattr(os, "fsync", broken)
+    ledger.append({"block": 0})
+    ledger._syncing.join()
+    with pytest.raises(OSError, match="the disk is gone"):
+        ledger.append({"block": 1})
+    assert [json.loads(line) for line in ledger.path.read_text().splitlines()] == [{"plan": {}}, {"block": 0}]

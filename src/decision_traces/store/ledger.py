@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, Final
@@ -23,9 +22,16 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._syncing: Thread | None = None
+        self._failed: OSError | None = None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line."""
+        """Add a line.
+
+        Raises:
+            OSError: It cannot be written, or an earlier one did not get onto the disk.
+        """
+        if self._failed is not None:
+            raise self._failed
         with self.path.open("a", encoding="utf-8") as ledger:
             ledger.write(json.dumps(record, ensure_ascii=False) + "\n")
         if self._syncing is None or not self._syncing.is_alive():  # else the next line's takes this one along
@@ -38,8 +44,13 @@ class Ledger:
             self._syncing.join()
 
     def _sync(self) -> None:
-        with suppress(OSError), self.path.open("rb+", buffering=0) as ledger:  # the next line meets the error again
-            os.fsync(ledger.fileno())
+        try:
+            with self.path.open("rb+", buffering=0) as ledger:
+                os.fsync(ledger.fileno())
+        except FileNotFoundError:  # the run has its name by now, or was discarded
+            pass
+        except OSError as error:
+            self._failed = error
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
