@@ -16,6 +16,7 @@ import torch
 from decision_traces.errors import RunError
 from decision_traces.extract.helpers import Helpers
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
+from decision_traces.pieces import Pieces
 from decision_traces.schema import Dims, arrays_for
 from decision_traces.store.layout import RunLayout
 from decision_traces.store.processes import ShardProcess
@@ -52,6 +53,19 @@ def test_a_view_is_told_in_numbers_and_found_again(memory: SharedMemory) -> None
     np.testing.assert_array_equal(place.array(memory.rooms[1].memory), view)
 
 
+def test_any_number_of_orders_may_be_given_before_it_is_waited_for(
+    memory: SharedMemory, process: ShardProcess, tmp_path: Path
+) -> None:
+    numbers = memory.room(2 * 4 * 8 * 2).view(np.float16).reshape(2, 4, 8)
+    numbers[:] = np.arange(64).reshape(numbers.shape)
+    for n in range(2000):  # a socket holds a few hundred answers
+        process.order("begin", tmp_path / str(n), *ABOUT)
+        process.put(tmp_path / str(n), Pieces(numbers, (0, 1), (4, 4)))
+    process.finish()
+    sizes = {(tmp_path / str(n)).stat().st_size for n in range(2000)}
+    assert len(sizes) == 1 and sizes.pop() > 0
+
+
 def test_memory_of_its_own_is_not_shared(memory: SharedMemory) -> None:
     memory.room(64)
     with pytest.raises(ValueError, match="shared memory"):
@@ -73,7 +87,7 @@ def with_helpers(monkeypatch: pytest.MonkeyPatch) -> list[Helpers]:
 
     def of(_device: torch.device) -> Helpers:
         shared = SharedMemory()
-        given.append(Helpers([ShardProcess(shared) for _ in range(2)], shared=shared))
+        given.append(Helpers(processes=[ShardProcess(shared) for _ in range(2)], shared=shared))
         return given[-1]
 
     monkeypatch.setattr(Helpers, "of", of)

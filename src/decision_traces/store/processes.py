@@ -27,6 +27,8 @@ _START: Final = (
     "from decision_traces.store.shard_process import main; main(int(sys.argv[1]))"
 )
 _PATIENCE: Final = 10.0
+_MOST_OWED: Final = 64
+"""Answers that may wait to be heard: a socket holds some hundreds, and who cannot answer does not listen either."""
 
 
 class ShardProcess:
@@ -45,7 +47,8 @@ class ShardProcess:
         theirs.close()
         self._connection: Connection[Any, Any] = Connection(ours.detach())
         self._known: set[int] = set()
-        self._owed = 0
+        self._owed = 0  # answers that were not heard yet
+        self._heard: tuple[Any, BaseException | None] = (None, None)
 
     def order(self, what: str, *arguments: object) -> None:
         """Let it do something, without waiting for it.
@@ -53,6 +56,8 @@ class ShardProcess:
         Raises:
             RunError: It is gone.
         """
+        if self._owed >= _MOST_OWED:
+            self._hear()
         with _gone():
             self._connection.send((what, arguments))
         self._owed += 1
@@ -64,15 +69,19 @@ class ShardProcess:
             OSError, MemoryError, ValueError: What it raised first.
             RunError: It is gone.
         """
-        answer, first = None, None
         while self._owed:
-            with _gone():
-                answer, error = self._connection.recv()
-            self._owed -= 1
-            first = first or error
-        if first is not None:
-            raise first
+            self._hear()
+        (answer, error), self._heard = self._heard, (None, None)
+        if error is not None:
+            raise error
         return answer
+
+    def _hear(self) -> None:
+        """Take its next answer; of errors the first is kept."""
+        with _gone():
+            answer, error = self._connection.recv()
+        self._owed -= 1
+        self._heard = answer, self._heard[1] or error
 
     def put(self, path: Path, pieces: Pieces) -> None:
         """Let it append the chunks of some rows of a tensor, which lies in shared memory."""
