@@ -8,7 +8,7 @@ that, and what it costs, is measured in `docs/performance.md`.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from typing import Final
@@ -21,55 +21,72 @@ _MAGIC: Final = bytes.fromhex("28b52ffd")
 # Then the window: 128 KiB, the least that allows the largest blocks.
 _DESCRIPTOR: Final = bytes([0xC0, 0x38])
 BLOCK_BYTES: Final = 128 << 10  # most content of a block
-_RAW, _RLE, _LAST = 0, 1, 1
-_PLANS: Final = 3
+_RAW, _RLE = 0, 1
 CRC_BYTES: Final = 4
+ROOM: Final = 8 << 20
+"""Bytes of frames that a `FrameMaker` keeps to fill them again; one is kept however large it is."""
 Frame = list[bytes | memoryview]
 """A frame in pieces, one behind the other, so that large numbers are written from where they are."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
-    """A stretch of an example's numbers: `length` bytes of `line` from byte `start`, at `target` of the segment."""
+class _Numbers:
+    """The content of a raw block: `length` bytes of `line` from byte `start`."""
 
-    target: int
     line: int
     start: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The frame of all pieces of one shape: headers and zeros are there, the numbers are filled in.
+class _Around:
+    """What stands around the numbers of one plane, which stay where they are."""
 
-    Attributes:
-        buffer: The whole frame, and room for the checksum behind it.
-        segments: (planes, bytes of one plane's blocks): the part of the frame that changes, a plane being one head.
-        copies: What goes where in every segment.
-        between: What stands in front of every copy, and behind the last, where there is one plane.
-    """
+    def __init__(self, parts: Iterable[bytes | _Numbers]) -> None:
+        self._between: list[bytes] = [b""]
+        self._numbers: list[slice] = []
+        for part in parts:
+            if isinstance(part, bytes):
+                self._between[-1] += part
+            else:
+                self._numbers.append(slice(part.start, part.start + part.length))
+                self._between.append(b"")
 
-    buffer: np.ndarray
-    segments: np.ndarray
-    copies: tuple[_Copy, ...]
-    between: tuple[bytes, ...]
-
-    def filled(self, lines: np.ndarray) -> Frame:
-        """Return the frame with the numbers copied into it; (planes, lines, bytes)."""
-        for copy in self.copies:
-            stop = copy.start + copy.length
-            self.segments[:, copy.target : copy.target + copy.length] = lines[:, copy.line, copy.start : stop]
-        frame = self.buffer[:-CRC_BYTES].data
-        return [frame, _checksum(crc32c(frame))]
-
-    def around(self, line: np.ndarray) -> Frame:
-        """Return the frame around the numbers of one plane, which stay where they are; (bytes,)."""
-        crc, frame, bytes_ = 0, Frame(), line.data
-        for before, copy in zip(self.between, self.copies, strict=False):
-            numbers = bytes_[copy.start : copy.start + copy.length]
+    def frame(self, plane: np.ndarray) -> Frame:
+        """Return the frame around the bytes of a plane; (bytes,)."""
+        crc, frame, bytes_ = 0, Frame(), plane.data
+        for before, at in zip(self._between, self._numbers, strict=False):
+            numbers = bytes_[at]
             crc = crc32c(numbers, crc32c(before, crc))
             frame += [before, numbers]
-        return [*frame, self.between[-1], _checksum(crc32c(self.between[-1], crc))]
+        return [*frame, self._between[-1], _checksum(crc32c(self._between[-1], crc))]
+
+
+class _Filled:
+    """A frame whose headers and zeros are there: numbers are copied in, those of all planes at a time."""
+
+    def __init__(self, header: bytes, plane: Iterable[bytes | _Numbers], planes: int, rest: bytes) -> None:
+        parts, at = [], 0
+        self._copies: list[tuple[slice, int, slice]] = []  # bytes of a plane's blocks ← bytes of a line
+        for part in plane:
+            if isinstance(part, _Numbers):
+                place = slice(at, at + part.length), part.line, slice(part.start, part.start + part.length)
+                self._copies.append(place)
+                part = bytes(part.length)
+            parts.append(part)
+            at += len(part)
+        self._whole = bytearray(header + b"".join(parts) * planes + rest)
+        blocks = np.frombuffer(self._whole, np.uint8, at * planes, len(header))
+        self._planes = blocks.reshape(planes, at)
+
+    def __len__(self) -> int:
+        """Return its size in bytes."""
+        return len(self._whole)
+
+    def frame(self, lines: np.ndarray) -> Frame:
+        """Return the frame with the bytes of all lines copied into it; (planes, lines, bytes)."""
+        for target, line, source in self._copies:
+            self._planes[:, target] = lines[:, line, source]
+        return [memoryview(self._whole), _checksum(crc32c(self._whole))]
 
 
 def _checksum(crc: int) -> bytes:
@@ -91,7 +108,8 @@ class FrameMaker:
         """
         self._planes, (self._slots, self._width) = (chunk[0] if len(chunk) > 2 else 1), chunk[-2:]
         self._causal = causal
-        self._plans: OrderedDict[tuple[int, ...], _Plan] = OrderedDict()
+        self._around: dict[tuple[int, int], _Around] = {}
+        self._filled: OrderedDict[tuple[int, ...], _Filled] = OrderedDict()
 
     def frame(self, piece: np.ndarray) -> Frame:
         """Return the frame of an example's chunk with its CRC-32C behind it, as Zarr's `crc32c` codec puts it.
@@ -100,40 +118,50 @@ class FrameMaker:
             piece: (n, w) or (heads, n, w): what fills the top left corner of the chunk; the rest is zero.
         """
         planes = piece if piece.ndim > 2 else piece[None]
+        whole = planes.shape[2] == self._width
+        if self.stays(piece):
+            return self._frame_around(planes.shape[1], planes.itemsize).frame(planes.reshape(-1).view(np.uint8))
         causal = self._causal and planes.shape[1] == planes.shape[2] and not _above_diagonal(planes)
-        plan = self._plan(planes.shape, planes.itemsize, causal)
-        if causal or planes.shape[2] != self._width:
-            return plan.filled(planes.view(np.uint8))
-        lines = planes.reshape(len(planes), 1, -1).view(np.uint8)
-        return plan.around(lines[0, 0]) if self.stays(piece) else plan.filled(lines)
+        lines = planes.reshape(len(planes), 1, -1) if whole and not causal else planes
+        return self._frame_to_fill(planes.shape, planes.itemsize, causal).frame(lines.view(np.uint8))
 
     def stays(self, piece: np.ndarray) -> bool:
         """Return whether the frame of a piece is put around its numbers, which are not copied."""
         return self._planes == 1 and not self._causal and piece.shape[-1] == self._width
 
-    def _plan(self, shape: tuple[int, ...], itemsize: int, causal: bool) -> _Plan:
-        key = (*shape, itemsize, causal)
-        if key not in self._plans:
-            if len(self._plans) >= _PLANS:
-                self._plans.popitem(last=False)
-            self._plans[key] = self._make(shape, itemsize, causal)
-        self._plans.move_to_end(key)
-        return self._plans[key]
+    def _frame_around(self, n: int, itemsize: int) -> _Around:
+        key = n, itemsize
+        if key not in self._around:
+            header, rest = self._ends(1, itemsize)
+            self._around[key] = _Around([header, *self._plane(n, self._width, itemsize, causal=False), rest])
+        return self._around[key]
 
-    def _make(self, shape: tuple[int, ...], itemsize: int, causal: bool) -> _Plan:
-        planes, n, width = shape
-        line, room = self._width * itemsize, self._slots * self._width * itemsize
-        stretches = _lines(n, width * itemsize, line, room, itemsize if causal else 0)
-        segment, copies = _segment(stretches)
+    def _frame_to_fill(self, shape: tuple[int, ...], itemsize: int, causal: bool) -> _Filled:
+        key, (planes, n, width) = (*shape, itemsize, causal), shape
+        if key not in self._filled:
+            header, rest = self._ends(planes, itemsize)
+            plane = self._plane(n, width, itemsize, causal=causal)
+            self._filled[key] = _Filled(header, plane, planes, rest)
+            while sum(map(len, self._filled.values())) > ROOM and len(self._filled) > 1:
+                self._filled.popitem(last=False)
+        self._filled.move_to_end(key)
+        return self._filled[key]
+
+    def _ends(self, planes: int, itemsize: int) -> tuple[bytes, bytes]:
+        """Return what stands in front of the planes that hold numbers, and behind them."""
+        room = self._slots * self._width * itemsize
         header = _MAGIC + _DESCRIPTOR + (self._planes * room).to_bytes(8, "little")
-        rest = b"".join(_zeros((self._planes - planes) * room)) + _block(_RAW, 0, last=True)
-        frame = header + segment * planes + rest + bytes(CRC_BYTES)
-        buffer = np.frombuffer(bytearray(frame), np.uint8)
-        changing = buffer[len(header) : len(header) + len(segment) * planes]
-        ends = [0, *(len(header) + copy.target + copy.length for copy in copies)]
-        starts = [*(len(header) + copy.target for copy in copies), len(frame) - CRC_BYTES]
-        between = tuple(frame[end:start] for end, start in zip(ends, starts, strict=True)) if self._planes == 1 else ()
-        return _Plan(buffer, changing.reshape(planes, len(segment)), copies, between)
+        return header, b"".join(_zeros((self._planes - planes) * room)) + _block(_RAW, 0, last=True)
+
+    def _plane(self, n: int, width: int, itemsize: int, *, causal: bool) -> Iterator[bytes | _Numbers]:
+        """Yield the blocks of one plane: headers and zeros, and what numbers go between them."""
+        line, room = self._width * itemsize, self._slots * self._width * itemsize
+        for number, stored, zeros in _lines(n, width * itemsize, line, room, itemsize if causal else 0):
+            for start in range(0, stored, BLOCK_BYTES):
+                length = min(BLOCK_BYTES, stored - start)
+                yield _block(_RAW, length)
+                yield _Numbers(number, start, length)
+            yield from _zeros(zeros)
 
 
 def _above_diagonal(planes: np.ndarray) -> bool:
@@ -157,23 +185,6 @@ def _lines(n: int, given: int, line: int, room: int, step: int) -> Iterator[tupl
     for i in range(n):
         stored = (i + 1) * step if step else given
         yield i, stored, line - stored + (room - n * line if i == n - 1 else 0)
-
-
-def _segment(stretches: Iterator[tuple[int, int, int]]) -> tuple[bytes, tuple[_Copy, ...]]:
-    """Return the blocks of one plane, with zeros where numbers will be, and what is to be copied where."""
-    parts: list[bytes] = []
-    copies: list[_Copy] = []
-    at = 0
-    for line, stored, zeros in stretches:
-        for start in range(0, stored, BLOCK_BYTES):
-            length = min(BLOCK_BYTES, stored - start)
-            parts += [_block(_RAW, length), bytes(length)]
-            copies.append(_Copy(at + 3, line, start, length))
-            at += 3 + length
-        blocks = list(_zeros(zeros))
-        parts += blocks
-        at += sum(map(len, blocks))
-    return b"".join(parts), tuple(copies)
 
 
 def _zeros(count: int) -> Iterator[bytes]:
