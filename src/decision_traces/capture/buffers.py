@@ -289,15 +289,16 @@ class BatchBuffers:
 
     # -- looking at the values ------------------------------------------------------------------------------
 
-    def peaks(self) -> dict[Site, float]:
-        """Return the largest absolute value of every tensor over its tokens; NaN where one is not a number."""
+    def peak(self, place: Site) -> float:
+        """Return the largest absolute value of a tensor over its tokens; NaN where one is not a number."""
         if self._transfers is not None:
-            return self._transfers.peaks()
-        return {
-            place: float(np.max([peak(pieces.piece(i)) for i in range(self.n_rows)]))  # keeps a NaN
-            for place, pieces in ((p, self.pieces(p, range(self.n_rows))) for p in self.sites)
-            if pieces.values.size
-        }
+            return self._transfers.peaks[place]
+        pieces = self.pieces(place, range(self.n_rows))
+        return float(np.max([peak(pieces.piece(i)) for i in range(self.n_rows)]))  # keeps a NaN
+
+    def peaks(self) -> dict[Site, float]:
+        """Return the largest absolute value of every tensor that the pass gave."""
+        return {place: self.peak(place) for place, kept in self.sites.items() if kept.view.numel()}
 
     def check_finite(self, largest: float | None = None) -> None:
         """Raise if a token's value is not finite, or too large.

@@ -80,10 +80,9 @@ class _Block:
     files: OpenBlock
     peaks: dict[Site, float] = field(default_factory=dict)
 
-    def note(self, peaks: Mapping[Site, float]) -> None:
-        """Take the largest values of a batch into account."""
-        for place, value in peaks.items():
-            self.peaks[place] = max(self.peaks.get(place, 0.0), value)
+    def note(self, place: Site, value: float) -> None:
+        """Take the largest value that a batch has of a tensor into account."""
+        self.peaks[place] = max(self.peaks.get(place, 0.0), value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +269,11 @@ class _Pipeline:
     def _store(self, block: _Block, batch: TokenBatch, rows: Sequence[Encoding], buffers: BatchBuffers) -> None:
         """Write what was captured of a batch, in the writer's thread."""
         buffers.wait()
-        peaks = buffers.peaks()
-        if not all(value <= self._largest for value in peaks.values()):
-            raise _NotStorable(batch, rows)
-        block.note(peaks)
-        for place in buffers.sites:
+        for place in buffers.sites:  # one after the other: what was looked at is still in the core's cache
+            value = buffers.peak(place)
+            if not value <= self._largest:
+                raise _NotStorable(batch, rows)
+            block.note(place, value)
             block.files.put(place, buffers.pieces(place, batch.rows))
         block.files.written()
 

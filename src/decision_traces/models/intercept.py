@@ -19,6 +19,18 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 
+def causal_bias(query: Tensor, key: Tensor) -> Tensor:
+    """Return the bias that lets every query see the keys up to its own position: (n_query, n_key), bool."""
+    return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+
+
+def as_bias(mask: Tensor | None) -> Tensor | None:
+    """Return a mask as what is added to the scores: a bool one (True where there is attention) as zeros and -inf."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
     """What one call of a model's attention function saw and gave.
@@ -31,7 +43,10 @@ class AttentionCall:
         scaling: The factor on q·k; None means 1/sqrt(d_head).
         output: (batch, n_query, n_heads, d_head), before the output projection.
         probabilities: (batch, n_heads, n_query, n_key), or None where the implementation does not give them (SDPA).
-        bias: What is added to the scores, broadcast to (batch, n_heads, n_query, n_key); None where nothing is known.
+        mask: Where there is attention (bool), or what is added to the scores; broadcast to (batch, n_heads, n_query,
+            n_key). None where nothing is known.
+        causal: Whether every query sees the keys up to its own position, without a mask that says so.
+        position_bias: What the model adds to the scores for the distance of two positions, where it says so.
         softcap: The scores s become softcap * tanh(s / softcap) before the bias; None where they do not.
         fused: Whether this is torch's own attention: then scale, q, k, v and bias are all there is to it.
     """
@@ -43,9 +58,22 @@ class AttentionCall:
     scaling: float | None
     output: Tensor
     probabilities: Tensor | None
-    bias: Tensor | None = None
+    mask: Tensor | None = None
+    causal: bool = False
+    position_bias: Tensor | None = None
     softcap: float | None = None
     fused: bool = False
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added to the scores, broadcast to (batch, n_heads, n_query, n_key); None where nothing is known.
+
+        It is made when it is asked for: only a proof does that.
+        """
+        bias = as_bias(causal_bias(self.query, self.key) if self.causal else self.mask)
+        if self.position_bias is None:
+            return bias
+        return self.position_bias if bias is None else self.position_bias + bias
 
 
 Watcher = Callable[[AttentionCall], Tensor | None]
@@ -64,25 +92,6 @@ _original: Callable[..., Any] | None = None
 _FUSED: Final = "sdpa_attention_forward"  # transformers' function around torch's scaled_dot_product_attention
 
 
-def causal_bias(query: Tensor, key: Tensor) -> Tensor:
-    """Return the bias that lets every query see the keys up to its own position: (n_query, n_key), bool."""
-    return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-
-
-def as_bias(mask: Tensor | None) -> Tensor | None:
-    """Return a mask as what is added to the scores: a bool one (True where there is attention) as zeros and -inf."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
-
-
-def _with_positions(bias: Tensor | None, position_bias: Any) -> Tensor | None:
-    """Return the bias with what the model adds for the distance of two positions (T5 hands it on by itself)."""
-    if not isinstance(position_bias, Tensor):
-        return bias
-    return position_bias if bias is None else position_bias + bias
-
-
 def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Callable[..., Any]:
     @wraps(function)
     def call(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -92,16 +101,25 @@ def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Ca
         finally:
             in_attention_function.reset(token)
         output, probabilities = result[0], result[1]
-        bias = next((m for m in (*args[:1], kwargs.get("attention_mask")) if isinstance(m, Tensor)), None)
+        mask = next((m for m in (*args[:1], kwargs.get("attention_mask")) if isinstance(m, Tensor)), None)
         fused = probabilities is None and getattr(function, "__name__", "") == _FUSED
-        if fused and bias is None:
-            given = kwargs.get("is_causal")
-            causal = query.shape[2] > 1 and (getattr(module, "is_causal", True) if given is None else given)
-            bias = causal_bias(query, key) if causal else None
+        told = kwargs.get("is_causal")
+        causal = query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if told is None else told)
+        distance = kwargs.get("position_bias")  # T5 hands it on by itself
         seen = AttentionCall(
-            module, query, key, value, kwargs.get("scaling"), output, probabilities,
-            _with_positions(as_bias(bias), kwargs.get("position_bias")), kwargs.get("softcap"), fused,
-        )  # fmt: skip
+            module=module,
+            query=query,
+            key=key,
+            value=value,
+            scaling=kwargs.get("scaling"),
+            output=output,
+            probabilities=probabilities,
+            mask=mask,
+            causal=fused and mask is None and causal,
+            position_bias=distance if isinstance(distance, Tensor) else None,
+            softcap=kwargs.get("softcap"),
+            fused=fused,
+        )
         replaced = [other for watcher in watchers if (other := watcher(seen)) is not None]
         return (replaced[-1], *result[1:]) if replaced else result
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from decision_traces.models.intercept import AttentionCall, Watcher, as_bias, causal_bias, in_attention_function
+from decision_traces.models.intercept import AttentionCall, Watcher, in_attention_function
 
 _PRODUCTS: Final = frozenset({"matmul", "bmm", "__matmul__", "__rmatmul__"})
 _SUMS: Final = frozenset({"add", "add_", "sub", "__add__", "__iadd__", "__radd__", "__sub__", "masked_fill"}) | {
@@ -135,13 +135,19 @@ class SoftmaxAttention(TorchFunctionMode):
         """Torch's own attention in one operation, called by the model itself: there are no probabilities."""
         query, key, value = (kwargs.get(n, args[i] if i < len(args) else None) for i, n in enumerate(_QKV))
         causal = bool(kwargs.get("is_causal", args[5] if len(args) > 5 else False))
-        bias = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
-        if causal and bias is None:
-            bias = causal_bias(query, key)
-        scale, output = kwargs.get("scale"), out.transpose(1, 2)
+        mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
         call = AttentionCall(
-            self._modules[-1], query, key, value, scale, output, None, as_bias(bias), None, fused=True
-        )  # fmt: skip
+            module=self._modules[-1],
+            query=query,
+            key=key,
+            value=value,
+            scaling=kwargs.get("scale"),
+            output=out.transpose(1, 2),
+            probabilities=None,
+            mask=mask,
+            causal=causal and mask is None,
+            fused=True,
+        )
         replaced = self._watcher(call)
         return out if replaced is None else _as_made(replaced, out)
 
