@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import Zstd
 
+from decision_traces.store import frames
 from decision_traces.store.frames import CRC_BYTES, FrameMaker, stored_bytes
 
 
@@ -123,3 +124,13 @@ def test_the_checksum_is_that_of_the_frame():
         for _ in range(8):
             crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     assert frame[-4:] == (crc ^ 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def test_frames_that_are_kept_are_bounded_and_made_anew(monkeypatch):
+    """Room for one: each shape is forgotten when the next comes, and right when it comes again."""
+    monkeypatch.setattr(frames, "_ROOM", 1)
+    maker = FrameMaker((2, 6, 4))
+    for n in (3, 6, 3, 1, 3):
+        piece = numbers(2, n, 4) + np.float16(n)
+        np.testing.assert_array_equal(decoded(maker.frame(piece), (2, 6, 4), np.float16), padded(piece, (2, 6, 4)))
+        assert len(maker._filled) == 1

@@ -23,8 +23,11 @@ _DESCRIPTOR: Final = bytes([0xC0, 0x38])
 BLOCK_BYTES: Final = 128 << 10  # most content of a block
 _RAW, _RLE = 0, 1
 CRC_BYTES: Final = 4
-ROOM: Final = 8 << 20
-"""Bytes of frames that a `FrameMaker` keeps to fill them again; one is kept however large it is."""
+_ROOM: Final = 32 << 20
+"""Bytes of frames that a `FrameMaker` keeps to fill them again; one is kept however large it is.
+
+It holds one layer's attention of a batch on a CPU, up to 32 heads and 512 tokens.
+"""
 Frame = list[bytes | memoryview]
 """A frame in pieces, one behind the other, so that large numbers are written from where they are."""
 
@@ -142,7 +145,7 @@ class FrameMaker:
             header, rest = self._ends(planes, itemsize)
             plane = self._plane(n, width, itemsize, causal=causal)
             self._filled[key] = _Filled(header, plane, planes, rest)
-            while sum(map(len, self._filled.values())) > ROOM and len(self._filled) > 1:
+            while sum(map(len, self._filled.values())) > _ROOM and len(self._filled) > 1:
                 self._filled.popitem(last=False)
         self._filled.move_to_end(key)
         return self._filled[key]
