@@ -23,10 +23,10 @@ _DESCRIPTOR: Final = bytes([0xC0, 0x38])
 BLOCK_BYTES: Final = 128 << 10  # most content of a block
 _RAW, _RLE = 0, 1
 CRC_BYTES: Final = 4
-_ROOM: Final = 32 << 20
+_ROOM: Final = 16 << 20
 """Bytes of frames that a `FrameMaker` keeps to fill them again; one is kept however large it is.
 
-It holds one layer's attention of a batch on a CPU, up to 32 heads and 512 tokens.
+It holds one layer's attention of a batch on a CPU, up to 32 heads and 256 tokens.
 """
 Frame = list[bytes | memoryview]
 """A frame in pieces, one behind the other, so that large numbers are written from where they are."""
