@@ -121,11 +121,11 @@ class FrameMaker:
             piece: (n, w) or (heads, n, w): what fills the top left corner of the chunk; the rest is zero.
         """
         planes = piece if piece.ndim > 2 else piece[None]
-        whole = planes.shape[2] == self._width
         if self.stays(piece):
             return self._frame_around(planes.shape[1], planes.itemsize).frame(planes.reshape(-1).view(np.uint8))
         causal = self._causal and planes.shape[1] == planes.shape[2] and not _above_diagonal(planes)
-        lines = planes.reshape(len(planes), 1, -1) if whole and not causal else planes
+        whole = not causal and planes.shape[2] == self._width
+        lines = planes.reshape(len(planes), 1, -1) if whole else planes
         return self._frame_to_fill(planes.shape, planes.itemsize, causal).frame(lines.view(np.uint8))
 
     def stays(self, piece: np.ndarray) -> bool:
