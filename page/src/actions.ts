@@ -34,16 +34,14 @@ export async function against(meta: Meta, side: Side): Promise<void> {
     tell(figures.error ?? "There is no example that turned out the other way.");
     return;
   }
-  const part = Math.floor(other / meta.rows_per_part);
-  const rows = await when(() => {
-    const found = api.rows(meta.key, part);
-    return found.value || found.error ? found : undefined;
+  const id = await when(() => {
+    const found = idOf(meta, other);
+    return found.value !== undefined || found.error !== undefined ? found : undefined;
   });
   const { run, ex } = state.value;
   if (run !== side.place.run || ex !== side.tokens.example_id) return; // the reader has gone on
-  const id = idOf(meta, other);
-  if (id === undefined) tell(rows.error ?? "The list cannot be read.");
-  else go({ pin: pinOf(side, state.value), ex: id, pos: null, choice: null, ...UNASKED });
+  if (id.value === undefined) tell(id.error ?? "The list cannot be read.");
+  else go({ pin: pinOf(side, state.value), ex: id.value, pos: null, choice: null, ...UNASKED });
 }
 
 let wanted = "";

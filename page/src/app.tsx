@@ -1,5 +1,5 @@
 // The page: one example, or a pinned one beside it.
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import * as api from "./api";
 import { retry, unreachable, type Loaded } from "./cache";
 import { theme } from "./colour";
@@ -67,7 +67,7 @@ function Notice() {
 function useBeginning(meta: Meta): void {
   const { columns, complete } = columnsOf(meta);
   const begin = state.value.ex === "" && complete ? telling(meta.n, columns) : -1;
-  const id = begin >= 0 ? idOf(meta, begin) : undefined;
+  const id = begin >= 0 ? idOf(meta, begin).value : undefined;
   useEffect(() => {
     if (state.value.ex === "" && id !== undefined) amend({ ex: id });
   }, [id]);
@@ -102,7 +102,7 @@ function Run({ meta, runs }: { meta: Meta; runs: Runs }) {
   const loaded = place.ex === "" ? {} : sideOf(place, { target, vs, layer, head });
   const pinned = pin && sideOf(pin, { target: pin.target, vs: pin.vs, layer, head });
   const side = useLast(loaded, place.run);
-  useEffect(() => follow(loaded.value), [loaded.value]);
+  useLayoutEffect(() => follow(loaded.value), [loaded.value]); // before it is painted: a key may follow at once
   const main = useRef<HTMLElement>(null);
   const skip = (event: MouseEvent) => {
     event.preventDefault(); // the address is the state: no #main in it

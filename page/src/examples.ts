@@ -1,6 +1,7 @@
 // Which examples are listed: their figures, what was searched for, and the order asked for.
 import { computed } from "@preact/signals";
 import * as api from "./api";
+import type { Loaded } from "./cache";
 import { select, type Columns } from "./list";
 import { filters } from "./state";
 import type { Meta } from "./types";
@@ -92,7 +93,8 @@ export const listed = computed<Listed>(() => {
   return last;
 });
 
-/** Return the name of the example at a place of the list, once it is here. */
-export function idOf(meta: Meta, row: number): string | undefined {
-  return api.rows(meta.key, Math.floor(row / meta.rows_per_part)).value?.id[row % meta.rows_per_part];
+/** Return the name of the example at a place of the list, as far as it is here. */
+export function idOf(meta: Meta, row: number): Loaded<string> {
+  const { value, error } = api.rows(meta.key, Math.floor(row / meta.rows_per_part));
+  return { value: value?.id[row % meta.rows_per_part], error };
 }

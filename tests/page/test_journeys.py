@@ -27,6 +27,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 )
 expect = sync_api.expect
+expect.set_options(timeout=15_000)  # tests run side by side, on few cores
 
 
 @pytest.fixture(scope="module")
@@ -443,6 +444,19 @@ def test_a_held_key_is_one_step_back(page, address: str, demo_run: Path) -> None
     expect(page).to_have_url(re.compile(f"ex={store.example_id(6)}(&|$)"))
     page.go_back()
     expect(page).to_have_url(re.compile(f"ex={store.example_id(2)}(&|$)"))
+
+
+def test_keys_pressed_before_the_list_is_here_are_not_lost(page, address: str, demo_run: Path) -> None:
+    held: list = []
+    page.route("**/rows/0.json", lambda route: held.append(route))  # a built-in is not taken
+    store = open_row(page, address, demo_run, 2)
+    for _ in range(3):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+    expect(page).to_have_url(re.compile(f"ex={store.example_id(2)}(&|$)"))
+    assert len(held) == 1
+    held[0].continue_()
+    expect(page).to_have_url(re.compile(f"ex={store.example_id(4)}(&|$)"))
 
 
 def test_a_bundle_shows_the_same_from_any_file_server(page, demo_run: Path, tmp_path: Path) -> None:
