@@ -58,12 +58,16 @@ def test_any_number_of_orders_may_be_given_before_it_is_waited_for(
 ) -> None:
     numbers = memory.room(2 * 4 * 8 * 2).view(np.float16).reshape(2, 4, 8)
     numbers[:] = np.arange(64).reshape(numbers.shape)
-    for n in range(2000):  # a socket holds a few hundred answers
-        process.order("begin", tmp_path / str(n), *ABOUT)
-        process.put(tmp_path / str(n), Pieces(numbers, (0, 1), (4, 4)))
+    files = [tmp_path / str(n) for n in range(2000)]
+    for file in files:  # a socket holds a few hundred answers
+        file.touch()
+        process.order("begin", file, *ABOUT)
+        process.put(file, Pieces(numbers, (0, 1), (4, 4)))
+    for file in files:
+        process.order("close", file)
     process.finish()
-    sizes = {(tmp_path / str(n)).stat().st_size for n in range(2000)}
-    assert len(sizes) == 1 and sizes.pop() > 0
+    sizes = {file.stat().st_size for file in files}
+    assert len(sizes) == 1 and sizes.pop() > 128
 
 
 def test_memory_of_its_own_is_not_shared(memory: SharedMemory) -> None:
@@ -118,6 +122,7 @@ def test_a_run_has_the_same_bytes(positions, tiny_folder, tmp_path, blocks_of, r
 
 
 def test_what_it_cannot_write_is_raised_here(process: ShardProcess, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
     for path in (Path("a\0b"), tmp_path / "a"):
         process.order("begin", path, *ABOUT)
         process.order("close", path)

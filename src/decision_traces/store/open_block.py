@@ -30,7 +30,7 @@ class OpenBlock:
             if helpers:
                 self._shards[site] = RemoteShard(path, spec, writer.layout, rows, helpers[number % len(helpers)])
             else:
-                self._shards[site] = ShardFile(path, spec, writer.layout, rows, writer.frames_of(spec))
+                self._shards[site] = ShardFile(path, spec, writer.layout, rows, writer.frames_of(spec), writer.appender)
 
     def put(self, site: Site, pieces: Pieces) -> None:
         """Append what was captured of some rows of one tensor, or let a helper do it; see `written`.

@@ -16,6 +16,7 @@ from typing import Any
 
 from decision_traces.pieces import Pieces
 from decision_traces.schema import ArraySpec
+from decision_traces.store.appender import Appender
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.frames import FrameMaker
 from decision_traces.store.layout import RunLayout
@@ -31,6 +32,7 @@ class _Desk:
         self._memory: dict[int, mmap.mmap] = {}
         self._frames: dict[str, FrameMaker] = {}
         self._files: dict[Path, ShardFile] = {}
+        self._appender = Appender(direct=False)  # several processes fill the page cache, and the disk empties it
         self._closed: SimpleQueue[Path] = SimpleQueue()
         Thread(target=_put_on_disk, args=(self._closed,), daemon=True).start()
 
@@ -46,7 +48,7 @@ class _Desk:
         """Begin a shard file."""
         if spec.name not in self._frames:
             self._frames[spec.name] = frame_maker(layout, spec)
-        self._files[path] = ShardFile(path, spec, layout, rows, self._frames[spec.name])
+        self._files[path] = ShardFile(path, spec, layout, rows, self._frames[spec.name], self._appender)
 
     def put(self, path: Path, place: Place, *kept: Any) -> None:
         """Append the chunks of some rows: a tensor in shared memory, and the rest of `Pieces`."""

@@ -20,6 +20,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import RunError, RunExistsError
 from decision_traces.schema import META_FILE, ArraySpec, Site
+from decision_traces.store.appender import Appender
 from decision_traces.store.disk import disk_errors, refuse_existing
 from decision_traces.store.folder import (
     canonical_json,
@@ -82,6 +83,7 @@ class RunWriter:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._frames: dict[str, FrameMaker] = {}
         self.links = True
+        self.appender = Appender(direct=True)
         self._lock, self._ledger = FolderLock(self.folder), Ledger(self.folder / LEDGER_FILE)
 
     def __enter__(self) -> "RunWriter":
