@@ -134,7 +134,7 @@ class TestWhereTheCacheIsBetter:
         assert (sizes, appender.direct) == ([WINDOW, 2 * PAGE, 2 * PAGE], False)
         assert file.read_bytes() == whole
 
-    @pytest.mark.parametrize(("rate", "direct"), [(310e6, True), (290e6, False)])
+    @pytest.mark.parametrize(("rate", "direct"), [(210e6, True), (190e6, False)])
     def test_a_disk_is_judged_by_64_mib(self, file: Path, monkeypatch: pytest.MonkeyPatch, rate, direct) -> None:
         clock = iter(range(1000))
         monkeypatch.setattr(module, "perf_counter", lambda: next(clock) * WINDOW / rate)
@@ -146,6 +146,18 @@ class TestWhereTheCacheIsBetter:
         assert appender.direct == direct
         appender.append(file, b"", [[numbers(WINDOW)]])
         assert file.stat().st_size == 33 * WINDOW and file.read_bytes()[-WINDOW:] == numbers(WINDOW)
+
+    def test_a_slow_disk_is_judged_anew_after_a_while(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = iter(range(1000))
+        monkeypatch.setattr(module, "perf_counter", lambda: float(next(clock)))
+        monkeypatch.setattr(module, "_STRETCH", 2 * PAGE)
+        monkeypatch.setattr(module, "_PAUSE", 3 * PAGE)
+        appender, found = Appender(direct=True), []
+        for _ in range(8):
+            found.append(appender.direct)
+            appender.append(file, b"", [[numbers(PAGE)]])
+        assert found == [True, True, False, False, False, True, True, False]
+        assert file.read_bytes() == 8 * numbers(PAGE)
 
     @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
     def test_other_errors_stay_errors(self, file: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:

@@ -19,8 +19,9 @@ from decision_traces.store.frames import Frame
 
 PAGE: Final = 4096
 _WINDOW: Final = 2 << 20
-_STRETCH: Final = 64 << 20  # bytes after which the disk is judged
-_QUICK: Final = 300e6  # bytes a second; about what the slowest page cache takes, and more than two cores produce
+_STRETCH: Final = 64 << 20  # bytes by which the disk is judged
+_QUICK: Final = 200e6  # bytes a second; about what the slowest page cache takes, and more than two cores produce
+_PAUSE: Final = 1 << 30  # bytes that go through the cache before the disk is judged anew
 
 
 class Appender:
@@ -34,12 +35,13 @@ class Appender:
         """
         self._window = memoryview(mmap.mmap(-1, _WINDOW))
         self._flag: int = getattr(os, "O_DIRECT", 0) if direct else 0
-        self._bytes, self._seconds = 0, 0.0
+        self._bytes, self._seconds = 0, 0.0  # of direct writes, since the disk was judged
+        self._pause = 0  # bytes still to go through the cache
 
     @property
     def direct(self) -> bool:
-        """Whether it still goes past the page cache."""
-        return self._flag != 0
+        """Whether the next file goes past the page cache."""
+        return self._flag != 0 and self._pause <= 0
 
     def append(self, path: Path, rest: bytes, frames: Iterable[Frame]) -> bytes:
         """Append frames to a file, a page at a time.
@@ -77,14 +79,14 @@ class Appender:
 
     def _open(self, path: Path) -> FileIO:
         """Open a file that is there, at its end."""
+        flag = self._flag if self.direct else 0
         try:
-            file = FileIO(path, "ab", opener=lambda name, flags: os.open(name, flags & ~os.O_CREAT | self._flag))
+            return FileIO(path, "ab", opener=lambda name, flags: os.open(name, flags & ~os.O_CREAT | flag))
         except OSError as error:
-            if error.errno != errno.EINVAL or not self._flag:
+            if error.errno != errno.EINVAL or not flag:
                 raise
             self._flag = 0  # a file system without direct writes
             return self._open(path)
-        return file
 
     def _write(self, file: FileIO, size: int) -> None:
         """Write the beginning of the window: whole pages."""
@@ -96,7 +98,10 @@ class Appender:
                 if error.errno != errno.EINVAL or not self._flag:
                     raise
                 self._go_through_cache(file)  # a device that wants larger pages
-        self._judge(size, perf_counter() - began)
+        if self.direct:
+            self._judge(size, perf_counter() - began)
+        else:
+            self._pause -= size
 
     def _go_through_cache(self, file: FileIO) -> None:
         """Let this file and all later ones be written like any other."""
@@ -106,9 +111,8 @@ class Appender:
         self._flag = 0
 
     def _judge(self, size: int, seconds: float) -> None:
-        """Go through the page cache from now on if the disk is slow: there it works on while we compute."""
+        """Go through the page cache for a while if the disk is slow: there it works on while we compute."""
         self._bytes, self._seconds = self._bytes + size, self._seconds + seconds
         if self._bytes >= _STRETCH:
-            if self._bytes < _QUICK * self._seconds:
-                self._flag = 0
+            self._pause = _PAUSE if self._bytes < _QUICK * self._seconds else 0
             self._bytes, self._seconds = 0, 0.0
