@@ -1,5 +1,6 @@
 """Shared by the tests of faults: commands to kill, a run that was left alone, small file systems, runs to damage."""
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -89,21 +90,43 @@ def config(tiny_folder, lines: Path, tmp_path: Path) -> Callable[..., NextTokenC
 
 
 @pytest.fixture
-def tmpfs(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
     """Mount a real small file system, where the machine lets us."""
-    mounted: list[Path] = []
+    folders: list[Path] = []
 
-    def mount(options: str) -> Path:
-        folder = tmp_path / f"disk{len(mounted)}"
+    def mount(kind: str, options: str, source: str) -> Path:
+        folder = tmp_path / f"disk{len(folders)}"
         folder.mkdir()
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True, check=False
+            ["mount", "-t", kind, "-o", options, source, str(folder)], capture_output=True, text=True, check=False
         )
         if done.returncode:
             pytest.skip(f"no right to mount a small file system here ({done.stderr.strip()})")
-        mounted.append(folder)
+        folders.append(folder)
         return folder
 
     yield mount
-    for folder in mounted:
+    for folder in folders:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def tmpfs(mounted) -> Callable[[str], Path]:
+    """Mount memory as a disk."""
+    return lambda options: mounted("tmpfs", options, "tmpfs")
+
+
+@pytest.fixture
+def ext4(mounted, tmp_path: Path) -> Callable[[int], Path]:
+    """Mount a file of so many megabytes as a disk: one with direct writes, as most are."""
+
+    def make(megabytes: int) -> Path:
+        if shutil.which("mkfs.ext4") is None:
+            pytest.skip("no mkfs.ext4 here")
+        image = tmp_path / "image"
+        with image.open("wb") as file:
+            file.truncate(megabytes << 20)
+        subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+        return mounted("ext4", "loop", str(image))
+
+    return make

@@ -17,6 +17,7 @@ from decision_traces.errors import DiskSpaceError, Interrupted, RunError
 from decision_traces.extract import run
 from decision_traces.extract.next_token import extract_next_token
 from decision_traces.extract.progress import Silent
+from decision_traces.store.appender import Appender
 from decision_traces.store.validate import failures, validate_run
 
 PAGE = 4096
@@ -54,6 +55,23 @@ def test_a_disk_that_fills_up_keeps_the_finished_blocks_and_no_run(config, tmpfs
             extract_next_token(config(out_dir=disk / "run"))
     assert [p.name for p in disk.iterdir()] == [".run.partial"]
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    resumed = extract_next_token(config(out_dir=disk / "run", resume=True))
+    assert_same(content_of(resumed), content_of(extract_next_token(config(out_dir=tmp_path / "whole"))))
+
+
+def test_a_device_that_fills_up_under_direct_writes(config, ext4, monkeypatch, tmp_path: Path) -> None:
+    disk, written = ext4(32), []
+    write = Appender._write
+    monkeypatch.setattr(Appender, "_write", lambda self, *args: (written.append(self.direct), write(self, *args)))
+    ballast = disk / "ballast"
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 2**19)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "free_bytes", lambda _folder: 1 << 40)
+        with pytest.raises(DiskSpaceError, match=r"The disk of .*\.run\.partial is full.*--resume"):
+            extract_next_token(config(out_dir=disk / "run"))
+    assert written and all(written)
+    ballast.unlink()
     resumed = extract_next_token(config(out_dir=disk / "run", resume=True))
     assert_same(content_of(resumed), content_of(extract_next_token(config(out_dir=tmp_path / "whole"))))
 
