@@ -35,7 +35,7 @@ def writes(monkeypatch: pytest.MonkeyPatch, write) -> None:
     monkeypatch.setattr(module, "FileIO", Spy)
 
 
-@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("flag", [0, getattr(os, "O_DIRECT", 0)])
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -46,8 +46,10 @@ def writes(monkeypatch: pytest.MonkeyPatch, write) -> None:
         [[5], [3 * WINDOW + 7, 11], [1, 2, 3], [WINDOW - 26]],
     ],
 )
-def test_what_is_appended_is_there(file: Path, sizes: list[list[int]], direct: bool) -> None:
-    appender, rest, whole, seed = Appender(direct=direct), b"", b"", 0
+def test_what_is_appended_is_there(file: Path, sizes: list[list[int]], flag: int, monkeypatch) -> None:
+    monkeypatch.setattr(module.os, "O_DIRECT", flag, raising=False)
+    appender, rest, whole, seed = Appender(), b"", b"", 0
+    assert appender.direct == bool(flag)
     for call in sizes:
         frames = [[numbers(size, seed := seed + 1), memoryview(b"between")] for size in call]
         whole += b"".join(bytes(part) for frame in frames for part in frame)
@@ -59,7 +61,7 @@ def test_what_is_appended_is_there(file: Path, sizes: list[list[int]], direct: b
 
 
 def test_two_files_take_turns(tmp_path: Path) -> None:
-    appender = Appender(direct=True)
+    appender = Appender()
     files = [tmp_path / "a", tmp_path / "b"]
     rests = [b"", b""]
     for file in files:
@@ -82,7 +84,7 @@ def test_a_frame_is_used_up_before_the_next_is_made(file: Path) -> None:
             room[:] = bytes([value]) * PAGE
             yield [memoryview(room)]
 
-    assert Appender(direct=True).append(file, b"", frames()) == b""
+    assert Appender().append(file, b"", frames()) == b""
     assert file.read_bytes() == b"\1" * PAGE + b"\2" * PAGE + b"\3" * PAGE
 
 
@@ -95,7 +97,7 @@ def test_a_device_may_take_less_at_a_time(file: Path, monkeypatch: pytest.Monkey
 
     writes(monkeypatch, write)
     whole = numbers(3 * PAGE)
-    assert Appender(direct=True).append(file, b"", [[whole]]) == b""
+    assert Appender().append(file, b"", [[whole]]) == b""
     assert (taken, file.read_bytes()) == ([3 * PAGE, 2 * PAGE, PAGE], whole)
 
 
@@ -111,7 +113,7 @@ class TestWhereTheCacheIsBetter:
             return real(path, flags, *more)
 
         monkeypatch.setattr(module.os, "open", opened)
-        appender = Appender(direct=True)
+        appender = Appender()
         rest = b""
         for _ in range(2):
             rest = appender.append(file, rest, [[numbers(PAGE)]])
@@ -128,17 +130,19 @@ class TestWhereTheCacheIsBetter:
             return real(data)
 
         writes(monkeypatch, write)
-        appender = Appender(direct=True)
+        appender = Appender()
         whole = numbers(WINDOW + 2 * PAGE)
         assert appender.append(file, b"", [[whole]]) == b""
         assert (sizes, appender.direct) == ([WINDOW, 2 * PAGE, 2 * PAGE], False)
         assert file.read_bytes() == whole
 
-    @pytest.mark.parametrize(("rate", "direct"), [(210e6, True), (190e6, False)])
-    def test_a_disk_is_judged_by_64_mib(self, file: Path, monkeypatch: pytest.MonkeyPatch, rate, direct) -> None:
+    @pytest.mark.parametrize(
+        ("rate", "sharing", "direct"), [(210e6, 1, True), (190e6, 1, False), (26e6, 8, True), (24e6, 8, False)]
+    )
+    def test_a_disk_is_judged_by_64_mib(self, file: Path, monkeypatch, rate: float, sharing: int, direct: bool) -> None:
         clock = iter(range(1000))
         monkeypatch.setattr(module, "perf_counter", lambda: next(clock) * WINDOW / rate)
-        appender = Appender(direct=True)
+        appender = Appender(sharing)
         for _ in range(31):
             appender.append(file, b"", [[bytes(WINDOW)]])
         assert appender.direct
@@ -152,7 +156,7 @@ class TestWhereTheCacheIsBetter:
         monkeypatch.setattr(module, "perf_counter", lambda: float(next(clock)))
         monkeypatch.setattr(module, "_STRETCH", 2 * PAGE)
         monkeypatch.setattr(module, "_PAUSE", 3 * PAGE)
-        appender, found = Appender(direct=True), []
+        appender, found = Appender(), []
         for _ in range(8):
             found.append(appender.direct)
             appender.append(file, b"", [[numbers(PAGE)]])
@@ -165,7 +169,7 @@ class TestWhereTheCacheIsBetter:
             raise OSError(number, os.strerror(number))
 
         writes(monkeypatch, write)
-        appender = Appender(direct=True)
+        appender = Appender()
         with pytest.raises(OSError, match=os.strerror(number)):
             appender.append(file, b"", [[numbers(PAGE)]])
         assert appender.direct
@@ -173,7 +177,7 @@ class TestWhereTheCacheIsBetter:
 
 def test_a_file_that_was_removed_is_not_made_anew(file: Path) -> None:
     file.unlink()
-    appender = Appender(direct=True)
+    appender = Appender()
     with pytest.raises(FileNotFoundError):
         appender.append(file, b"", [[numbers(PAGE)]])
     with pytest.raises(FileNotFoundError):

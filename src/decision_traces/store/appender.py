@@ -27,14 +27,15 @@ _PAUSE: Final = 1 << 30  # bytes that go through the cache before the disk is ju
 class Appender:
     """What one thread appends through, to however many files: a window of memory, filled and written out."""
 
-    def __init__(self, *, direct: bool) -> None:
+    def __init__(self, sharing: int = 1) -> None:
         """Prepare.
 
         Args:
-            direct: Whether to go past the page cache, where system and disk let it.
+            sharing: How many write to the disk at the same time, each with a part of its speed.
         """
         self._window = memoryview(mmap.mmap(-1, _WINDOW))
-        self._flag: int = getattr(os, "O_DIRECT", 0) if direct else 0
+        self._flag: int = getattr(os, "O_DIRECT", 0)  # where the system has direct writes
+        self._quick = _QUICK / sharing
         self._bytes, self._seconds = 0, 0.0  # of direct writes, since the disk was judged
         self._pause = 0  # bytes still to go through the cache
 
@@ -114,5 +115,5 @@ class Appender:
         """Go through the page cache for a while if the disk is slow: there it works on while we compute."""
         self._bytes, self._seconds = self._bytes + size, self._seconds + seconds
         if self._bytes >= _STRETCH:
-            self._pause = _PAUSE if self._bytes < _QUICK * self._seconds else 0
+            self._pause = _PAUSE if self._bytes < self._quick * self._seconds else 0
             self._bytes, self._seconds = 0, 0.0

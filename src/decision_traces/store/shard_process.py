@@ -12,7 +12,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, Final
 
 from decision_traces.pieces import Pieces
 from decision_traces.schema import ArraySpec
@@ -23,6 +23,9 @@ from decision_traces.store.layout import RunLayout
 from decision_traces.store.shards import ShardFile, frame_maker
 from decision_traces.store.shared_memory import Place
 
+_SIDE_BY_SIDE: Final = 8
+"""Processes like this one that may write at the same time."""
+
 
 class _Desk:
     """The files in work and the memory that is known; each method is an order of the other side."""
@@ -32,7 +35,7 @@ class _Desk:
         self._memory: dict[int, mmap.mmap] = {}
         self._frames: dict[str, FrameMaker] = {}
         self._files: dict[Path, ShardFile] = {}
-        self._appender = Appender(direct=False)  # several processes fill the page cache, and the disk empties it
+        self._appender = Appender(_SIDE_BY_SIDE)
         self._closed: SimpleQueue[Path] = SimpleQueue()
         Thread(target=_put_on_disk, args=(self._closed,), daemon=True).start()
 

@@ -83,7 +83,7 @@ class RunWriter:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._frames: dict[str, FrameMaker] = {}
         self.links = True
-        self.appender = Appender(direct=True)
+        self.appender = Appender()
         self._lock, self._ledger = FolderLock(self.folder), Ledger(self.folder / LEDGER_FILE)
 
     def __enter__(self) -> "RunWriter":
