@@ -52,12 +52,15 @@ def test_the_first_is_not_harmed_by_the_second(begin, wanted, tmp_path: Path) ->
 
 def test_of_two_that_begin_together_one_is_refused(begin, wanted, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    both = [begin(run, "--overwrite").wait for _ in range(2)]
-    ended = sorted((wait() for wait in both), key=lambda one: one.code)
+    for _ in range(5):  # on a busy machine one may end before the other has begun, which then replaces its run
+        both = [begin(run, "--overwrite").wait for _ in range(2)]
+        ended = sorted((wait() for wait in both), key=lambda one: one.code)
+        assert_same(content_of(run), wanted)
+        if ended[1].code:
+            break
     assert [one.code for one in ended] == [0, 1]
     assert "Traceback" not in ended[1].err
     assert ended[1].said().startswith("error: ")
-    assert_same(content_of(run), wanted)
 
 
 def test_the_second_is_refused_before_it_loads_a_model(begin, commands, lines, tmp_path: Path) -> None:
