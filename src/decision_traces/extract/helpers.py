@@ -9,9 +9,9 @@ import torch
 
 from decision_traces.capture.buffers import Memory
 from decision_traces.store.processes import ShardProcess
+from decision_traces.store.shard_process import MOST_PROCESSES
 from decision_traces.store.shared_memory import SharedMemory
 
-_MOST: Final = 8
 _SUCCESS: Final = 0
 
 
@@ -58,7 +58,7 @@ class Helpers:
 
 def n_processes() -> int:
     """Return how many processes write: half the cores, and no more than are of use."""
-    return max(1, min(_MOST, (os.cpu_count() or 1) // 2))
+    return max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2))
 
 
 def _pin(address: int, size: int) -> None:

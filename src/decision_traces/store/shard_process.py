@@ -23,8 +23,8 @@ from decision_traces.store.layout import RunLayout
 from decision_traces.store.shards import ShardFile, frame_maker
 from decision_traces.store.shared_memory import Place
 
-_SIDE_BY_SIDE: Final = 8
-"""Processes like this one that may write at the same time."""
+MOST_PROCESSES: Final = 8
+"""How many like this one may write at the same time."""
 
 
 class _Desk:
@@ -35,7 +35,7 @@ class _Desk:
         self._memory: dict[int, mmap.mmap] = {}
         self._frames: dict[str, FrameMaker] = {}
         self._files: dict[Path, ShardFile] = {}
-        self._appender = Appender(_SIDE_BY_SIDE)
+        self._appender = Appender(MOST_PROCESSES)
         self._closed: SimpleQueue[Path] = SimpleQueue()
         Thread(target=_put_on_disk, args=(self._closed,), daemon=True).start()
 
