@@ -53,6 +53,8 @@ class Settings(Texts):
     """Which sets of arrays: hidden states and residual stream; q, k and v besides; attention as well."""
     rounds: int = 3
     """How many rounds; 0 with --check or --memory alone."""
+    once: tuple[Name, ...] = ()
+    """Who takes part in the first round alone: one that is far slower than the others need not be timed as often."""
     check: bool = False
     """First compare the arrays of every contender with ours on a few examples."""
     memory: bool = False
@@ -105,7 +107,7 @@ class Session:
             self._check(capture)
         for number in range(self.settings.rounds):
             for capture in captures:
-                self._round(capture, f"round {number + 1}")
+                self._round(capture, f"round {number + 1}", without=self.settings.once if number else ())
         for capture in captures if self.settings.memory else ():
             self._round(capture, _MEMORY)
 
@@ -123,9 +125,11 @@ class Session:
             self._keep()
         agreement.close()
 
-    def _round(self, capture: str, what: str) -> None:
+    def _round(self, capture: str, what: str, without: Sequence[str] = ()) -> None:
         task, apart = self.settings.task(capture), what == _MEMORY
         for name in self._contenders(capture):
+            if name in without:
+                continue
             try:
                 measured = measure(name, task, self.scratch / name, apart=apart)
             except UnavailableError as reason:

@@ -91,13 +91,17 @@ def test_examples_without_a_prediction_are_left_out(traced) -> None:
     assert logit_lens(store, load_unembedding(store), "post_attn").to_frame()["depth"].tolist() == [0.5, 1.5, 2.5] * 5
 
 
-def test_small_parts_give_the_same_and_progress_is_told(traced, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = TraceStore(traced("llama"))
+@pytest.mark.parametrize(("at_once", "steps"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (3, [3, 5]), (9, [5])])
+def test_small_parts_give_the_same_and_progress_is_told(
+    traced, monkeypatch: pytest.MonkeyPatch, at_once: int, steps: list[int]
+) -> None:
+    store = TraceStore(traced("llama"))  # six examples, of which the third has no prediction
     whole, told = logit_lens(store, load_unembedding(store)), []
     monkeypatch.setattr(states, "rows_per_step", lambda *_: 2)
-    monkeypatch.setattr(unembedding, "_LOGIT_BYTES", {"cpu": 1})  # one row at a time
+    vocab = load_unembedding(store).weight.shape[0]
+    monkeypatch.setattr(unembedding, "_LOGIT_BYTES", {"cpu": at_once * 4 * vocab})
     apart = logit_lens(store, load_unembedding(store), progress=lambda done, of: told.append((done, of)))
-    assert told == [(2, 6), (4, 6), (6, 6)]
+    assert told == [(done, 5) for done in steps]
     for field in ("topk_ids", "true_id", "competitor_id"):
         np.testing.assert_array_equal(getattr(apart, field), getattr(whole, field))
     np.testing.assert_allclose(apart.true.logit, whole.true.logit, atol=1e-5)

@@ -1,22 +1,15 @@
 """What is asked of logits, against float64 and whole sorts."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 
-from decision_traces.analysis.vocabulary import Vocabulary, _InCache, _OnDevice, in_order, in_strips
-
-Whole = Callable[[np.ndarray], Vocabulary]
+from decision_traces.analysis.vocabulary import Vocabulary, in_order, in_strips
 
 
-@pytest.fixture(params=["in a processor's cache", "on a device"])
-def whole(request: pytest.FixtureRequest) -> Whole:
-    """Makes the distributions of some rows in one of the two ways; torch computes alike on every device."""
-    if request.param == "on a device":
-        return lambda logits: _OnDevice.of(torch.from_numpy(logits.copy()), 5)
-    return lambda logits: _InCache.of(logits.copy(), 5)
+def whole(logits: np.ndarray) -> Vocabulary:
+    """Return the distributions of some rows; torch computes alike on every device."""
+    return Vocabulary.of(torch.from_numpy(logits.copy()), 5)
 
 
 @pytest.fixture(params=[7, 300, 5000, 50257])
@@ -32,7 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exact / exact.sum(1, keepdims=True)
 
 
-def test_entropy_and_divergence(logits: np.ndarray, whole: Whole) -> None:
+def test_entropy_and_divergence(logits: np.ndarray) -> None:
     last = logits[::-1].copy()
     one, end = (whole(x) for x in (logits, last))
     p, q = softmax(logits), softmax(last)
@@ -43,7 +36,7 @@ def test_entropy_and_divergence(logits: np.ndarray, whole: Whole) -> None:
     assert one.divergence_from(one).tolist() == [0.0] * 4
 
 
-def test_the_most_probable_tokens_and_ranks(logits: np.ndarray, whole: Whole) -> None:
+def test_the_most_probable_tokens_and_ranks(logits: np.ndarray) -> None:
     one = whole(logits)
     best = -np.sort(-logits, axis=1)[:, :5]
     np.testing.assert_array_equal(one.logit(one.top_ids), best)

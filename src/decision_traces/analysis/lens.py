@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int
 from decision_traces.analysis.decisions import Decisions, decisions_of
 from decision_traces.analysis.results import LensTrajectories, TokenPath
 from decision_traces.analysis.rounding import resolution
-from decision_traces.analysis.states import Progress, Stage, parts, path_of
+from decision_traces.analysis.states import Progress, Stage, parts, path_of, states_at
 from decision_traces.analysis.unembedding import Unembedding
 from decision_traces.analysis.vocabulary import Vocabulary, in_order, in_strips
 from decision_traces.errors import ModelError, UsageError
@@ -41,7 +41,7 @@ def logit_lens(
     normed twice; the end of the model is therefore the model's own prediction, up to the rounding of the stored
     numbers, and how far it is off stands in `model_error`.
 
-    Memory: the result, one layer of some examples (64 MB), and the logits of some rows (32 MB on a CPU, 256 MB on
+    Memory: the result, one layer of some examples (64 MB), and the logits of some rows (64 MB on a CPU, 256 MB on
     a GPU, a few times over).
 
     Args:
@@ -50,7 +50,7 @@ def logit_lens(
         stage: Which states: "hidden", the way from the embedding to the end (also of runs that captured `resid`
             alone), or one of the residual stages, one state a layer.
         top_k: How many of the most probable tokens to keep at every depth.
-        progress: Called with (examples done, of how many).
+        progress: Called with (decisions done, of how many).
 
     Raises:
         NotCapturedError: The run did not capture the stage.
@@ -62,24 +62,22 @@ def logit_lens(
         raise UsageError(f"top_k {top_k}: needs at least 1.")
     path, end = path_of(store, stage), path_of(store, "hidden")[-1]
     decisions = with_competitors(decisions_of(store), store, unembedding)
+    points = path if path[-1] == end else [*path, end]
     looked: list[Columns] = []
     rounding, wanted = resolution(store), max(2, top_k)
-    for part in parts([*path, end], decisions):
-        states = [torch.from_numpy(part.read(point)) for point in path]
-        ends = states[-1] if path[-1] == end else torch.from_numpy(part.read(end))
-        for rows in unembedding.portions(len(part)):
-            here = slice(part.decisions.start + rows.start, part.decisions.start + rows.stop)
-            at_end = unembedding.logits(ends[rows], normed=end.normed)
-            last = in_strips(at_end, wanted, lambda one, _number, _strip: one)
-            describe = partial(_statistics, last=last, tokens=_tokens(decisions, here), top_k=top_k)
-            depths = []
-            for point, state in zip(path, states, strict=True):
-                logits = at_end if point == end else unembedding.logits(state[rows], normed=point.normed)
-                depths.append(in_order(in_strips(logits, wanted, describe)))
-            columns = {name: np.stack([d[name] for d in depths], axis=1) for name in depths[0]}
-            looked.append(columns | {"error": _model_error(decisions, here, last, rounding)})
+    for here, states in states_at(points, decisions, unembedding.rows_at_once):
+        at_end = unembedding.logits(torch.from_numpy(states[-1]), normed=end.normed)
+        last = in_strips(at_end, wanted, lambda one, _number, _strip: one)
+        describe = partial(_statistics, last=last, tokens=_tokens(decisions, here), top_k=top_k)
+        depths = []
+        for point, state in zip(path, states, strict=False):
+            known = point == end
+            logits = at_end if known else unembedding.logits(torch.from_numpy(state), normed=point.normed)
+            depths.append(in_order(in_strips(logits, wanted, describe)))
+        columns = {name: np.stack([d[name] for d in depths], axis=1) for name in depths[0]}
+        looked.append(columns | {"error": _model_error(decisions, here, last, rounding)})
         if progress is not None:
-            progress(part.rows.stop, store.n)
+            progress(here.stop, len(decisions))
     joined = {name: np.concatenate([columns[name] for columns in looked]) for name in looked[0]}
     return _result(stage, decisions, joined)
 
@@ -107,7 +105,7 @@ def with_competitors(decisions: Decisions, store: TraceStore, unembedding: Unemb
 
 
 def _tokens(decisions: Decisions, here: slice) -> dict[str, Int[np.ndarray, " n"]]:
-    ids = {"true": decisions.true_id, "pred": decisions.pred_id, "competitor": decisions.competitor_id}
+    ids = {"true": decisions.true_id, "competitor": decisions.competitor_id, "pred": decisions.pred_id}
     return {name: values[here].astype(np.int64) for name, values in ids.items()}
 
 
@@ -138,12 +136,27 @@ def _statistics(
         "margin": top[:, 0] - top[:, min(1, top.shape[1] - 1)],
         "kl_to_final": one.divergence_from(last[number]),
     }
-    for name, ids in tokens.items():
-        there, at = ids[strip] >= 0, ids[strip].clip(0)
-        columns[f"{name}_logit"] = np.where(there, one.logit(at[:, None])[:, 0], np.float32(np.nan))
-        columns[f"{name}_prob"] = np.where(there, one.prob(at[:, None])[:, 0], np.float32(np.nan))
-        columns[f"{name}_rank"] = np.where(there, one.rank(at), -1).astype(np.int32)
+    ids = np.stack([tokens[name][strip] for name in tokens], axis=1)
+    there, at = ids >= 0, ids.clip(0)
+    values = {"logit": one.logit(at), "prob": one.prob(at), "rank": _ranks(one, at).astype(np.int32)}
+    for what, found in values.items():
+        found[~there] = -1 if what == "rank" else np.nan
+        columns |= {f"{name}_{what}": found[:, i] for i, name in enumerate(tokens)}
     return columns
+
+
+def _ranks(one: Vocabulary, ids: Int[np.ndarray, "n m"]) -> Int[np.ndarray, "n m"]:
+    """Return the rank of some tokens of each row, counting once what stands there twice.
+
+    A rank is a pass over the whole vocabulary, and what a model predicts is nearly always the true token or its rival.
+    """
+    ranks = np.zeros_like(ids)
+    for i in range(ids.shape[1]):
+        for j in range(i):
+            ranks[:, i] = np.where(ids[:, i] == ids[:, j], ranks[:, j], ranks[:, i])
+        if not ranks[:, i].all():
+            ranks[:, i] = one.rank(ids[:, i])
+    return ranks
 
 
 def _model_error(

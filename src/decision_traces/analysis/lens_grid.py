@@ -38,7 +38,8 @@ def write_lens_grid(
 
     Method: as `lens.logit_lens`, which checks first that this is the model of the run.
 
-    Memory: the states and results of some examples (a few MB), and the logits of some rows (32 MB on a CPU).
+    Memory: the states and results of some examples (a few MB), and the logits of some rows (64 MB on a CPU, a
+    few times over).
 
     Args:
         store: A decoder run that captured `hidden` or `resid`.

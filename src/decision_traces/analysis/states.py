@@ -123,5 +123,24 @@ def parts(points: Sequence[Point], decisions: Decisions) -> Iterator[Part]:
             yield Part(rows, chosen, decisions.row[chosen] - rows.start, decisions.position[chosen])
 
 
+def states_at(
+    points: Sequence[Point], decisions: Decisions, at_once: int
+) -> Iterator[tuple[slice, list[Float[np.ndarray, "m d_model"]]]]:
+    """Yield so many decisions at a time, as a slice of all, and every state of the stream at them.
+
+    What each portion costs, however many decisions it has, is thereby paid as seldom as can be.
+
+    Raises:
+        SelectionError: The run does not keep the position of some decision.
+    """
+    start, waiting = 0, [np.empty((0, point.array.shape[-1]), point.array.dtype) for point in points]
+    for part in parts(points, decisions):
+        waiting = [np.concatenate([w, part.read(point)]) for w, point in zip(waiting, points, strict=True)]
+        while len(waiting[0]) >= at_once or (part.decisions.stop == len(decisions) and len(waiting[0])):
+            stop = start + min(at_once, len(waiting[0]))
+            yield slice(start, stop), [w[:at_once] for w in waiting]
+            start, waiting = stop, [w[at_once:] for w in waiting]
+
+
 def _layer_axis(array: StoredArray) -> str | None:
     return next((axis for axis in array.spec.axes if axis in {LAYER, DEPTH}), None)

@@ -19,8 +19,9 @@ from decision_traces.models.unembed_file import UNEMBED_DIR, UNEMBED_FILE, load_
 from decision_traces.store.folder import checksum, read_manifest
 from decision_traces.store.reader import TraceStore
 
-# Bytes of float32 logits at a time: a few such arrays are alive at once.
-_LOGIT_BYTES: Final = {"cpu": 32 << 20, "cuda": 256 << 20}
+# Bytes of float32 logits at a time: a few such arrays are alive at once. The fewer the portions, the less often the
+# whole embedding goes through the processor.
+_LOGIT_BYTES: Final = {"cpu": 64 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,15 @@ class Unembedding:
         bias = torch.zeros(len(ids)) if self.bias is None else self.bias[at]
         return self.weight[at].double().cpu().numpy(), bias.double().cpu().numpy()
 
+    @property
+    def rows_at_once(self) -> int:
+        """How many vectors' logits stay within the memory budget."""
+        budget = _LOGIT_BYTES.get(self.weight.device.type, _LOGIT_BYTES["cpu"])
+        return max(1, budget // (4 * self.weight.shape[0]))
+
     def portions(self, n: int) -> Iterator[slice]:
         """Yield slices of n rows, each of so many that their logits stay within the memory budget."""
-        budget = _LOGIT_BYTES.get(self.weight.device.type, _LOGIT_BYTES["cpu"])
-        rows = max(1, budget // (4 * self.weight.shape[0]))
+        rows = self.rows_at_once
         yield from (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 

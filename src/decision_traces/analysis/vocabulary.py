@@ -1,15 +1,13 @@
 """What is asked of logits over a whole vocabulary, in few passes over them.
 
 A lens looks at millions of logits for every state: beside the matrix product that makes them, each further pass counts.
-On a CPU some rows at a time go through all passes while they are in its cache, in NumPy, on all cores; on an
-accelerator all rows go through each pass, in torch.
+On a CPU some rows at a time go through all passes while they are in its cache; on an accelerator, all rows. All passes
+are torch's: its threads, which have just made the product, still wait for work on their cores, and would take these
+from threads of our own.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Final, TypeVar
 
 import numpy as np
@@ -25,34 +23,63 @@ the steps between passes, for which threads wait for each other, do not count.""
 Answer = TypeVar("Answer")
 
 
-class Vocabulary(ABC):
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
     """One distribution over the vocabulary a row.
 
     Attributes:
+        logits: (n, vocab)
+        centred: (n, vocab) less the largest of each row: sums over it lose less to rounding.
+        probs: (n, vocab)
+        log_total: (n,) logarithm of the sum of the exponentials of `centred`.
+        mean: (n,) what `centred` is on average over the distribution.
         top_ids: (n, k) most probable tokens, best first.
     """
 
+    logits: Float32[Tensor, "n vocab"]
+    centred: Float32[Tensor, "n vocab"]
+    probs: Float32[Tensor, "n vocab"]
+    log_total: Float32[Tensor, " n"]
+    mean: Float32[Tensor, " n"]
     top_ids: Int64[np.ndarray, "n k"]
 
-    @abstractmethod
+    @classmethod
+    def of(cls, logits: Float32[Tensor, "n vocab"], top_k: int) -> "Vocabulary":
+        """Return the distributions of some logits."""
+        top = _most(logits, min(top_k, logits.shape[1]))
+        centred = logits - logits.gather(1, top[:, :1])
+        probs = torch.softmax(centred, dim=1)
+        log_total = -probs.gather(1, top[:, :1])[:, 0].log()
+        return cls(logits, centred, probs, log_total, torch.linalg.vecdot(probs, centred), top.cpu().numpy())
+
     def logit(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
         """Return the logits of some tokens of each row."""
+        return _at(self.logits, ids)
 
-    @abstractmethod
     def prob(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
         """Return the probabilities of some tokens of each row."""
+        return _at(self.probs, ids)
 
-    @abstractmethod
     def rank(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Return one more than the number of tokens with a larger logit than one token of each row."""
+        mark = self.logits.gather(1, _as_tensor(ids[:, None], self.logits))
+        # As numbers, which torch counts several times as fast as truths; float32 holds all up to 16 million exactly.
+        larger = torch.gt(self.logits, mark, out=torch.empty_like(self.logits)).sum(1)
+        found: Int64[np.ndarray, " n"] = larger.long().cpu().numpy() + 1
+        return found
 
-    @abstractmethod
     def entropy(self) -> Float32[np.ndarray, " n"]:
         """Return the entropy of each row, nats."""
+        found: Float32[np.ndarray, " n"] = (self.log_total - self.mean).cpu().numpy()
+        return found
 
-    @abstractmethod
     def divergence_from(self, last: "Vocabulary") -> Float32[np.ndarray, " n"]:
         """Return KL(last ‖ this) of each row, nats; exactly 0 from itself."""
+        if last is self:
+            return np.zeros(len(self.logits), np.float32)
+        apart = last.mean - torch.linalg.vecdot(last.probs, self.centred)
+        found: Float32[np.ndarray, " n"] = (apart - last.log_total + self.log_total).cpu().numpy()
+        return found
 
 
 def in_strips(
@@ -63,18 +90,14 @@ def in_strips(
     Args:
         logits: One row a state.
         top_k: How many of the most probable tokens to find.
-        ask: (distributions of a strip, its number, its rows) → the answer; in any thread.
+        ask: (distributions of a strip, its number, its rows) → the answer.
     """
-    if logits.device.type != "cpu":
-        return [ask(_OnDevice.of(logits, top_k), 0, slice(0, len(logits)))]
-    values = logits.numpy()
-    step = max(1, _STRIP_BYTES // max(1, values[:1].nbytes))
-    strips = [slice(start, min(start + step, len(values))) for start in range(0, len(values), step)]
-
-    def answer(number: int) -> Answer:
-        return ask(_InCache.of(values[strips[number]], top_k), number, strips[number])
-
-    return list(_pool().map(answer, range(len(strips))))
+    n, step = len(logits), len(logits)
+    if logits.device.type == "cpu":
+        step = max(1, _STRIP_BYTES // max(1, logits[:1].nbytes))
+    strips = [slice(start, min(start + step, n)) for start in range(0, n, step)]
+    with torch.inference_mode():
+        return [ask(Vocabulary.of(logits[rows], top_k), number, rows) for number, rows in enumerate(strips)]
 
 
 def in_order(answers: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -82,69 +105,7 @@ def in_order(answers: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    """Return threads for NumPy, as many as torch computes with."""
-    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="vocabulary")
-
-
-@dataclass(frozen=True, slots=True)
-class _InCache(Vocabulary):
-    """A few rows, in NumPy.
-
-    Attributes:
-        logits: (n, vocab)
-        centred: (n, vocab) less the largest of each row: sums over it lose less to rounding.
-        weights: (n, vocab) its exponentials.
-        total: (n,) their sum.
-        mean: (n,) what `centred` is on average over the distribution.
-    """
-
-    logits: Float32[np.ndarray, "n vocab"]
-    centred: Float32[np.ndarray, "n vocab"]
-    weights: Float32[np.ndarray, "n vocab"]
-    total: Float32[np.ndarray, " n"]
-    mean: Float32[np.ndarray, " n"]
-    top_ids: Int64[np.ndarray, "n k"]
-
-    @classmethod
-    def of(cls, logits: Float32[np.ndarray, "n vocab"], top_k: int) -> "_InCache":
-        """Return the distributions of some logits."""
-        top = _most(logits, min(top_k, logits.shape[1]))
-        centred = logits - _at(logits, top[:, :1])
-        weights = np.exp(centred)
-        total = weights.sum(1)
-        return cls(logits, centred, weights, total, np.vecdot(weights, centred) / total, top)
-
-    def logit(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
-        """See `Vocabulary`."""
-        return _at(self.logits, ids)
-
-    def prob(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
-        """See `Vocabulary`."""
-        found: Float32[np.ndarray, "n m"] = _at(self.weights, ids) / self.total[:, None]
-        return found
-
-    def rank(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """See `Vocabulary`."""
-        return np.array([np.count_nonzero(row) + 1 for row in self.logits > self.logit(ids[:, None])])
-
-    def entropy(self) -> Float32[np.ndarray, " n"]:
-        """See `Vocabulary`."""
-        found: Float32[np.ndarray, " n"] = np.log(self.total) - self.mean
-        return found
-
-    def divergence_from(self, last: Vocabulary) -> Float32[np.ndarray, " n"]:
-        """See `Vocabulary`."""
-        if last is self:
-            return np.zeros_like(self.total)
-        assert isinstance(last, _InCache)
-        apart: Float32[np.ndarray, " n"] = last.mean - np.vecdot(last.weights, self.centred) / last.total
-        apart += np.log(self.total) - np.log(last.total)
-        return apart
-
-
-def _most(logits: Float32[np.ndarray, "n vocab"], k: int) -> Int64[np.ndarray, "n k"]:
+def _most(logits: Float32[Tensor, "n vocab"], k: int) -> Int64[Tensor, "n k"]:
     """Return the k tokens with the largest logits, best first.
 
     The tokens i, i + m, i + 2 m, … are one group; those with the k largest maxima hold the k largest logits.
@@ -152,80 +113,18 @@ def _most(logits: Float32[np.ndarray, "n vocab"], k: int) -> Int64[np.ndarray, "
     n, vocab = logits.shape
     m = vocab // _GROUPS
     if m <= 4 * k:
-        return _best(logits, k)
-    groups = _best(logits[:, : _GROUPS * m].reshape(n, _GROUPS, m).max(1), k)
-    members = groups[:, None, :] + m * np.arange(_GROUPS)[:, None]
-    rest = np.broadcast_to(np.arange(_GROUPS * m, vocab), (n, vocab - _GROUPS * m))
-    ids = np.concatenate([members.reshape(n, -1), rest], axis=1)
-    return _at(ids, _best(_at(logits, ids), k))
+        return logits.topk(k, dim=1).indices
+    groups = logits[:, : _GROUPS * m].view(n, _GROUPS, m).amax(1).topk(k, dim=1).indices
+    members = groups[:, None, :] + m * torch.arange(_GROUPS, device=logits.device)[:, None]
+    rest = torch.arange(_GROUPS * m, vocab, device=logits.device).expand(n, -1)
+    ids = torch.cat([members.reshape(n, -1), rest], dim=1)
+    return ids.gather(1, logits.gather(1, ids).topk(k, dim=1).indices)
 
 
-def _at(values: np.ndarray, ids: Int64[np.ndarray, "n m"]) -> np.ndarray:
-    """Return some numbers of each row: what `take_along_axis` returns, but sooner where they are few."""
-    found: np.ndarray = values[np.arange(len(values))[:, None], ids]
+def _at(values: Float32[Tensor, "n vocab"], ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
+    found: Float32[np.ndarray, "n m"] = values.gather(1, _as_tensor(ids, values)).cpu().numpy()
     return found
 
 
-def _best(values: Float32[np.ndarray, "n m"], k: int) -> Int64[np.ndarray, "n k"]:
-    """Return the places of the k largest of each row, the largest first."""
-    some = np.argpartition(values, -k, axis=1)[:, -k:]
-    order = np.argsort(-_at(values, some), axis=1, kind="stable")
-    return _at(some, order)
-
-
-@dataclass(frozen=True, slots=True)
-class _OnDevice(Vocabulary):
-    """All rows, in torch.
-
-    Attributes:
-        logits, centred, probs: (n, vocab); `centred` as in `_InCache`.
-        log_total: (n,) logarithm of the sum of the exponentials of `centred`.
-        top_ids: In NumPy.
-    """
-
-    logits: Float32[Tensor, "n vocab"]
-    centred: Float32[Tensor, "n vocab"]
-    probs: Float32[Tensor, "n vocab"]
-    log_total: Float32[Tensor, " n"]
-    top_ids: Int64[np.ndarray, "n k"]
-
-    @classmethod
-    def of(cls, logits: Float32[Tensor, "n vocab"], top_k: int) -> "_OnDevice":
-        """Return the distributions of some logits."""
-        largest, top = logits.topk(min(top_k, logits.shape[1]), dim=1)
-        centred = logits - largest[:, :1]
-        probs = torch.softmax(centred, dim=1)
-        return cls(logits, centred, probs, -probs.gather(1, top[:, :1])[:, 0].log(), top.cpu().numpy())
-
-    def logit(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
-        """See `Vocabulary`."""
-        return self._at(self.logits, ids)
-
-    def prob(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
-        """See `Vocabulary`."""
-        return self._at(self.probs, ids)
-
-    def rank(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """See `Vocabulary`."""
-        marks = torch.from_numpy(self.logit(ids[:, None])).to(self.logits.device)
-        found: Int64[np.ndarray, " n"] = ((self.logits > marks).sum(1) + 1).cpu().numpy()
-        return found
-
-    def entropy(self) -> Float32[np.ndarray, " n"]:
-        """See `Vocabulary`."""
-        found: Float32[np.ndarray, " n"] = (self.log_total - (self.probs * self.centred).sum(1)).cpu().numpy()
-        return found
-
-    def divergence_from(self, last: Vocabulary) -> Float32[np.ndarray, " n"]:
-        """See `Vocabulary`."""
-        if last is self:
-            return np.zeros(len(self.logits), np.float32)
-        assert isinstance(last, _OnDevice)
-        apart = (last.probs * (last.centred - self.centred)).sum(1)
-        found: Float32[np.ndarray, " n"] = (apart - last.log_total + self.log_total).cpu().numpy()
-        return found
-
-    def _at(self, values: Float32[Tensor, "n vocab"], ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
-        where = torch.from_numpy(np.ascontiguousarray(ids)).to(values.device)
-        found: Float32[np.ndarray, "n m"] = values.gather(1, where).cpu().numpy()
-        return found
+def _as_tensor(ids: Int64[np.ndarray, "n m"], values: Tensor) -> Int64[Tensor, "n m"]:
+    return torch.from_numpy(np.ascontiguousarray(ids)).to(values.device)
