@@ -116,7 +116,7 @@ def _notes(results: Results) -> Iterator[str]:
     for name, contender in CONTENDERS.items():
         fewest = min((len(found[name]) for found in results.rounds.values() if name in found), default=rounds)
         if fewest < rounds:
-            yield f"{contender.about.title}: of {fewest} of these rounds"
+            yield f"{contender.about.title}: took part in {fewest} of these rounds"
         if name in known and contender.about.note:
             yield f"{contender.about.title}: {contender.about.note}"
 

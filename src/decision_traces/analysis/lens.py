@@ -42,7 +42,7 @@ def logit_lens(
     numbers, and how far it is off stands in `model_error`.
 
     Memory: the result, one layer of some examples (64 MB), and the logits of some rows (64 MB on a CPU, 256 MB on
-    a GPU, a few times over).
+    a GPU, a few times over) with their states at all depths.
 
     Args:
         store: A decoder run that captured `hidden` or `resid`.

@@ -133,13 +133,18 @@ def states_at(
     Raises:
         SelectionError: The run does not keep the position of some decision.
     """
-    start, waiting = 0, [np.empty((0, point.array.shape[-1]), point.array.dtype) for point in points]
+    start, ready, waiting = 0, 0, []
     for part in parts(points, decisions):
-        waiting = [np.concatenate([w, part.read(point)]) for w, point in zip(waiting, points, strict=True)]
-        while len(waiting[0]) >= at_once or (part.decisions.stop == len(decisions) and len(waiting[0])):
-            stop = start + min(at_once, len(waiting[0]))
-            yield slice(start, stop), [w[:at_once] for w in waiting]
-            start, waiting = stop, [w[at_once:] for w in waiting]
+        waiting.append([part.read(point) for point in points])
+        ready, last = ready + len(part), part.decisions.stop == len(decisions)
+        if ready < at_once and not last:
+            continue
+        states = [np.concatenate(of_point) for of_point in zip(*waiting, strict=True)]
+        done = ready if last else ready // at_once * at_once
+        for first in range(0, done, at_once):
+            rows = slice(first, min(first + at_once, done))
+            yield slice(start + rows.start, start + rows.stop), [state[rows] for state in states]
+        start, ready, waiting = start + done, ready - done, [[state[done:] for state in states]]
 
 
 def _layer_axis(array: StoredArray) -> str | None:
