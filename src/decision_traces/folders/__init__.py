@@ -1,1 +1,1 @@
-"""Folders that this package makes: built beside their place, locked, exchanged at once, removed only where proved ours."""
+"""Folders that this package makes: locked, exchanged at once, removed only where proved ours."""

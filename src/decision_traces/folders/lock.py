@@ -15,8 +15,8 @@ LOCK_SUFFIX: Final = ".lock"
 class FolderLock:
     """Held by the process that writes a folder; the system gives it up when that process ends, however it ends.
 
-    The lock file stands beside the folder, which is renamed and exchanged while the lock is held. Only where nothing can
-    be written beside the folder (and so nobody can exchange it) it stands inside.
+    The lock file stands beside the folder, which is renamed and exchanged while the lock is held. Only where nothing
+    can be written beside the folder (and so nobody can exchange it) it stands inside.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -34,7 +34,7 @@ def strange_kind(path: Path) -> str | None:
 def refuse_strange(root: Path, path: Path) -> None:
     """Raise if a path inside a folder is, or leads through, a link, or is a pipe, a socket or a device.
 
-    The folder itself may be reached through links: that is the user's own doing. A path that is not there is not strange.
+    The folder itself may be reached through links: that is the user's own doing. What is not there is not strange.
 
     Raises:
         DamagedRunError: Names what it is.
