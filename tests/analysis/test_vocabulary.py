@@ -12,7 +12,7 @@ def whole(logits: np.ndarray) -> Vocabulary:
     return Vocabulary.of(torch.from_numpy(logits.copy()), 5)
 
 
-@pytest.fixture(params=[7, 300, 5000, 50257])
+@pytest.fixture(params=[7, 300, 5000, 151_936])
 def logits(request: pytest.FixtureRequest) -> np.ndarray:
     """Rows of a flat, a peaked and a far-off distribution, and one with many equal logits."""
     rng = np.random.default_rng(request.param)
@@ -41,11 +41,19 @@ def test_the_most_probable_tokens_and_ranks(logits: np.ndarray) -> None:
     best = -np.sort(-logits, axis=1)[:, :5]
     np.testing.assert_array_equal(one.logit(one.top_ids), best)
     assert all(len(set(row)) == 5 for row in one.top_ids.tolist())
-    np.testing.assert_allclose(one.prob(one.top_ids), np.take_along_axis(softmax(logits), one.top_ids, 1), 1e-5)
+    np.testing.assert_allclose(one.prob(one.top_ids), np.take_along_axis(softmax(logits), one.top_ids, 1), 3e-6)
     for token in (0, 3, logits.shape[1] - 1):
         ids = np.full(4, token)
         expected = [1 + sum(row > row[token]) for row in logits]
         assert one.rank(ids).tolist() == expected
+
+
+def test_a_token_that_is_ruled_out_makes_no_number_of_the_others_unknown() -> None:
+    logits = np.array([[0.0, -np.inf, 0.0, -1.0]], dtype=np.float32)
+    one, end = whole(logits), whole(np.array([[0.0, -np.inf, 1.0, 0.0]], dtype=np.float32))
+    p, q = softmax(logits)[0, [0, 2, 3]], softmax(end.logits.numpy())[0, [0, 2, 3]]
+    np.testing.assert_allclose(one.entropy(), [-(p * np.log(p)).sum()], rtol=1e-6)
+    np.testing.assert_allclose(one.divergence_from(end), [(q * np.log(q / p)).sum()], rtol=1e-5)
 
 
 def test_strips_come_back_in_the_order_of_the_rows() -> None:

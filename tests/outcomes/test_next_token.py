@@ -53,3 +53,15 @@ def test_a_token_that_is_ruled_out_is_no_fault() -> None:
     found = next_token_outcomes(torch.tensor([[0.0, -float("inf"), 0.0]]), torch.tensor([1]), 3)
     assert found.true_prob[0] == 0.0 and found.true_rank[0] == 3
     np.testing.assert_allclose(found.entropy[0], np.log(2), rtol=1e-6)
+
+
+def test_a_large_vocabulary_is_described_as_exactly_as_a_small_one() -> None:
+    rng = np.random.default_rng(5)
+    scores = (rng.normal(size=(8, 151_936)) * 3).astype(np.float32)
+    truth = np.full(8, 77)
+    found = next_token_outcomes(torch.from_numpy(scores), torch.from_numpy(truth), 10)
+    logs = scores.astype(np.float64) - scores.max(1, keepdims=True)
+    logs -= np.log(np.exp(logs).sum(1, keepdims=True))
+    np.testing.assert_allclose(found.true_prob, np.exp(logs[:, 77]), rtol=3e-6)
+    np.testing.assert_allclose(found.topk_probs, -np.sort(-np.exp(logs), axis=1)[:, :10], rtol=3e-6)
+    np.testing.assert_allclose(found.entropy, -(np.exp(logs) * logs).sum(1), atol=1e-5)

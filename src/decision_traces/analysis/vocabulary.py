@@ -29,17 +29,17 @@ class Vocabulary:
 
     Attributes:
         logits: (n, vocab)
-        centred: (n, vocab) less the largest of each row: sums over it lose less to rounding.
-        probs: (n, vocab)
-        log_total: (n,) logarithm of the sum of the exponentials of `centred`.
+        centred: (n, vocab) less the largest of each row: sums over it lose less to rounding; never -inf.
+        weights: (n, vocab) exponentials of `centred`.
+        total: (n,) their sum.
         mean: (n,) what `centred` is on average over the distribution.
         top_ids: (n, k) most probable tokens, best first.
     """
 
     logits: Float32[Tensor, "n vocab"]
     centred: Float32[Tensor, "n vocab"]
-    probs: Float32[Tensor, "n vocab"]
-    log_total: Float32[Tensor, " n"]
+    weights: Float32[Tensor, "n vocab"]
+    total: Float32[Tensor, " n"]
     mean: Float32[Tensor, " n"]
     top_ids: Int64[np.ndarray, "n k"]
 
@@ -47,10 +47,11 @@ class Vocabulary:
     def of(cls, logits: Float32[Tensor, "n vocab"], top_k: int) -> "Vocabulary":
         """Return the distributions of some logits."""
         top = _most(logits, min(top_k, logits.shape[1]))
-        centred = logits - logits.gather(1, top[:, :1])
-        probs = torch.softmax(centred, dim=1)
-        log_total = -probs.gather(1, top[:, :1])[:, 0].log()
-        return cls(logits, centred, probs, log_total, torch.linalg.vecdot(probs, centred), top.cpu().numpy())
+        centred = (logits - logits.gather(1, top[:, :1])).clamp_(min=torch.finfo(torch.float32).min)
+        weights = centred.exp()
+        total = weights.sum(1)  # not torch's softmax: see `outcomes.distribution`
+        mean = torch.linalg.vecdot(weights, centred) / total
+        return cls(logits, centred, weights, total, mean, top.cpu().numpy())
 
     def logit(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
         """Return the logits of some tokens of each row."""
@@ -58,7 +59,8 @@ class Vocabulary:
 
     def prob(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
         """Return the probabilities of some tokens of each row."""
-        return _at(self.probs, ids)
+        found: Float32[np.ndarray, "n m"] = _at(self.weights, ids) / self.total.cpu().numpy()[:, None]
+        return found
 
     def rank(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Return one more than the number of tokens with a larger logit than one token of each row."""
@@ -70,15 +72,15 @@ class Vocabulary:
 
     def entropy(self) -> Float32[np.ndarray, " n"]:
         """Return the entropy of each row, nats."""
-        found: Float32[np.ndarray, " n"] = (self.log_total - self.mean).cpu().numpy()
+        found: Float32[np.ndarray, " n"] = (self.total.log() - self.mean).cpu().numpy()
         return found
 
     def divergence_from(self, last: "Vocabulary") -> Float32[np.ndarray, " n"]:
         """Return KL(last ‖ this) of each row, nats; exactly 0 from itself."""
         if last is self:
             return np.zeros(len(self.logits), np.float32)
-        apart = last.mean - torch.linalg.vecdot(last.probs, self.centred)
-        found: Float32[np.ndarray, " n"] = (apart - last.log_total + self.log_total).cpu().numpy()
+        apart = last.mean - torch.linalg.vecdot(last.weights, self.centred) / last.total
+        found: Float32[np.ndarray, " n"] = (apart - last.total.log() + self.total.log()).cpu().numpy()
         return found
 
 

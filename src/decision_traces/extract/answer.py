@@ -22,6 +22,7 @@ from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, to_table, token_columns
 from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.choices import choice_outcomes
+from decision_traces.outcomes.distribution import distribution
 from decision_traces.schema import TOKENS_FILE
 from decision_traces.tokens import Encoding, TokenBatch
 
@@ -88,7 +89,7 @@ class AnswerWorkflow:
         """Run the model, projecting on the vocabulary only at the end of each prompt."""
         last = torch.tensor([n - 1 for n in batch.lengths])
         logits = logits_at(loaded.model, batch, last, loaded.device, whole=self._whole).float()
-        shares = logits.softmax(-1)
+        shares, _ = distribution(logits)
         for i, row in enumerate(batch.rows):
             ids = torch.tensor(self._ids[first_row + row], device=logits.device)
             self._rows[first_row + row] = (logits[i, ids].cpu(), float(shares[i, ids].sum()))

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
 from decision_traces.errors import NonFiniteError
+from decision_traces.outcomes.distribution import distribution
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,7 @@ def next_token_outcomes(logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, 
             "The model computed logits that are NaN or infinite: its weights may be damaged, or --model_dtype too "
             "narrow for it (try float32). The run was stopped; nothing was committed."
         )
-    log_probs = torch.log_softmax(logits, dim=-1)
-    probs = log_probs.exp()
+    probs, entropy = distribution(logits)
     top = torch.topk(logits, max(2, min(k, logits.shape[-1])), dim=-1)
     kept = top.indices[:, : min(k, logits.shape[-1])]
     truth = true_ids.to(logits.device, torch.long).unsqueeze(1)
@@ -76,7 +76,7 @@ def next_token_outcomes(logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, 
         correct=(truth == pred)[:, 0].cpu().numpy(),
         true_prob=_float32(probs.gather(1, truth)[:, 0]),
         pred_prob=_float32(probs.gather(1, pred)[:, 0]),
-        entropy=_float32(torch.special.entr(probs).sum(-1)),
+        entropy=_float32(entropy),
         true_rank=_int32((logits > logits.gather(1, truth)).sum(-1) + 1),
         margin=_float32(top.values[:, 0] - top.values[:, 1]),
         topk_ids=_int32(kept),
