@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from decision_traces.data.example import make_example_id
-from decision_traces.data.local import fingerprint, text_file_examples
+from decision_traces.data.local import fingerprint
 from decision_traces.data.registry import DataSource, load_examples
+from decision_traces.data.text_files import text_file_examples
 from decision_traces.errors import DataError
 
 LINES = [" \n", " = Heading = \n", " \n", " First paragraph , with text . \n", " Second . \n", " \n"]
@@ -117,7 +118,14 @@ def test_a_text_file_has_one_example_a_line_and_skips_empty_lines(tmp_path: Path
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"text": "x"}\n{oops\n', "line 2: not JSON"),
-        ("a.jsonl", b'["text"]\n', "line 1: needs a column named text; it has: list"),
+        ("a.jsonl", b'["text"]\n', "line 1: expected an object with a column text, got a list"),
+        ("a.jsonl", b'{"text": [{"role": "user"}]}\n', "line 1: text holds a list of chat messages, where a text"),
+        ("a.jsonl", b'{"text": {"a": 1}}\n', "line 1: text holds an object"),
+        ("a.jsonl", b'{"text": true}\n', "line 1: text holds true or false"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "line 1: not JSON"),
+        ("a.csv", b"text,label\ngood,1\ncut off,0,\n", r"line 3: expected 2 cells \(text, label\), got 3"),
+        ("a.csv", b'text,label\ngood,1\n"open,0\nx,1\n', "line 3: the quotation marks do not add up"),
+        ("a.csv", b"text,text\nx,y\n", "two columns are named 'text'"),
         ("a.csv", b"sentence\nx\n", "needs a column named text; it has: sentence"),
         ("a.csv", b"", "cannot be read as csv"),
         ("a.parquet", b"not parquet at all", "cannot be read as parquet"),

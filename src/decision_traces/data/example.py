@@ -9,7 +9,8 @@ from typing import Final
 TARGET_FIELD: Final = "target_text"
 """The field that holds what the decoder of an encoder-decoder is to say."""
 
-FieldValue = str | int | None | list[str]
+FieldValue = str | int | float | None | list[str]
+"""A truth (bool) is an int to Python; its column keeps it apart."""
 
 
 @dataclass(frozen=True, slots=True)

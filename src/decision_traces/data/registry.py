@@ -11,8 +11,8 @@ from decision_traces.data import tinyworld
 from decision_traces.data.csqa import CSQA
 from decision_traces.data.example import Example
 from decision_traces.data.go_emotions import GO_EMOTIONS
-from decision_traces.data.local import text_file_examples
 from decision_traces.data.remote import DATA_DIR_VARIABLE
+from decision_traces.data.text_files import text_file_examples
 from decision_traces.data.ud_ewt import UD_EWT
 from decision_traces.data.wikitext import WIKITEXT2, WIKITEXT103
 from decision_traces.errors import DataError, UsageError

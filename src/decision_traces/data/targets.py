@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from decision_traces.data.example import TARGET_FIELD, Example, FieldValue
-from decision_traces.data.local import text_file_rows
 from decision_traces.data.registry import DataSource, load_examples
+from decision_traces.data.text_files import text_rows
 from decision_traces.errors import DataError, UsageError
 
 
@@ -44,7 +44,7 @@ def load_with_targets(source: DataSource, targets: Targets) -> list[Example]:
     if not targets.given:
         return [_with(e, None) for e in examples]
     if targets.file is not None:
-        rows = dict(text_file_rows(targets.file, "target", "--targets_file"))
+        rows = {row.number: row.text for row in text_rows(targets.file, "target", "--targets_file")}
         return [_with(e, _of_row(e, rows, targets.file)) for e in examples]
     if source.text_file is not None:
         if source.text_file.suffix.lower() == ".txt":
@@ -52,7 +52,8 @@ def load_with_targets(source: DataSource, targets: Targets) -> list[Example]:
                 f"--target_column {targets.column}: {source.text_file} has no columns; give --targets_file, "
                 "or a .jsonl, .csv or .parquet file."
             )
-        rows = dict(text_file_rows(source.text_file, str(targets.column), "--target_column: --text_file"))
+        flag = "--target_column: --text_file"
+        rows = {row.number: row.text for row in text_rows(source.text_file, str(targets.column), flag)}
         return [_with(e, _of_row(e, rows, source.text_file)) for e in examples]
     return [_with(e, _of_field(e, str(targets.column))) for e in examples]
 

@@ -1,5 +1,6 @@
 """The rows of `tokens.parquet`: one example a row, token columns padded to T."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from decision_traces.columns import Column
-from decision_traces.data.example import TARGET_FIELD, Example
+from decision_traces.data.example import TARGET_FIELD, Example, FieldValue
 from decision_traces.tokens import Encoding
 
 
@@ -70,20 +71,32 @@ def _grouped(values: pa.Array, size: int) -> pa.ListArray:
 
 
 def field_types(examples: Sequence[Example]) -> dict[str, pa.DataType]:
-    """Return the Arrow type of each of the data set's own columns, from all its examples."""
-    return {name: _field_type([e.fields[name] for e in examples]) for name in examples[0].fields}
+    """Return the Arrow type of each of the data set's own columns, from all its examples; they need not all have it."""
+    names = dict.fromkeys(name for e in examples for name in e.fields)
+    return {name: _field_type([e.fields.get(name) for e in examples]) for name in names}
 
 
-def _field_type(values: list[Any]) -> pa.DataType:
-    example = next((v for v in values if v is not None), "")
-    if isinstance(example, list):
+def _field_type(values: Sequence[FieldValue]) -> pa.DataType:
+    """Return the narrowest type that holds all values; text where they are of several kinds."""
+    kinds = {type(v) for v in values if v is not None}
+    if kinds == {list}:
         return pa.list_(pa.string())
-    return pa.int32() if isinstance(example, int) else pa.string()
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds == {int}:
+        return pa.int32() if all(-(2**31) <= v < 2**31 for v in values if isinstance(v, int)) else pa.int64()
+    return pa.float64() if kinds and kinds <= {int, float} else pa.string()
 
 
 def field_columns(examples: Sequence[Example], types: Mapping[str, pa.DataType]) -> dict[str, pa.Array]:
-    """Return the data set's own columns of some examples."""
-    return {name: pa.array([e.fields[name] for e in examples], kind) for name, kind in types.items()}
+    """Return the data set's own columns of some examples, null where an example has none."""
+    return {name: _field_column([e.fields.get(name) for e in examples], kind) for name, kind in types.items()}
+
+
+def _field_column(values: Sequence[FieldValue], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_string(kind):
+        values = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
+    return pa.array(values, kind)
 
 
 def to_table(specs: Sequence[Column], columns: Mapping[str, Any], extra: Mapping[str, pa.Array]) -> pa.Table:

@@ -1,0 +1,235 @@
+"""The user's own texts (`--text_file`): one a line, or a column of a table whose other columns go with them."""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from decision_traces.columns import RUN_COLUMNS
+from decision_traces.data.example import TARGET_FIELD, Example, FieldValue, make_example_id
+from decision_traces.errors import DataError, first_line
+
+TEXT_SUFFIXES: Final = (".txt", ".jsonl", ".csv", ".parquet")
+TEXT: Final = "text"
+_OURS: Final = frozenset({TARGET_FIELD, *(column.name for table in RUN_COLUMNS.values() for column in table)})
+_LONGEST_CELL: Final = (1 << 31) - 1
+_LARGEST_INT: Final = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """One row of a file of texts.
+
+    Attributes:
+        number: Of the row in the file, from 0.
+        text: The text.
+        fields: The other columns, under names that no column of a run has.
+    """
+
+    number: int
+    text: str
+    fields: Mapping[str, FieldValue]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """A row as it stands in the file, and how to name its place."""
+
+    number: int
+    place: str
+    values: Mapping[str, Any]
+
+
+def text_rows(path: Path, column: str = TEXT, flag: str = "--text_file") -> Iterator[TextRow]:
+    """Yield the rows of a .txt (one text a line, empty lines left out), .jsonl, .csv or .parquet file.
+
+    Args:
+        path: The file.
+        column: Which column of a file that has columns holds the text. A number is taken as it is written, null as an
+            empty text.
+        flag: The flag that named the file, for the messages.
+
+    Raises:
+        DataError: No such file, unknown suffix, no such column, malformed content, or a text that is no text.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TEXT_SUFFIXES:
+        raise DataError(f"{flag} {path}: expected one of {', '.join(TEXT_SUFFIXES)}, got {suffix or 'no suffix'!r}.")
+    if not path.is_file():
+        raise DataError(f"{flag} {path}: there is no such file.")
+    where = f"{flag} {path}"
+    try:
+        if suffix == ".txt":
+            yield from _lines(path)
+        else:
+            yield from _of_records(_FORMATS[suffix](path, where, column), column)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}).") from error
+
+
+def text_file_examples(path: Path) -> Iterator[Example]:
+    """Yield the texts of a file; see `text_rows`. A row of a table with an empty text is an example too."""
+    for row in text_rows(path):
+        yield Example(make_example_id(path.stem, "all", row.number, row.text), row.text, row.fields)
+
+
+def field_name(column: str) -> str:
+    """Return what a column of the user's is called in `tokens.parquet`: its own name where no column of ours has it."""
+    return f"field_{column}" if column in _OURS else column
+
+
+# -- the formats --------------------------------------------------------------------------------------------
+
+
+def _lines(path: Path) -> Iterator[TextRow]:
+    with path.open(encoding="utf-8-sig", newline=None) as stream:
+        for number, line in enumerate(stream):
+            text = line.rstrip("\n")
+            if text:
+                yield TextRow(number, text, {})
+
+
+def _jsonl(path: Path, where: str, column: str) -> Iterator[_Record]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream):
+            if not line.strip():
+                continue
+            place = f"{where}, line {number + 1}"
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise DataError(f"{place}: not JSON ({first_line(error)}).") from error
+            if not isinstance(record, dict):
+                raise DataError(f"{place}: expected an object with a column {column}, got {_kind(record)}.")
+            yield _Record(number, place, record)
+
+
+def _csv(path: Path, where: str, column: str) -> Iterator[_Record]:
+    """Yield the rows below the header; every row has as many cells as it, and quotation marks add up."""
+    most = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, strict=True)
+            header = _cells(reader, where)
+            if header is None:
+                raise DataError(f"{where}: cannot be read as csv (it is empty).")
+            if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+                raise DataError(f"{where}: two columns are named {twice[0]!r}.")
+            _need(column, header, where)
+            number = 0
+            while True:
+                place = f"{where}, line {reader.line_num + 1}"
+                cells = _cells(reader, where)
+                if cells is None:
+                    return
+                if cells and len(cells) != len(header):
+                    named = ", ".join(header)
+                    raise DataError(f"{place}: expected {len(header)} cells ({named}), got {len(cells)}.")
+                if cells:
+                    yield _Record(number, place, dict(zip(header, cells, strict=True)))
+                    number += 1
+    finally:
+        csv.field_size_limit(most)
+
+
+def _cells(reader: Any, where: str) -> list[str] | None:
+    begins = reader.line_num + 1
+    try:
+        cells: list[str] | None = next(reader, None)
+    except csv.Error as error:
+        raise DataError(f"{where}, line {begins}: the quotation marks do not add up ({error}).") from error
+    return cells
+
+
+def _parquet(path: Path, where: str, column: str) -> Iterator[_Record]:
+    try:
+        file = pq.ParquetFile(path)
+        _need(column, file.schema_arrow.names, where)
+        # What is in bytes (pictures, sounds) is nothing a table of texts could show.
+        names = [f.name for f in file.schema_arrow if f.name == column or not _is_bytes(f.type)]
+        number = 0
+        for batch in file.iter_batches(columns=names):
+            for values in batch.to_pylist():
+                yield _Record(number, f"{where}, row {number}", values)
+                number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{where}: cannot be read as parquet ({first_line(error)}).") from error
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+_FORMATS: Final[Mapping[str, Callable[[Path, str, str], Iterator[_Record]]]] = {
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def _need(column: str, names: Iterable[str], where: str) -> None:
+    names = list(names)
+    if column not in names:
+        raise DataError(f"{where}: needs a column named {column}; it has: {', '.join(names) or 'none'}.")
+
+
+# -- texts and fields ---------------------------------------------------------------------------------------
+
+
+def _of_records(records: Iterable[_Record], column: str) -> Iterator[TextRow]:
+    for record in records:
+        _need(column, record.values, record.place)
+        text = _text(record.values[column], column, record.place)
+        others = {n: v for n, v in record.values.items() if n != column}
+        yield TextRow(record.number, text, {field_name(n): _field(v, n, record.place) for n, v in others.items()})
+
+
+def _text(value: object, column: str, place: str) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise DataError(f"{place}: {column} holds {_kind(value)}, where a text belongs.")
+    return _unicode(str(value), place)
+
+
+def _field(value: object, column: str, place: str) -> FieldValue:
+    """Return a value as it may stand in a column; what has an inner structure as JSON."""
+    if isinstance(value, str):
+        return _unicode(value, place)
+    if isinstance(value, int) and not -_LARGEST_INT <= value < _LARGEST_INT:
+        return str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return [_unicode(v, place) for v in value]
+    try:
+        return _unicode(json.dumps(value, ensure_ascii=False, default=str), place)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: {column} cannot be kept ({first_line(error)}).") from error
+
+
+def _unicode(text: str, place: str) -> str:
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise DataError(f"{place}: half a surrogate pair is not valid Unicode.")
+    return text
+
+
+def _kind(value: object) -> str:
+    """Return what a value is, in words."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
+        return "a list of chat messages"
+    known = {
+        list: "a list",
+        dict: "an object",
+        bool: "true or false",
+        bytes: "bytes",
+        str: "a text",
+        type(None): "null",
+    }
+    return known.get(type(value), f"a {type(value).__name__}")
