@@ -8,6 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decision_traces.errors import UsageError
+from decision_traces.testing.encoders import pair_tokenizer
 from decision_traces.testing.models import byte_tokenizer
 from decision_traces.tokens import Encoding, batches, encode, pad_id
 
@@ -38,6 +40,17 @@ def test_encoding_cuts_and_says_so() -> None:
     assert (long.n_tokens, long.truncated) == (4, True)
     assert (empty.n_tokens, empty.truncated, empty.offsets.shape) == (0, False, (0, 2))
     assert long.offsets.tolist() == [[0, 1], [1, 2], [2, 3], [3, 4]]
+
+
+def test_a_text_that_is_cut_keeps_the_separator_at_its_end() -> None:
+    tokenizer = pair_tokenizer(types=True)
+    whole, cut = encode(tokenizer, ["a", "a text that is longer than eight tokens"], 8)
+    assert [tokenizer.convert_ids_to_tokens(int(e.ids[-1])) for e in (whole, cut)] == ["<e>", "<e>"]
+    assert (whole.truncated, cut.truncated, cut.n_tokens) == (False, True, 8)
+    plain = tokenizer("a text that is longer than eight tokens", truncation=True, max_length=8)
+    assert cut.ids.tolist() == plain.input_ids
+    with pytest.raises(UsageError, match="--max_seq_len 1: the tokenizer adds 2 tokens of its own"):
+        encode(tokenizer, ["a"], 1)
 
 
 def test_first_token_is_added_once_where_the_tokenizer_adds_one() -> None:

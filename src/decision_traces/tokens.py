@@ -10,10 +10,10 @@ from jaxtyping import Int, Int8, Int32
 from torch import Tensor
 
 from decision_traces.data.example import Example
+from decision_traces.errors import UsageError
 from decision_traces.schema import Side, Task
 
 _TOKENISE_AT_ONCE = 1000
-_NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +84,38 @@ class TokenBatch:
 
 
 def encode(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[Encoding]:
-    """Tokenise texts with the tokenizer's own defaults, cutting each after `limit` tokens."""
+    """Tokenise texts with the tokenizer's own defaults; it cuts those of more than `limit` tokens as it does itself.
+
+    An encoder's tokenizer keeps the separator at the end of a text that it cuts.
+
+    Raises:
+        UsageError: The limit leaves no room beside the tokens that the tokenizer adds to every text.
+    """
     encodings: list[Encoding] = []
     for start in range(0, len(texts), _TOKENISE_AT_ONCE):
         part = list(texts[start : start + _TOKENISE_AT_ONCE])
-        out = tokenizer(part, add_special_tokens=True, return_offsets_mapping=True, verbose=False)
-        for ids, offsets in zip(out["input_ids"], out["offset_mapping"], strict=True):
-            encodings.append(_encoding(ids, offsets, limit))
+        out = tokenizer(part, **_wanted(tokenizer, limit, pairs=False))
+        encodings += [_encoding(out, i) for i in range(len(part))]
     return encodings
 
 
-def _encoding(ids: list[int], offsets: list[tuple[int, int]], limit: int | None) -> Encoding:
+def _wanted(tokenizer: Any, limit: int | None, *, pairs: bool) -> dict[str, Any]:
+    """Return how a tokenizer is called."""
+    added = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if limit is not None and limit < added:
+        raise UsageError(
+            f"--max_seq_len {limit}: the tokenizer adds {added} tokens of its own to every text; give more than that."
+        )
+    told = {"truncation": "longest_first", "max_length": limit} if limit is not None else {"truncation": False}
+    return {"add_special_tokens": True, "return_offsets_mapping": True, "verbose": False, **told}
+
+
+def _encoding(out: Any, i: int) -> Encoding:
+    """Return one text of what a tokenizer gave."""
     return Encoding(
-        ids=np.asarray(ids[:limit], dtype=np.int32),
-        offsets=np.asarray(offsets[:limit], dtype=np.int32).reshape(-1, 2),
-        truncated=limit is not None and len(ids) > limit,
+        ids=np.asarray(out["input_ids"][i], dtype=np.int32),
+        offsets=np.asarray(out["offset_mapping"][i], dtype=np.int32).reshape(-1, 2),
+        truncated=bool(out.encodings[i].overflowing),
     )
 
 
@@ -115,15 +132,13 @@ def encode_pairs(tokenizer: Any, firsts: Sequence[str], seconds: Sequence[str], 
     for start in range(0, len(firsts), _TOKENISE_AT_ONCE):
         part = slice(start, start + _TOKENISE_AT_ONCE)
         pair = (list(firsts[part]), list(seconds[part]))
-        wanted = {"add_special_tokens": True, "return_offsets_mapping": True, "verbose": False}
-        out = tokenizer(*pair, truncation="longest_first", max_length=limit or _NO_LIMIT, **wanted)
+        out = tokenizer(*pair, **_wanted(tokenizer, limit, pairs=True))
         types = out.get("token_type_ids", [None] * len(out["input_ids"]))
-        for i, (ids, offsets, kinds) in enumerate(zip(out["input_ids"], out["offset_mapping"], types, strict=True)):
+        for i, kinds in enumerate(types):
             parts = [-1 if part is None else part for part in out.sequence_ids(i)]
             encodings.append(
                 replace(
-                    _encoding(ids, offsets, None),
-                    truncated=bool(out.encodings[i].overflowing),
+                    _encoding(out, i),
                     type_ids=None if kinds is None else np.asarray(kinds, dtype=np.int32),
                     sequence_ids=np.asarray(parts, dtype=np.int8),
                 )
