@@ -49,6 +49,10 @@ class DiskSpaceError(RunError, OSError):
     """The run does not fit on the disk, or the disk became full."""
 
 
+class ReplacedRunError(RunError):
+    """Another run lies where this one was opened."""
+
+
 class DamagedRunError(RunError):
     """A file of the run is missing, cut short or changed."""
 

@@ -170,7 +170,7 @@ def test_opening_reads_no_table_and_no_array(decoder, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("read too early")
 
-    monkeypatch.setattr("decision_traces.store.examples.read_table", forbidden)
+    monkeypatch.setattr("decision_traces.store.table.TableFile.read", forbidden)
     monkeypatch.setattr("decision_traces.store.opened.open_array", forbidden)
     s = TraceStore(str(decoder.folder))
     assert s.meta["model"] == "tiny"

@@ -19,6 +19,7 @@ from decision_traces.schema import ATTN, CHOICE, DEPTH, EXAMPLE, HEAD, KEY, KV_H
 from decision_traces.store.folder import FileRecord, checksum
 from decision_traces.store.shard_reader import Box, ShardReader, shard_reader
 from decision_traces.store.slots import Slots
+from decision_traces.store.still import StillThere
 from decision_traces.store.table import Spans
 
 _PIPELINE: Final = "zarr.core.codec_pipeline.BatchedCodecPipeline"
@@ -49,6 +50,7 @@ class StoredArray:
         zarr: The open Zarr array.
         shards: Reads its files directly; None where they are of another make, and Zarr reads them.
         slots: Gives what stands on one of the position axes (position, query, key, source), by its name.
+        still: Finds that the run was replaced.
         dims: The sizes of its side of the model and what of it is kept; None in runs older than format 1.1, which
             keep everything.
     """
@@ -58,6 +60,7 @@ class StoredArray:
     zarr: "Array[Any]"
     shards: ShardReader | None
     slots: Callable[[str], Slots]
+    still: StillThere
     dims: Dims | None = None
 
     @property
@@ -132,11 +135,12 @@ class StoredArray:
 
     def read_box(self, box: Box) -> Shaped[np.ndarray, "..."]:
         """Read one box of the array; see `read`."""
-        self._there(box)
-        try:
-            return self._values(box)
-        except DECODE_ERRORS as error:
-            raise self._damage(box, error) from error
+        with self.still:
+            self._there(box)
+            try:
+                return self._values(box)
+            except DECODE_ERRORS as error:
+                raise self._damage(box, error) from error
 
     def _values(self, box: Box) -> np.ndarray:
         return np.asarray(self.zarr[box]) if self.shards is None else self.shards.read(box)
@@ -154,13 +158,15 @@ class StoredArray:
             DamagedRunError: As for `read`.
         """
         box = self.box(**picks)
-        self._there(box)
-        try:
-            lines = None if self.shards is None else self.shards.rows(box, slots)
-        except DECODE_ERRORS as error:
-            raise self._damage(box, error) from error
-        if lines is not None:
-            return lines
+        with self.still:
+            self._there(box)
+            try:
+                lines = None if self.shards is None else self.shards.rows(box, slots)
+            except DECODE_ERRORS as error:
+                raise self._damage(box, error) from error
+            return self._picked(box, slots) if lines is None else lines
+
+    def _picked(self, box: Box, slots: Int64[np.ndarray, " rows"]) -> Shaped[np.ndarray, "rows width"]:
         values = self._values(box).reshape(len(slots), -1, self.shape[-1])
         taken: np.ndarray = np.where((slots >= 0)[:, None], values[np.arange(len(slots)), slots], 0)
         return taken
@@ -256,6 +262,7 @@ def open_array(
     run: Path,
     spec: ArraySpec,
     slots: Callable[[str], Slots],
+    still: StillThere,
     *,
     dims: Dims | None = None,
     expected: FileRecord | None = None,
@@ -266,6 +273,7 @@ def open_array(
         run: The run folder.
         spec: The array's row of the schema table.
         slots: Gives what stands on one of the array's position axes when asked.
+        still: Finds that the run was replaced.
         dims: The sizes of its side of the model, where the run is of format 1.1.
         expected: Size and CRC-32C of the array's `zarr.json`, where the run has a manifest.
 
@@ -284,7 +292,7 @@ def open_array(
     problem = _layout_problem(array, spec)
     if problem:
         raise DamagedRunError(f"{folder} is not the array {spec.name}: {problem}. {RESTORE}")
-    return StoredArray(spec, folder, array, shard_reader(array, folder), slots, dims)
+    return StoredArray(spec, folder, array, shard_reader(array, folder), slots, still, dims)
 
 
 def _layout_problem(array: "Array[Any]", spec: ArraySpec) -> str | None:

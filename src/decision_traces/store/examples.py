@@ -1,7 +1,7 @@
 """The examples of a run: who they are, their text and tokens, and where these lie on the position axis."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +15,8 @@ from decision_traces.errors import DamagedRunError, UnknownExampleError, UsageEr
 from decision_traces.schema import TOKENS_FILE, Side
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.selection import ExampleKey, checked_index
-from decision_traces.store.table import Spans, column_names, list_levels, mask_spans, read_table, rectangle
+from decision_traces.store.still import StillThere
+from decision_traces.store.table import Spans, TableFile, list_levels, mask_spans, rectangle
 
 if TYPE_CHECKING:
     import pandas
@@ -26,24 +27,48 @@ _ENCODINGS: Final = ("input_ids", "attention_mask", "offset_mapping", "tokens")
 class Examples:
     """The rows of `tokens.parquet`, each column read on first use: of 100,000 examples, the tokens alone are 0.5 GB."""
 
-    def __init__(self, run: Path, expected: Callable[[str], FileRecord | None], *, decoder_apart: bool = False) -> None:
+    def __init__(
+        self,
+        run: Path,
+        expected: Callable[[str], FileRecord | None],
+        still: StillThere,
+        *,
+        decoder_apart: bool = False,
+    ) -> None:
         """Keep the path; nothing is read.
 
         Args:
             run: The run folder.
             expected: Gives what the manifest says about a file.
+            still: Finds that the run was replaced.
             decoder_apart: Whether the decoder's tokens have columns of their own, `dec_input_ids` and so on.
         """
         self._path = run / TOKENS_FILE
         self._expected = expected
+        self._still = still
         self._apart = decoder_apart
         self._spans: dict[str, Spans] = {}
         self._columns: dict[str, pa.ChunkedArray] = {}
 
     @cached_property
+    def _file(self) -> TableFile:
+        return TableFile(self._path, self._expected(TOKENS_FILE))
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns."""
+        with self._still:
+            return self._file.schema()
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the columns."""
-        return column_names(self._path, expected=self._expected(TOKENS_FILE))
+        return tuple(self.schema.names)
+
+    def table(self, names: Iterable[str]) -> pa.Table:
+        """Read those of some columns that are there, in one go."""
+        with self._still:
+            return self._file.read([name for name in names if name in self.names])
 
     @property
     def n(self) -> int:
@@ -53,7 +78,8 @@ class Examples:
     @cached_property
     def frame(self) -> "pandas.DataFrame":
         """The whole table as a data frame."""
-        frame: pandas.DataFrame = read_table(self._path, expected=self._expected(TOKENS_FILE)).to_pandas()
+        with self._still:
+            frame: pandas.DataFrame = self._file.read().to_pandas()
         return frame
 
     def column(self, name: str) -> pa.ChunkedArray:
@@ -64,10 +90,20 @@ class Examples:
         """
         if name not in self.names:
             raise DamagedRunError(f"{self._path} has no column {name}; it has {', '.join(self.names)}.")
-        if name not in self._columns:
-            read = read_table(self._path, columns=[name], expected=self._expected(TOKENS_FILE))
-            self._columns[name] = read.column(name)
+        self._read(name)
         return self._columns[name]
+
+    def _read(self, *names: str) -> None:
+        """Read those of some columns that were not read before."""
+        new = [name for name in names if name not in self._columns]
+        if new:
+            table = self.table(new)
+            self._columns |= {name: table.column(name) for name in new}
+
+    def record(self, row: int) -> dict[str, Any]:
+        """Return all columns of a row as Python values."""
+        self._read(*self.names)
+        return {name: self._columns[name][row].as_py() for name in self.names}
 
     @cached_property
     def ids(self) -> list[Any]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from crc32c import crc32c
 
@@ -37,11 +37,16 @@ def write_json(path: Path, value: object) -> None:
 
 def checksum(path: Path) -> FileRecord:
     """Return size and CRC-32C of one file, read in pieces."""
-    crc, size = 0, 0
     with path.open("rb") as stream:
-        while piece := stream.read(_CHUNK):
-            crc = crc32c(piece, crc)
-            size += len(piece)
+        return stream_checksum(stream)
+
+
+def stream_checksum(stream: BinaryIO) -> FileRecord:
+    """Return size and CRC-32C of what is left of an open file, read in pieces."""
+    crc, size = 0, 0
+    while piece := stream.read(_CHUNK):
+        crc = crc32c(piece, crc)
+        size += len(piece)
     return size, f"{crc:08x}"
 
 

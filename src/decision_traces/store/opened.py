@@ -1,7 +1,7 @@
 """A run folder as it lies there: meta, sizes, examples and arrays, each read on first use."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -39,10 +39,12 @@ from decision_traces.store.runs import portable_path
 from decision_traces.store.selection import SIDES, ExampleKey, Index, checked_index, checked_word, not_captured
 from decision_traces.store.sides import dims_from_json, meta_sides
 from decision_traces.store.slots import Slots
+from decision_traces.store.still import StillThere
 from decision_traces.store.table import Spans
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow
 
 
 def uncertified(meta: Mapping[str, Any]) -> str:
@@ -68,14 +70,16 @@ class OpenRun:
             DamagedRunError: `meta.json` is not readable.
         """
         self.run_dir: Path = portable_path(run_dir)
+        self.still = StillThere(self.run_dir)
         self.meta: dict[str, Any] = read_meta(self.run_dir)
+        self.still.check()
         if self.meta.get("uncertified"):
             warnings.warn(uncertified(self.meta), UncertifiedWarning, stacklevel=2)
         self._open: dict[str, StoredArray] = {}
         self._dims: dict[Side, Dims] = {}
         columns = RUN_COLUMNS.get(str(self.meta.get("objective")), ())
         apart = any(column.name == "dec_n_tokens" for column in columns)
-        self._examples = Examples(self.run_dir, self._expected, decoder_apart=apart)
+        self._rows = Examples(self.run_dir, self._expected, self.still, decoder_apart=apart)
 
     def __repr__(self) -> str:
         """Say which run this is, without reading more of it."""
@@ -94,6 +98,12 @@ class OpenRun:
         self.__init__(**state)  # type: ignore[misc]
 
     @property
+    def _examples(self) -> Examples:
+        """The examples, also those read before, as long as the run is the one that was opened."""
+        self.still.check()
+        return self._rows
+
+    @property
     def tokens(self) -> "pandas.DataFrame":
         """`tokens.parquet`: one row per example, row i being index i of every array."""
         return self._examples.frame
@@ -103,13 +113,23 @@ class OpenRun:
         """Column names of `tokens.parquet`."""
         return self._examples.names
 
+    @property
+    def schema(self) -> "pyarrow.Schema":
+        """Names and types of the columns of `tokens.parquet`."""
+        return self._examples.schema
+
+    def table(self, names: Iterable[str]) -> "pyarrow.Table":
+        """Return those of some columns that `tokens.parquet` has, and read nothing else of it."""
+        return self._examples.table(names)
+
     def arrays(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array the run has, by name, in the schema's order."""
         return {name: self.array(name).shape for name in self.stored()}
 
     def has(self, name: str) -> bool:
         """Return whether the run has the array of this name."""
-        return name in ARRAYS and is_stored(self.run_dir, ARRAYS[name])
+        with self.still:
+            return name in ARRAYS and is_stored(self.run_dir, ARRAYS[name])
 
     # Sizes: of the main side, which is the decoder's where there is one -------------------------------------
 
@@ -264,8 +284,7 @@ class OpenRun:
 
     def record(self, eid: ExampleKey) -> dict[str, Any]:
         """Return an example's row of `tokens.parquet` as Python values; the table is not made a data frame for it."""
-        row = self.row(eid)
-        return {name: self._examples.column(name)[row].as_py() for name in self._examples.names}
+        return self._examples.record(self.row(eid))
 
     def n_tokens(self, eid: ExampleKey, side: str = "dec") -> int | Int[np.ndarray, " choices"]:
         """Return how many tokens an example has; one number per choice in multiple-choice runs.
@@ -334,10 +353,14 @@ class OpenRun:
             NotCapturedError: The run did not capture it.
             DamagedRunError: The run should have it and it is missing or changed.
         """
-        if name in self._open:
-            return self._open[name]
         if name not in ARRAYS:
             raise UsageError(f"No array is called {name!r}. This run has: {', '.join(self.stored())}.")
+        if name not in self._open:
+            with self.still:
+                self._open[name] = self._opened(name)
+        return self._open[name]
+
+    def _opened(self, name: str) -> StoredArray:
         spec, promised = ARRAYS[name], self.meta.get("arrays") or {}
         if not is_stored(self.run_dir, spec):
             if name in promised:
@@ -349,6 +372,7 @@ class OpenRun:
             self.run_dir,
             spec,
             lambda axis: self._slots(spec, axis),
+            self.still,
             dims=told,
             expected=expected,
         )
@@ -356,12 +380,12 @@ class OpenRun:
         for shape in [*shapes, *([] if told is None else [told.shape(spec)])]:
             if shape != stored.shape:
                 raise DamagedRunError(f"{stored.folder} has shape {stored.shape}, the meta says {shape}.")
-        self._open[name] = stored
         return stored
 
     @cached_property
     def _manifest(self) -> dict[str, FileRecord]:
-        return read_manifest(self.run_dir)
+        with self.still:
+            return read_manifest(self.run_dir)
 
     def _expected(self, file: str) -> FileRecord | None:
         return self._manifest.get(file)

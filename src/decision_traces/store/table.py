@@ -1,22 +1,27 @@
 """The Parquet tables of a run folder: written with page checksums, read only when their bytes are right."""
 
-import io
+import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from crc32c import crc32c
 from jaxtyping import Bool, Int64
 
 from decision_traces.errors import DamagedRunError
-from decision_traces.store.folder import FileRecord
+from decision_traces.store.folder import FileRecord, stream_checksum
+from decision_traces.store.still import FileStamp, file_stamp
 
 # What pyarrow raises on damaged bytes: its own tree, whose members have standard parents besides.
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError)
+_RESTORE: Final = "Restore it from a copy, or extract the run again."
+_SETTLED_NS: Final = 50_000_000
+"""A file changed twice within one tick of the clock has one time of change: one so young is checked again."""
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -29,41 +34,81 @@ def write_table(path: Path, table: pa.Table) -> None:
     pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
+class TableFile:
+    """A Parquet file of a run: all its bytes are checked once, and again when it is another file."""
+
+    def __init__(self, path: Path, expected: FileRecord | None = None) -> None:
+        """Remember the path; nothing is read.
+
+        Args:
+            path: The file.
+            expected: Size and CRC-32C the manifest names. Bytes that differ are not even parsed: a damaged footer can
+                make a Parquet reader return other columns, or worse, without complaint.
+        """
+        self.path = path
+        self._expected = expected
+        self._checked: FileStamp | None = None
+
+    def schema(self) -> pa.Schema:
+        """Return names and types of the columns; see `read`."""
+        with self._opened() as raw:
+            return pq.read_schema(raw)
+
+    def read(self, columns: Sequence[str] | None = None, where: tuple[str, int] | None = None) -> pa.Table:
+        """Read the file, or some columns of it, checking the checksums of their pages.
+
+        Args:
+            columns: Names to read; all of them where left out.
+            where: A column of integers and the value that rows must have in it.
+
+        Raises:
+            DamagedRunError: The file is missing, cut short, changed, or not Parquet.
+        """
+        names = None if columns is None else list(columns)
+        with self._opened() as raw:
+            if where is None:
+                return pq.ParquetFile(raw, page_checksum_verification=True).read(columns=names)
+            rows = [(where[0], "=", where[1])]
+            return pq.read_table(raw, columns=names, filters=rows, page_checksum_verification=True)
+
+    @contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        """Yield the open file with its bytes checked; it must be the same at the end."""
+        try:
+            raw = self.path.open("rb")
+        except OSError as error:
+            raise DamagedRunError(f"{self.path} cannot be read ({error.strerror}). {_RESTORE}") from error
+        with raw:
+            try:
+                before = os.fstat(raw.fileno())
+                if file_stamp(before) != self._checked:
+                    self._check(raw, before)
+                yield raw
+                if file_stamp(os.fstat(raw.fileno())) != file_stamp(before):
+                    raise DamagedRunError(f"{self.path} was changed while it was read. {_RESTORE}")
+            except _PARQUET_ERRORS as error:
+                raise DamagedRunError(f"{self.path} is damaged: {error}. {_RESTORE}") from error
+
+    def _check(self, raw: BinaryIO, status: os.stat_result) -> None:
+        if self._expected is not None and stream_checksum(raw) != tuple(self._expected):
+            raise DamagedRunError(f"{self.path} is damaged: not the size or CRC-32C the manifest names. {_RESTORE}")
+        raw.seek(0)
+        if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
+            self._checked = file_stamp(status)
+
+
 def read_table(path: Path, *, columns: Sequence[str] | None = None, expected: FileRecord | None = None) -> pa.Table:
     """Read a Parquet file, checking its page checksums and, where known, the checksum of the whole file.
 
     Args:
         path: The file.
         columns: Names to read; all of them where left out.
-        expected: Size and CRC-32C the manifest names. Bytes that differ are not even parsed: a damaged
-            footer can make a Parquet reader return other columns, or worse, without complaint.
+        expected: Size and CRC-32C the manifest names; see `TableFile`.
 
     Raises:
         DamagedRunError: The file is missing, cut short, changed, or not Parquet.
     """
-    with _opened(path, expected) as file:
-        return file.read(columns=None if columns is None else list(columns))
-
-
-def column_names(path: Path, *, expected: FileRecord | None = None) -> tuple[str, ...]:
-    """Return the names of a Parquet file's columns, of the file as the manifest names it; see `read_table`."""
-    with _opened(path, expected) as file:
-        return tuple(file.schema_arrow.names)
-
-
-@contextmanager
-def _opened(path: Path, expected: FileRecord | None) -> Iterator[pq.ParquetFile]:
-    help_ = "Restore it from a copy, or extract the run again."
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DamagedRunError(f"{path} cannot be read ({error.strerror}). {help_}") from error
-    if expected is not None and (len(raw), f"{crc32c(raw):08x}") != tuple(expected):
-        raise DamagedRunError(f"{path} is damaged: not the size or CRC-32C the manifest names. {help_}")
-    try:
-        yield pq.ParquetFile(io.BytesIO(raw), page_checksum_verification=True)
-    except _PARQUET_ERRORS as error:
-        raise DamagedRunError(f"{path} is damaged: {error}. {help_}") from error
+    return TableFile(path, expected).read(columns)
 
 
 @dataclass(frozen=True, slots=True)
