@@ -14,6 +14,8 @@ class Column:
     name: str
     type: pa.DataType
     doc: str
+    optional: bool = False
+    """Whether only some runs have it."""
 
 
 TOKEN_COLUMNS: Final = (
@@ -29,6 +31,12 @@ TOKEN_COLUMNS: Final = (
     Column("tokens", pa.list_(pa.string()), "token strings, padded with the pad token"),
     Column("n_tokens", pa.int32(), "tokens that are not padding"),
     Column("truncated", pa.bool_(), "whether the text was longer than T tokens"),
+    Column(
+        "token_type_ids",
+        pa.list_(pa.int8()),
+        "which segment a token is of, as the tokenizer says and the model was told; 0 for padding",
+        optional=True,
+    ),
 )
 
 # The outcome of predicting one token; with a `next_` prefix in tokens.parquet, bare in token_outcomes.parquet.
@@ -62,7 +70,10 @@ POSITION_COLUMNS: Final = (
 
 # Token columns of runs with choices: every choice is tokenised by itself, so they have a level more.
 CHOICE_TOKEN_COLUMNS: Final = (
-    *(c if c.name in {"example_id", "text"} else Column(c.name, pa.list_(c.type), c.doc) for c in TOKEN_COLUMNS),
+    *(
+        c if c.name in {"example_id", "text"} else Column(c.name, pa.list_(c.type), c.doc, c.optional)
+        for c in TOKEN_COLUMNS
+    ),
     Column(
         "sequence_ids",
         pa.list_(pa.list_(pa.int8())),

@@ -24,8 +24,8 @@ class Encoding:
         ids: (n_tokens,) token ids, special tokens as the tokenizer adds them by default.
         offsets: (n_tokens, 2) character span of each token; (0, 0) for special tokens.
         truncated: Whether the text was longer than the limit.
-        type_ids: (n_tokens,) which of a pair's texts a token belongs to, as the model wants to be told; None for a
-            single text and for a tokenizer whose models do not ask.
+        type_ids: (n_tokens,) which segment a token is of, as the model wants to be told; None where its tokenizer does
+            not say, or its forward pass does not ask.
         sequence_ids: (n_tokens,) 0 for tokens of the first text of a pair, 1 of the second, -1 of neither; None for
             a single text.
         target: What the decoder of an encoder-decoder reads; None for any other model.
@@ -116,6 +116,7 @@ def _encoding(out: Any, i: int) -> Encoding:
         ids=np.asarray(out["input_ids"][i], dtype=np.int32),
         offsets=np.asarray(out["offset_mapping"][i], dtype=np.int32).reshape(-1, 2),
         truncated=bool(out.encodings[i].overflowing),
+        type_ids=np.asarray(out["token_type_ids"][i], dtype=np.int32) if "token_type_ids" in out else None,
     )
 
 
@@ -133,16 +134,9 @@ def encode_pairs(tokenizer: Any, firsts: Sequence[str], seconds: Sequence[str], 
         part = slice(start, start + _TOKENISE_AT_ONCE)
         pair = (list(firsts[part]), list(seconds[part]))
         out = tokenizer(*pair, **_wanted(tokenizer, limit, pairs=True))
-        types = out.get("token_type_ids", [None] * len(out["input_ids"]))
-        for i, kinds in enumerate(types):
+        for i in range(len(out["input_ids"])):
             parts = [-1 if part is None else part for part in out.sequence_ids(i)]
-            encodings.append(
-                replace(
-                    _encoding(out, i),
-                    type_ids=None if kinds is None else np.asarray(kinds, dtype=np.int32),
-                    sequence_ids=np.asarray(parts, dtype=np.int8),
-                )
-            )
+            encodings.append(replace(_encoding(out, i), sequence_ids=np.asarray(parts, dtype=np.int8)))
     return encodings
 
 

@@ -107,7 +107,7 @@ def test_a_byte_tokenizer_takes_the_letter_without_a_space(tiny_folder, data: Pa
 def test_columns_and_meta(tiny_folder, data: Path, tmp_path: Path) -> None:
     store = run(tiny_folder("gpt2"), tmp_path / "run", data, capture=("attn", "qkv", "hidden", "resid"))
     names = pq.read_schema(store.run_dir / "tokens.parquet").names
-    assert names == [c.name for c in (*TOKEN_COLUMNS, *ANSWER_COLUMNS)]
+    assert names == [c.name for c in (*TOKEN_COLUMNS, *ANSWER_COLUMNS) if not c.optional]
     assert (store.meta["arch"], store.meta["objective"], store.meta["n_choices"]) == ("dec", "csqa_choice", None)
     assert store.tokens["csqa_choices"][1].tolist() == QUESTIONS[1][1]
     longest = max(len(prompt(q, c).encode()) for q, c, _ in QUESTIONS)

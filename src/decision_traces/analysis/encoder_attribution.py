@@ -8,7 +8,7 @@ the slope misses stands in the remainder. What parts do to one another on the wa
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Final
 
@@ -119,7 +119,8 @@ def _encodings(store: TraceStore, loaded: LoadedModel, rows: range) -> Iterator[
     """Yield the first choice of every question, the second, and so on."""
     table = store.tokens.iloc[rows.start : rows.stop]
     for texts in zip(*table["choice_texts"], strict=True):
-        yield encode_pairs(loaded.tokenizer, list(table["question"]), list(texts), store.T)
+        pairs = encode_pairs(loaded.tokenizer, list(table["question"]), list(texts), store.T)
+        yield pairs if loaded.takes_types else [replace(pair, type_ids=None) for pair in pairs]
 
 
 def _norms(loaded: LoadedModel, anatomy: Anatomy) -> tuple[tuple[FrozenNorm, ...], tuple[FrozenNorm, ...], FrozenNorm]:

@@ -103,9 +103,10 @@ class _Replay:
 
     def _encoding(self, row: int, choice: int) -> Encoding:
         """Return what the model read, from the token table."""
-        if self.store.n_choices:
+        if self.store.n_choices and self.loaded.takes_types and "token_type_ids" not in self.store.columns:
             return self._pair(row, choice)
-        text = _encoding_of(self.store.encodings(row, side=self._sides()[0], trim=True))
+        chosen = choice if self.store.n_choices else None
+        text = _encoding_of(self.store.encodings(row, chosen, side=self._sides()[0], trim=True))
         if len(self.anatomy.stacks) == 1:
             return text
         target = _encoding_of(self.store.encodings(row, side="dec", trim=True))
@@ -115,7 +116,7 @@ class _Replay:
         return tuple(self.anatomy.stacks)
 
     def _pair(self, row: int, choice: int) -> Encoding:
-        """Return a question with a choice, tokenised again (the table does not keep token types) and compared."""
+        """Return a question with a choice, tokenised again (older tables do not keep token types) and compared."""
         table: Any = self.store.tokens.iloc[row]
         (encoding,) = encode_pairs(
             self.loaded.tokenizer, [table["question"]], [table["choice_texts"][choice]], self.store.T
@@ -130,7 +131,13 @@ class _Replay:
 
 def _encoding_of(columns: dict[str, Any]) -> Encoding:
     ids = np.asarray(columns["input_ids"], dtype=np.int32)
-    return Encoding(ids, np.zeros((len(ids), 2), np.int32), truncated=False)
+    types = columns.get("token_type_ids")
+    return Encoding(
+        ids,
+        np.zeros((len(ids), 2), np.int32),
+        truncated=False,
+        type_ids=None if types is None else np.asarray(types, dtype=np.int32),
+    )
 
 
 def _numbers(array: StoredArray) -> tuple[int, ...]:

@@ -121,6 +121,7 @@ def train_tokenizer(settings: Settings) -> PreTrainedTokenizerFast:
         tokenizer_object=bpe,
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
+        model_input_names=["input_ids", "attention_mask"],
         model_max_length=settings.positions,
         clean_up_tokenization_spaces=False,
     )

@@ -44,6 +44,8 @@ def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
         )
     limit = _limit(options.max_seq_len, loaded)
     encodings = job.encode(loaded, examples, limit)
+    if not loaded.takes_types:
+        encodings = [replace(e, type_ids=None) for e in encodings]
     if not job.cuts:
         _refuse_cut(job, encodings, limit)
     _check_ids(encodings, loaded)

@@ -45,12 +45,14 @@ def _of_tokens(encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positi
     """Return the token columns of some encodings, filled up to T: whole columns at once, each token's text once."""
     shape = (len(encodings), n_positions)
     ids, mask = np.full(shape, pad, np.int32), np.zeros(shape, np.int8)
-    offsets, sides = np.zeros((*shape, 2), np.int32), np.full(shape, -1, np.int8)
+    offsets, sides, types = np.zeros((*shape, 2), np.int32), np.full(shape, -1, np.int8), np.zeros(shape, np.int8)
     for i, encoding in enumerate(encodings):
         n = encoding.n_tokens
         ids[i, :n], mask[i, :n], offsets[i, :n] = encoding.ids, 1, encoding.offsets
         if encoding.sequence_ids is not None:
             sides[i, :n] = encoding.sequence_ids
+        if encoding.type_ids is not None:
+            types[i, :n] = encoding.type_ids
     distinct, where = np.unique(ids, return_inverse=True)
     texts = pa.array(tokenizer.convert_ids_to_tokens(distinct.tolist()), pa.string()).take(pa.array(where.ravel()))
     columns = {
@@ -61,8 +63,11 @@ def _of_tokens(encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positi
         "n_tokens": pa.array([e.n_tokens for e in encodings], pa.int32()),
         "truncated": pa.array([e.truncated for e in encodings], pa.bool_()),
     }
-    pairs = bool(encodings) and encodings[0].sequence_ids is not None
-    return columns | ({"sequence_ids": _grouped(pa.array(sides.ravel()), n_positions)} if pairs else {})
+    if any(e.sequence_ids is not None for e in encodings):
+        columns["sequence_ids"] = _grouped(pa.array(sides.ravel()), n_positions)
+    if any(e.type_ids is not None for e in encodings):
+        columns["token_type_ids"] = _grouped(pa.array(types.ravel()), n_positions)
+    return columns
 
 
 def _grouped(values: pa.Array, size: int) -> pa.ListArray:
@@ -103,7 +108,7 @@ def to_table(specs: Sequence[Column], columns: Mapping[str, Any], extra: Mapping
     """Return a table with the columns of the schema in order, and then the data set's own."""
     arrays = {
         spec.name: value.cast(spec.type) if isinstance(value, pa.Array) else pa.array(value, spec.type)
-        for spec, value in ((spec, columns[spec.name]) for spec in specs)
+        for spec, value in ((s, columns[s.name]) for s in specs if s.name in columns or not s.optional)
     }
     return pa.table({**arrays, **{name: values for name, values in extra.items() if name not in arrays}})
 

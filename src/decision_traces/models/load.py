@@ -1,6 +1,7 @@
 """Loading a model with its tokenizer, from the hub, a folder or a GGUF file; every failure is one sentence."""
 
 import importlib.util
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,11 +125,16 @@ class LoadedModel:
         return int(self.config.get_text_config().vocab_size if weight is None else weight.shape[0])
 
     @property
+    def takes_types(self) -> bool:
+        """Whether its forward pass asks which segment a token is of."""
+        return "token_type_ids" in inspect.signature(self.model.forward).parameters
+
+    @property
     def context(self) -> int | None:
         """Longest text in tokens the model was built for; None where it states no limit."""
         text = self.config.get_text_config()
         limit = getattr(text, "max_position_embeddings", None)
-        if not limit:
+        if not limit or limit < 0:  # XLNet says -1
             return None
         # RoBERTa's kind counts positions from behind the padding index of a table that holds it.
         words = self.model.get_input_embeddings()  # type: ignore[operator]

@@ -26,13 +26,13 @@ def call_inputs(
     another.
     """
     tensors: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if token_type_ids is not None:
+        tensors["token_type_ids"] = token_type_ids
     if task == "causal":
         return {**tensors, "use_cache": False}
     if task == "seq2seq":
         target = {"decoder_input_ids": target_ids, "decoder_attention_mask": target_mask}
         return {**tensors, **target, "use_cache": False}
-    if token_type_ids is not None:
-        tensors["token_type_ids"] = token_type_ids
     if task == "multiple_choice":
         return {name: value.unsqueeze(1) for name, value in tensors.items()}
     return tensors

@@ -71,7 +71,7 @@ def check_columns(
 ) -> tuple[CheckResult, set[str]]:
     """Check that columns are there and of their type; return the result and the names that may be used."""
     there = [c for c in columns if c.name in table.column_names]
-    missing = [c.name for c in columns if c not in there] if all_of_them else []
+    missing = [c.name for c in columns if c not in there and not c.optional] if all_of_them else []
     wrong = [c.name for c in there if not like(table.schema.field(c.name).type, c.type)]
     said = [f"missing: {', '.join(missing)}"] if missing else []
     said += [f"{n} has type {table.schema.field(n).type}" for n in wrong]
@@ -113,7 +113,7 @@ def _token_lists(
 ) -> Iterator[CheckResult]:
     """Check the token columns of one side; `dec_` stands before the decoder's where the encoder reads other tokens."""
     ours, prefix = "format_version" in store.meta, store.token_prefix(side)
-    names = [prefix + n for n in ("input_ids", "attention_mask", "offset_mapping", "tokens")]
+    names = [prefix + n for n in ("input_ids", "attention_mask", "token_type_ids", "offset_mapping", "tokens")]
     lists = [n for n in names if n in usable]
     t = _positions(store, side)
     depth = 2 if store.meta.get("n_choices") else 1

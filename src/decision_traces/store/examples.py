@@ -21,7 +21,7 @@ from decision_traces.store.table import Spans, TableFile, list_levels, mask_span
 if TYPE_CHECKING:
     import pandas
 
-_ENCODINGS: Final = ("input_ids", "attention_mask", "offset_mapping", "tokens")
+_ENCODINGS: Final = ("input_ids", "attention_mask", "token_type_ids", "offset_mapping", "tokens")
 
 
 class Examples:

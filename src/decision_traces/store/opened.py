@@ -307,8 +307,8 @@ class OpenRun:
 
         Returns:
             `input_ids` (T,), `attention_mask` (T,), `offset_mapping` (T, 2) and `tokens`, a list of T
-            strings; with a choice level in front in multiple-choice runs. What an encoder-decoder's decoder
-            read has no offsets.
+            strings; `token_type_ids` (T,) where the model was told; with a choice level in front in
+            multiple-choice runs. What an encoder-decoder's decoder read has no offsets.
         """
         choice = None if choice_idx is None else checked_index(choice_idx, self.n_choices or 1, "choice_idx")
         return self._examples.encodings(self.row(eid), choice, self._reading(side), trim=trim)

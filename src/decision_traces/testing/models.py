@@ -77,7 +77,13 @@ def byte_tokenizer(*, bos: bool = False) -> Any:
     inner.decoder = decoders.ByteLevel()
     if bos:
         inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return hf.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<e>", pad_token="<e>", bos_token="<s>")
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="<e>",
+        pad_token="<e>",
+        bos_token="<s>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def tiny_decoder(family: str, vocab_size: int = 258, **overrides: Any) -> Any:
