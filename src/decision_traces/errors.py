@@ -57,6 +57,20 @@ class DamagedRunError(RunError):
     """A file of the run is missing, cut short or changed."""
 
 
+class ResultError(TraceError):
+    """A result of an analysis that cannot be used: damaged, of another run, or without a record.
+
+    Attributes:
+        why: What is wrong, in a sentence.
+        command: What makes it again.
+    """
+
+    def __init__(self, why: str, command: str) -> None:
+        super().__init__(why, f"Run `{command}` again.")
+        self.why = why
+        self.command = command
+
+
 class NotCapturedError(TraceError, KeyError):
     """An array that this run did not capture; the message names the flag that would add it."""
 

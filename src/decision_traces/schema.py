@@ -18,6 +18,21 @@ MANIFEST_FILE: Final = "manifest.json"
 ANALYSIS_DIR: Final = "analysis"
 FINETUNE_FILE: Final = "finetune_meta.json"  # beside a checkpoint of our trainer
 
+RECORD_FILE: Final = "record.json"
+RESULTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "lens": (
+        "lens.parquet", "depth.parquet", "choice_race.parquet", "lens.zarr", "words.parquet",
+        "lens_trajectories.png", "choice_race.png",
+    ),
+    "attribution": ("attribution.parquet", "contributions.zarr", "words.parquet", "attribution.png"),
+    "attention": ("attention_heads.parquet", "attention_heads.png"),
+    "compare": (
+        "compare.parquet", "attention_heads.parquet", "probe.parquet", "calibration.parquet",
+        "compare.png", "attention_heads.png", "probe.png", "calibration.png",
+    ),
+}  # fmt: skip
+"""Command to what its result, the folder `analysis/COMMAND`, may hold beside its `record.json`."""
+
 Capture = Literal["attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits"]
 CAPTURES: Final[tuple[Capture, ...]] = (
     "attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits",

@@ -54,11 +54,11 @@ def test_everything_a_run_holds_is_compared(run: Path, capsys: pytest.CaptureFix
     assert "Probe of correctness: 12 right, 12 wrong" in printed
     assert "No decision depth: " in printed  # this run has no model to load
     files = {"attention_heads", "calibration", "compare", "probe"}
-    names = {path.name for path in (run / "analysis").iterdir()}
+    names = {path.name for path in (run / "analysis" / "compare").iterdir()} - {"record.json"}
     assert names == {f"{name}.{kind}" for name in files for kind in ("parquet", "png")}
-    assert all(str(run / "analysis" / name) in printed for name in names)
+    assert all(str(run / "analysis" / "compare" / name) in printed for name in names)
 
-    table = pd.read_parquet(run / "analysis" / "compare.parquet")
+    table = pd.read_parquet(run / "analysis" / "compare" / "compare.parquet")
     entropy = table[table["figure"] == "answer_entropy"].iloc[0]
     assert entropy["section"] == "The final answer" and pd.isna(entropy["layer"])
     assert entropy["mean_right"] == pytest.approx(1.11) and entropy["mean_wrong"] == pytest.approx(3.12)
@@ -66,9 +66,9 @@ def test_everything_a_run_holds_is_compared(run: Path, capsys: pytest.CaptureFix
     sink = table[(table["figure"] == "first_mass") & (table["layer"] == 1) & (table["head"] == 2)].iloc[0]
     assert sink["mean_right"] == 1.0 and sink["q_value"] < 0.01 and sink["auroc"] == 1.0
     assert len(table) == 3 + 72
-    assert pd.read_parquet(run / "analysis" / "probe.parquet")["depth"].tolist() == [0, 1, 2, 3]
-    assert pd.read_parquet(run / "analysis" / "attention_heads.parquet").shape == (12, 14)
-    bins = pd.read_parquet(run / "analysis" / "calibration.parquet")
+    assert pd.read_parquet(run / "analysis" / "compare" / "probe.parquet")["depth"].tolist() == [0, 1, 2, 3]
+    assert pd.read_parquet(run / "analysis" / "compare" / "attention_heads.parquet").shape == (12, 14)
+    bins = pd.read_parquet(run / "analysis" / "compare" / "calibration.parquet")
     assert bins.loc[bins["n_examples"] > 0, "accuracy"].tolist() == [0.0, 1.0]
 
 
@@ -76,7 +76,7 @@ def test_everything_a_run_holds_is_compared(run: Path, capsys: pytest.CaptureFix
 def test_a_second_run_with_the_same_seed_writes_the_same(run: Path) -> None:
     def tables(seed: str) -> list[pd.DataFrame]:
         assert exit_code(compare.main, str(run), "--quiet", "--n_boot", "50", "--folds", "2", "--seed", seed) == 0
-        return [pd.read_parquet(run / "analysis" / f"{name}.parquet") for name in ("compare", "probe")]
+        return [pd.read_parquet(run / "analysis" / "compare" / f"{name}.parquet") for name in ("compare", "probe")]
 
     first, again, other = tables("3"), tables("3"), tables("4")
     assert all(a.equals(b) for a, b in zip(first, again, strict=True))
@@ -87,16 +87,16 @@ def test_quiet_prints_nothing(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert exit_code(compare.main, str(run), "--quiet", "--n_boot", "5", "--max_examples", "10", "--folds", "2") == 0
     assert exit_code(attention.main, str(run), "--quiet") == 0
     assert capsys.readouterr() == ("", "")
-    assert pd.read_parquet(run / "analysis" / "probe.parquet")["n_right"].tolist() == [5] * 4
+    assert pd.read_parquet(run / "analysis" / "compare" / "probe.parquet")["n_right"].tolist() == [5] * 4
 
 
 def test_attention_shows_the_heads(run: Path, capsys: pytest.CaptureFixture) -> None:
     assert exit_code(attention.main, str(run)) == 0
     printed = capsys.readouterr().out
     assert "12 of 12 heads" in printed and "induction mass" in printed
-    heads = pd.read_parquet(run / "analysis" / "attention_heads.parquet")
+    heads = pd.read_parquet(run / "analysis" / "attention" / "attention_heads.parquet")
     assert heads.loc[heads["first_mass"].idxmax(), ["layer", "head"]].tolist() == [1, 2]
-    assert (run / "analysis" / "attention_heads.png").stat().st_size > 10_000
+    assert (run / "analysis" / "attention" / "attention_heads.png").stat().st_size > 10_000
 
 
 def test_what_is_missing_is_said_and_the_rest_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -107,7 +107,7 @@ def test_what_is_missing_is_said_and_the_rest_goes_on(tmp_path: Path, capsys: py
     assert exit_code(compare.main, str(tmp_path / "wrong"), "--n_boot", "5") == 0
     printed = capsys.readouterr().out
     assert "there are 0 right and 4 wrong" in printed and "right (0)" in printed and "wrong (4)" in printed
-    assert not (tmp_path / "wrong" / "analysis" / "probe.png").exists()
+    assert not (tmp_path / "wrong" / "analysis" / "compare" / "probe.png").exists()
     assert exit_code(attention.main, str(tmp_path / "wrong")) == 1
     assert "`attn` among the words of --capture" in capsys.readouterr().err
 
@@ -119,7 +119,7 @@ def test_a_choice_run_is_compared_by_its_choices(tmp_path: Path, capsys: pytest.
     build_run(tmp_path / "run", replace(CHOICES, capture=("attn",)), two_right)
     assert exit_code(compare.main, str(tmp_path / "run"), "--n_boot", "5") == 0
     assert "right (2)" in capsys.readouterr().out
-    assert len(pd.read_parquet(tmp_path / "run" / "analysis" / "compare.parquet")) == 3 + 6 * 2 * 4
+    assert len(pd.read_parquet(tmp_path / "run" / "analysis" / "compare" / "compare.parquet")) == 3 + 6 * 2 * 4
 
 
 @pytest.mark.parametrize("wrong", [("--n_boot", "0"), ("--folds", "1"), ("--max_examples", "0")])
@@ -139,7 +139,7 @@ def test_the_depth_of_decisions_is_compared_where_the_model_is_there(
     )
     assert exit_code(compare.main, str(folder), "--n_boot", "20", "--folds", "2") == 0
     assert "When it was decided" in capsys.readouterr().out
-    table = pd.read_parquet(folder / "analysis" / "compare.parquet")
+    table = pd.read_parquet(folder / "analysis" / "compare" / "compare.parquet")
     depth, store = table[table["figure"] == "stable_from"].iloc[0], TraceStore(folder)
     assert depth["n_right"] == store.tokens["next_correct"].sum() and depth["n_right"] + depth["n_wrong"] == 40
     assert 0 <= depth["mean_right"] <= store.L

@@ -38,9 +38,9 @@ def test_each_command_leaves_its_tables(
     with pytest.raises(SystemExit) as end:
         import_module(f"decision_traces.cli.{command}").main([str(run), *flags])
     assert end.value.code in {0, None}
-    assert str(run / "analysis") in capsys.readouterr().out.replace("\n", "")
+    assert str(run / "analysis" / command) in capsys.readouterr().out.replace("\n", "")
     for name, rows in files.items():
-        frame = pd.read_parquet(run / "analysis" / name)
+        frame = pd.read_parquet(run / "analysis" / command / name)
         assert len(frame) == (rows or len(frame)) and len(frame)
-    assert list((run / "analysis").glob("*.png"))
+    assert list((run / "analysis" / command).glob("*.png"))
     assert not failures(validate_run(run))

@@ -38,18 +38,18 @@ def test_lens_prints_tables_and_leaves_files(run: Path, capsys: pytest.CaptureFi
     for part in ("If the model ended here", "│ embedding", "│ attention 4", "│ layer 4", "Right against wrong"):
         assert part in printed.out
     assert printed.err == ""
-    frame = pd.read_parquet(run / "analysis" / "lens.parquet")
+    frame = pd.read_parquet(run / "analysis" / "lens" / "lens.parquet")
     assert frame.groupby("stage", observed=True).size().to_dict() == {"hidden": 20 * 6, "post_attn": 20 * 5}
     assert frame["topk_ids"].map(len).unique().tolist() == [3]
-    assert len(pd.read_parquet(run / "analysis" / "depth.parquet")) == 20
-    assert (run / "analysis" / "lens_trajectories.png").stat().st_size > 10_000
+    assert len(pd.read_parquet(run / "analysis" / "lens" / "depth.parquet")) == 20
+    assert (run / "analysis" / "lens" / "lens_trajectories.png").stat().st_size > 10_000
     assert failures(validate_run(run)) == []
 
 
 def test_small_portions_give_the_same_files(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for main, name in ((lens.main, "lens"), (attribution.main, "attribution")):
         assert _exit_code(main, str(run), "--quiet") == 0
-        path = run / "analysis" / f"{name}.parquet"
+        path = run / "analysis" / name / f"{name}.parquet"
         whole = pd.read_parquet(path)
         monkeypatch.setattr(_written, "_EXAMPLES", 7)
         assert _exit_code(main, str(run), "--quiet") == 0
@@ -63,11 +63,11 @@ def test_attribution_prints_tables_and_leaves_files(run: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     for part in ("│ MLP 4", "│ logit difference", "Heads that push most", "Parts sum to the model's logit difference"):
         assert part in printed
-    frame = pd.read_parquet(run / "analysis" / "attribution.parquet")
+    frame = pd.read_parquet(run / "analysis" / "attribution" / "attribution.parquet")
     assert frame["part"].value_counts().to_dict() == {
         "head": 20 * 5 * 4, "attn": 100, "mlp": 100, "attn_bias": 100, "embed": 20, "remainder": 20,
     }  # fmt: skip
-    assert (run / "analysis" / "attribution.png").stat().st_size > 10_000
+    assert (run / "analysis" / "attribution" / "attribution.png").stat().st_size > 10_000
     assert failures(validate_run(run)) == []
 
 
@@ -81,8 +81,8 @@ def test_questions_race(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = extract_answers(AnswerConfig(model="demo", dataset="tinyworld", limit=8, out_dir=tmp_path / "run"))
     assert _exit_code(lens.main, str(folder)) == 0
     assert "among the answers" in capsys.readouterr().out
-    assert len(pd.read_parquet(folder / "analysis" / "choice_race.parquet")) == 8 * 6 * 5
-    assert (folder / "analysis" / "choice_race.png").is_file()
+    assert len(pd.read_parquet(folder / "analysis" / "lens" / "choice_race.parquet")) == 8 * 6 * 5
+    assert (folder / "analysis" / "lens" / "choice_race.png").is_file()
     assert _exit_code(attribution.main, str(folder)) == 0  # captured hidden and resid alone
     assert "not split by head: that needs --capture attn qkv resid" in capsys.readouterr().out
 

@@ -100,7 +100,7 @@ def test_the_lens_ends_in_the_models_own_prediction(client: TestClient, demo_run
 
 def test_contributions_to_any_competitor_add_up(client: TestClient, demo_run: Path) -> None:
     tokens = TraceStore(demo_run).tokens
-    table = pd.read_parquet(demo_run / "analysis" / "attribution.parquet")
+    table = pd.read_parquet(demo_run / "analysis" / "attribution" / "attribution.parquet")
     for row in range(0, 12, 3):
         position = int(tokens["next_pos"][row])
         found = client.get(f"/api/r0/e/{row}/contributions/{position}.json").json()
@@ -228,8 +228,7 @@ def test_what_is_known_is_not_sent_again(client: TestClient, demo_run: Path) -> 
     assert again.status_code == 304 and again.content == b""
     other = client.get("/api/r0/e/1/lens.json", headers={"If-None-Match": first.headers["etag"]})
     assert other.status_code == 200
-    group = demo_run / "analysis" / "lens.zarr" / "zarr.json"
-    group.touch()
+    (demo_run / "analysis" / "lens" / "record.json").touch()
     assert client.get("/api/r0/e/0/lens.json", headers={"If-None-Match": first.headers["etag"]}).status_code == 200
 
 
@@ -385,7 +384,8 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 
 
 def test_the_groups_say_what_they_hold(demo_run: Path) -> None:
-    for name, arrays in (("lens", {"prob", "top_ids", "candidates"}), ("contributions", {"parts", "heads"})):
+    places = (("lens/lens", {"prob", "top_ids", "candidates"}), ("attribution/contributions", {"parts", "heads"}))
+    for name, arrays in places:
         group = zarr.open_group(demo_run / "analysis" / f"{name}.zarr", mode="r")
         assert arrays <= set(group.array_keys())
         for _, array in group.arrays():

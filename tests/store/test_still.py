@@ -10,7 +10,7 @@ import pytest
 
 from decision_traces import TraceStore
 from decision_traces.errors import ReplacedRunError, RunError
-from decision_traces.store import folder, table
+from decision_traces.store import folder, still, table
 from decision_traces.testing.runs import DECODER, build_run
 
 ACCESSES = {
@@ -83,7 +83,7 @@ def test_a_table_is_checked_once_and_again_when_it_changes(two: tuple[Path, Path
     path, checked = two[0] / "tokens.parquet", []
     whole = folder.stream_checksum
     monkeypatch.setattr(table, "stream_checksum", lambda raw: checked.append(raw.name) or whole(raw))
-    monkeypatch.setattr(table, "_SETTLED_NS", 0)
+    monkeypatch.setattr(still, "_SETTLED_NS", 0)
     store = TraceStore(two[0])
     assert len(store.record(1)) > 10 and store.n_tokens(1) > 0 and len(store.tokens) == store.n
     assert len(checked) == 1

@@ -1,4 +1,4 @@
-"""What each part adds to the lead over every candidate, at every position: `analysis/contributions.zarr`.
+"""What each part adds to the lead over every candidate, at every position: `contributions.zarr`.
 
 A contribution is linear in the direction it is measured along. Kept for the target against each candidate, the lead
 of any candidate over any other is a difference of rows, so that a reader can change the competitor without the model.
@@ -31,7 +31,7 @@ from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Point, Progress, path_of
 from decision_traces.analysis.unembedding import Unembedding
 from decision_traces.errors import ModelError
-from decision_traces.schema import ANALYSIS_DIR, EXAMPLE, HEAD, LAYER
+from decision_traces.schema import EXAMPLE, HEAD, LAYER
 from decision_traces.store.reader import TraceStore
 
 _ROUNDINGS: Final = 16  # how many roundings a sum may be off before it is an error, as in `attribution`
@@ -51,12 +51,13 @@ class _Way:
 def write_contribution_grid(
     store: TraceStore,
     unembedding: Unembedding,
-    heads: tuple[HeadWriter, ...] | None = None,
+    heads: tuple[HeadWriter, ...] | None,
+    folder: Path,
     *,
     all_positions: bool = False,
     progress: Progress | None = None,
-) -> tuple[Path, Int64[np.ndarray, " ids"]]:
-    """Split the lead of every position's target over each of its candidates, and keep it in the run.
+) -> Int64[np.ndarray, " ids"]:
+    """Split the lead of every position's target over each of its candidates, and keep it in a folder.
 
     Method: direct logit attribution, as `attribution.direct_attribution`, which checks first that the run and its
     model allow it.
@@ -67,17 +68,17 @@ def write_contribution_grid(
     Args:
         store: A decoder run that captured `resid`.
         unembedding: The model's final norm and output embedding.
-        heads: Each layer's way from heads to the stream, to split attention by head.
+        heads: Each layer's way from heads to the stream, to split attention by head; None not to.
+        folder: Where the group `contributions.zarr` goes; see `new_result`.
         all_positions: Every position that the run keeps, and not only that of the decision.
         progress: Called with (examples done, of how many).
 
     Returns:
-        The group, and the token ids that stand in it.
+        The token ids that stand in it.
 
     Raises:
         NotCapturedError: The run did not capture what is needed.
         ModelError: The parts do not add up to the model's logit differences.
-        RunError: The group cannot be written.
     """
     places = places_of(store, all_positions=all_positions)
     steps = [path_of(store, stage) for stage in ("post_attn", "post_mlp")]
@@ -92,30 +93,23 @@ def write_contribution_grid(
     arrays = CONTRIBUTION_ARRAYS if heads else CONTRIBUTION_ARRAYS[:-1]
     n_slots, width = sizes[SLOT], sizes[CANDIDATE]
     row_bytes = n_slots * width * (store.d_model * 8 + sizes[PART] * 8)
-    writer = GridWriter(
-        store.run_dir / ANALYSIS_DIR / CONTRIBUTION_GRID, arrays, sizes, rows_at_once(row_bytes // 4, store.n)
-    )
+    writer = GridWriter(folder / CONTRIBUTION_GRID, arrays, sizes, rows_at_once(row_bytes // 4, store.n))
     met, worst = np.zeros(unembedding.weight.shape[0], bool), 0.0
-    with writer:
-        for start in range(0, store.n, writer.rows):
-            block = block_of(places, slice(start, min(start + writer.rows, store.n)))
-            values: dict[str, np.ndarray] = {"positions": places.positions[block.rows].astype(np.int32)}
-            if len(block):
-                columns, error = _split(store, block, way, heads)
-                met[np.unique(columns["candidates"][columns["candidates"] >= 0])] = True
-                worst = max(worst, error)
-                empty = {"candidates": -1}
-                values |= {name: block.spread(v, n_slots, empty.get(name, 0)) for name, v in columns.items()}
-            writer.write(block.rows, values)
-            if progress is not None:
-                progress(block.rows.stop, store.n)
-        attributes = {
-            "all_positions": all_positions,
-            "parts": part_names(store.L),
-            "sum_error": worst,
-            "of": "token",
-        }
-        return writer.finish(attributes), np.flatnonzero(met)
+    for start in range(0, store.n, writer.rows):
+        block = block_of(places, slice(start, min(start + writer.rows, store.n)))
+        values: dict[str, np.ndarray] = {"positions": places.positions[block.rows].astype(np.int32)}
+        if len(block):
+            columns, error = _split(store, block, way, heads)
+            met[np.unique(columns["candidates"][columns["candidates"] >= 0])] = True
+            worst = max(worst, error)
+            empty = {"candidates": -1}
+            values |= {name: block.spread(v, n_slots, empty.get(name, 0)) for name, v in columns.items()}
+        writer.write(block.rows, values)
+        if progress is not None:
+            progress(block.rows.stop, store.n)
+    about = {"all_positions": all_positions, "parts": part_names(store.L), "sum_error": worst, "of": "token"}
+    writer.finish(about)
+    return np.flatnonzero(met)
 
 
 def _sizes(store: TraceStore, places: Places) -> dict[str, int]:
@@ -210,7 +204,7 @@ def _heads(
     return found
 
 
-def write_choice_contributions(store: TraceStore, result: Attribution, choices: ChoiceParts) -> Path:
+def write_choice_contributions(folder: Path, result: Attribution, choices: ChoiceParts) -> None:
     """Keep the attribution of an encoder's choices in the same form: the right choice against each of the others."""
     n, n_choices, n_layers = choices.attn.shape
     steps = np.stack([choices.attn, choices.mlp], axis=3).reshape(n, n_choices, -1)
@@ -220,11 +214,10 @@ def write_choice_contributions(store: TraceStore, result: Attribution, choices: 
     order = np.stack([[t, *row[row != t]] for t, row in zip(result.target_id, order, strict=True)]).astype(np.int32)
     leads = (parts[each, order[:, :1]] - parts[each, order]).astype(np.float32)[:, None]
     sizes = {EXAMPLE: n, SLOT: 1, CANDIDATE: n_choices, PART: 2 + 2 * n_layers}
-    path = store.run_dir / ANALYSIS_DIR / CONTRIBUTION_GRID
-    with GridWriter(path, CONTRIBUTION_ARRAYS[:-1], sizes, rows_at_once(leads[:1].nbytes, n)) as writer:
-        for start in range(0, n, writer.rows):
-            rows = slice(start, min(start + writer.rows, n))
-            at = np.zeros((rows.stop - start, 1), np.int32)
-            writer.write(rows, {"positions": at, "candidates": order[rows][:, None], "parts": leads[rows]})
-        attributes = {"parts": part_names(n_layers), "sum_error": result.sum_error, "of": "choice"}
-        return writer.finish({"all_positions": False} | attributes)
+    writer = GridWriter(folder / CONTRIBUTION_GRID, CONTRIBUTION_ARRAYS[:-1], sizes, rows_at_once(leads[:1].nbytes, n))
+    for start in range(0, n, writer.rows):
+        rows = slice(start, min(start + writer.rows, n))
+        at = np.zeros((rows.stop - start, 1), np.int32)
+        writer.write(rows, {"positions": at, "candidates": order[rows][:, None], "parts": leads[rows]})
+    about = {"parts": part_names(n_layers), "sum_error": result.sum_error, "of": "choice", "all_positions": False}
+    writer.finish(about)

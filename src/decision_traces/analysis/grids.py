@@ -1,30 +1,38 @@
-"""Results for every position of an example, kept in `RUN/analysis/` as Zarr groups: what the page reads, without torch.
+"""Results for every position of an example, kept as Zarr groups in the results: what the page reads, without torch.
 
 An analysis of one decision an example fits a table; one of every position, layer and candidate does not. These groups
 open with any Zarr v3 reader. Row i of every array is row i of `tokens.parquet`; slot j of an example is the token
 position `positions[i, j]`, -1 where the slot is empty (padding, or a position without a decision).
 """
 
-import shutil
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from decision_traces.errors import RunError
-from decision_traces.schema import ANALYSIS_DIR, DEPTH, EXAMPLE, HEAD, LAYER
+from decision_traces.errors import first_line
+from decision_traces.schema import DEPTH, EXAMPLE, HEAD, LAYER
+from decision_traces.store.arrays import DECODE_ERRORS
 from decision_traces.store.reader import TraceStore
-from decision_traces.store.table import read_table, write_table
+from decision_traces.store.results import Result
+from decision_traces.store.shard_reader import ShardReader, shard_reader
+from decision_traces.store.table import write_table
 
 LENS_GRID: Final = "lens.zarr"
 CONTRIBUTION_GRID: Final = "contributions.zarr"
 WORDS_FILE: Final = "words.parquet"
 SLOT, CANDIDATE, TOP, PART = "slot", "candidate", "top", "part"
 _SHARD_BYTES: Final = 4 << 20
+_LARGEST_CHUNK: Final = 128 << 20  # of an example of a long text; more is not read at once, whatever a file says
+_MOST_TOKENS: Final = 1 << 12
+_ATTRIBUTES: Final = ("all_positions", "scale", "stage", "vocab_size", "parts", "sum_error", "of")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,9 @@ CONTRIBUTION_ARRAYS: Final = (
 )
 
 
+_ARRAYS: Final = {LENS_GRID: LENS_ARRAYS, CONTRIBUTION_GRID: CONTRIBUTION_ARRAYS}
+
+
 def part_names(n_layers: int) -> list[str]:
     """Return the names along the `part` axis: embed, attn 0, mlp 0, attn 1, …, remainder."""
     return ["embed", *(f"{kind} {layer}" for layer in range(n_layers) for kind in ("attn", "mlp")), "remainder"]
@@ -87,10 +98,10 @@ def part_names(n_layers: int) -> list[str]:
 
 @dataclass(slots=True)
 class GridWriter:
-    """Writes one group, some consecutive examples at a time; it takes its name when it is complete.
+    """Writes one group, some consecutive examples at a time.
 
     Attributes:
-        path: Where the group will lie.
+        path: Where the group is to lie; nothing may lie there yet.
         arrays: Its arrays.
         sizes: Size of every axis.
         rows: Examples that are written at a time, but for the last.
@@ -100,59 +111,36 @@ class GridWriter:
     arrays: tuple[GridArray, ...]
     sizes: Mapping[str, int]
     rows: int
-    _group: zarr.Group | None = field(default=None, init=False)
+    _group: zarr.Group = field(init=False)
 
-    def __enter__(self) -> "GridWriter":
-        """Create the empty group under another name.
-
-        Raises:
-            RunError: The folder cannot be written.
-        """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(self._partial, ignore_errors=True)
-            group = zarr.open_group(self._partial, mode="w", zarr_format=3)
-            for array in self.arrays:
-                shape = tuple(self.sizes[axis] for axis in array.axes)
-                inner = (1 if self.sizes[SLOT] > 1 else self.rows, *shape[1:])
-                made = group.create_array(
-                    array.name,
-                    shape=shape,
-                    dtype=array.dtype,
-                    chunks=tuple(max(1, n) for n in inner),
-                    shards=tuple(max(1, n) for n in (self.rows, *shape[1:])),
-                    dimension_names=array.axes,
-                    fill_value=0,
-                )
-                made.attrs["doc"] = array.doc
-        except OSError as error:
-            raise RunError(f"{self.path} cannot be written ({error.strerror or error}).") from error
-        self._group = group
-        return self
+    def __post_init__(self) -> None:
+        """Create the group, its arrays empty."""
+        self._group = zarr.open_group(self.path, mode="w-", zarr_format=3)
+        for array in self.arrays:
+            shape = tuple(self.sizes[axis] for axis in array.axes)
+            inner = (1 if self.sizes[SLOT] > 1 else self.rows, *shape[1:])
+            made = self._group.create_array(
+                array.name,
+                shape=shape,
+                dtype=array.dtype,
+                chunks=tuple(max(1, n) for n in inner),
+                shards=tuple(max(1, n) for n in (self.rows, *shape[1:])),
+                compressors=(ZstdCodec(), Crc32cCodec()),  # a checksum for other readers too, chunk by chunk
+                dimension_names=array.axes,
+                fill_value=0,
+            )
+            made.attrs["doc"] = array.doc
 
     def write(self, rows: slice, values: Mapping[str, np.ndarray]) -> None:
         """Write some examples of every array."""
-        assert self._group is not None
         for name, part in values.items():
             array = self._group[name]
             assert isinstance(array, zarr.Array)
             array[rows] = part
 
-    def finish(self, attributes: Mapping[str, Any]) -> Path:
-        """Add attributes and give the group its name, in place of an older one."""
-        assert self._group is not None
+    def finish(self, attributes: Mapping[str, Any]) -> None:
+        """Add attributes."""
         self._group.attrs.update(attributes)
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._partial.rename(self.path)
-        return self.path
-
-    def __exit__(self, *failure: object) -> None:
-        """Take away what was not finished."""
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    @property
-    def _partial(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.partial")
 
 
 def rows_at_once(row_bytes: int, n: int) -> int:
@@ -160,40 +148,124 @@ def rows_at_once(row_bytes: int, n: int) -> int:
     return max(1, min(256, n, _SHARD_BYTES // max(1, row_bytes)))
 
 
-def open_grid(run_dir: Path, name: str) -> zarr.Group | None:
-    """Open a group of a run's analysis folder; None where the run does not have it."""
-    folder = run_dir / ANALYSIS_DIR / name
-    return zarr.open_group(folder, mode="r") if (folder / "zarr.json").is_file() else None
+class Grid:
+    """A group of a result, read example by example; no number is given that was not written."""
+
+    def __init__(self, result: Result, name: str, store: TraceStore) -> None:
+        """Open it.
+
+        Args:
+            result: The result that holds it.
+            name: LENS_GRID or CONTRIBUTION_GRID.
+            store: The run, which says how large things may be.
+
+        Raises:
+            ResultError: The group is damaged.
+        """
+        self._result, self._name = result, name
+        self._specs = {array.name: array for array in _ARRAYS[name]}
+        self._limits = _limits(store)
+        self._readers: dict[str, ShardReader] = {}
+        self.attrs = self._attributes()
+
+    def __contains__(self, array: str) -> bool:
+        """Whether there is an array of this name."""
+        return f"{self._name}/{array}/zarr.json" in self._result.files
+
+    def read(self, array: str, row: int) -> np.ndarray:
+        """Return what an array holds of one example.
+
+        Raises:
+            ResultError: A file that it comes from is damaged or missing.
+        """
+        reader = self._reader(array)
+        place = (row // reader.shard[0], *(0 for _ in reader.shard[1:]))
+        file = f"{self._name}/{array}/{reader.names(place)}"
+        if file in self._result.files:  # where all is zero there is none
+            self._result.file(file)
+        box = (slice(row, row + 1), *(slice(0, n) for n in reader.shape[1:]))
+        try:
+            values: np.ndarray = reader.read(box)[0]
+        except DECODE_ERRORS as error:
+            raise self._result.damaged(f"{file}: {first_line(error)}") from error
+        return values
+
+    def _attributes(self) -> dict[str, Any]:
+        path = self._result.file(f"{self._name}/zarr.json")
+        try:
+            attributes = json.loads(path.read_bytes())["attributes"]
+            json.dumps(attributes, allow_nan=False)
+            return {key: attributes[key] for key in _ATTRIBUTES if key in attributes}
+        except (*DECODE_ERRORS, RecursionError) as error:
+            raise self._result.damaged(f"{self._name}/zarr.json: {first_line(error)}") from error
+
+    def _reader(self, array: str) -> ShardReader:
+        if array not in self._readers:
+            place = f"{self._name}/{array}"
+            path = self._result.file(f"{place}/zarr.json")
+            try:
+                opened = zarr.open_array(path.parent, mode="r")
+            except (*DECODE_ERRORS, AttributeError, RecursionError) as error:
+                raise self._result.damaged(f"{place}/zarr.json: {first_line(error)}") from error
+            reader = shard_reader(opened, path.parent)
+            if reader is None or not self._as_written(self._specs[array], reader):
+                raise self._result.damaged(f"{place} is not laid out as this package writes it")
+            self._readers[array] = reader
+        return self._readers[array]
+
+    def _as_written(self, spec: GridArray, reader: ShardReader) -> bool:
+        """Whether an array has the type and sizes that it can have in this run, and files of whole examples."""
+        if reader.dtype != np.dtype(spec.dtype) or len(reader.shape) != len(spec.axes):
+            return False
+        room = [n <= self._limits[axis] for axis, n in zip(spec.axes, reader.shape, strict=True)]
+        whole = reader.shape[1:] == reader.chunk[1:] == reader.shard[1:]
+        chunk_bytes = prod(reader.chunk) * reader.dtype.itemsize
+        return reader.shape[0] == self._limits[EXAMPLE] and all(room) and whole and chunk_bytes <= _LARGEST_CHUNK
 
 
-def read_words(run_dir: Path) -> dict[int, str]:
-    """Return the texts of token ids that the analyses met, empty where none ran."""
-    path = run_dir / ANALYSIS_DIR / WORDS_FILE
-    if not path.is_file():
+def _limits(store: TraceStore) -> dict[str, int]:
+    """Return how large each axis can be in a run."""
+    return {
+        EXAMPLE: store.n,
+        SLOT: max(1, store.T),
+        DEPTH: store.L + 1,
+        LAYER: store.L,
+        HEAD: store.H,
+        PART: 2 + 2 * store.L,
+        CANDIDATE: _MOST_TOKENS,
+        TOP: _MOST_TOKENS,
+    }
+
+
+def read_words(result: Result | None) -> dict[int, str]:
+    """Return the texts of token ids that stand in a result, empty where there are none.
+
+    Raises:
+        ResultError: They are damaged.
+    """
+    if result is None or WORDS_FILE not in result.files:
         return {}
-    table = read_table(path)
+    table = result.table(WORDS_FILE, ("id", "text"))
     return dict(zip(table.column("id").to_pylist(), table.column("text").to_pylist(), strict=True))
 
 
-def write_words(store: TraceStore, ids: np.ndarray, tokenizer: Any | None) -> Path:
-    """Write the text of every id, beside those that are there already, and return the file.
+def write_words(folder: Path, store: TraceStore, ids: np.ndarray, tokenizer: Any | None) -> None:
+    """Write the text of every id into the folder of a result.
 
     Args:
+        folder: Where `words.parquet` goes.
         store: The run.
         ids: Token ids, any shape; negative ones are none.
         tokenizer: The model's, where it could be had; without it, ids that the run's own table does not explain
             are left out.
     """
-    words = read_words(store.run_dir)
-    unknown = [int(i) for i in np.unique(ids) if i >= 0 and int(i) not in words]
+    wanted = {int(i) for i in np.unique(ids) if i >= 0}
     if tokenizer is not None:
-        words |= {i: str(tokenizer.decode([i])) for i in unknown}
+        words = {i: str(tokenizer.decode([i])) for i in sorted(wanted)}
     else:
-        words |= {i: text for i, text in _table_words(store).items() if i in set(unknown)}
-    path = store.run_dir / ANALYSIS_DIR / WORDS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_table(path, pa.table({"id": pa.array(words.keys(), pa.int32()), "text": pa.array(words.values())}))
-    return path
+        words = {i: text for i, text in _table_words(store).items() if i in wanted}
+    table = pa.table({"id": pa.array(words.keys(), pa.int32()), "text": pa.array(words.values(), pa.string())})
+    write_table(folder / WORDS_FILE, table)
 
 
 def _table_words(store: TraceStore) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""The logit lens at every position and depth, with the most probable tokens: `analysis/lens.zarr`."""
+"""The logit lens at every position and depth, with the most probable tokens: `lens.zarr`."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +16,7 @@ from decision_traces.analysis.states import Point, Progress, path_of
 from decision_traces.analysis.unembedding import Unembedding
 from decision_traces.analysis.vocabulary import Vocabulary, in_order, in_strips
 from decision_traces.memory import freed_memory_kept
-from decision_traces.schema import ANALYSIS_DIR, DEPTH, EXAMPLE
+from decision_traces.schema import DEPTH, EXAMPLE
 from decision_traces.store.reader import TraceStore
 
 PAGE_TOP_K: Final = 10
@@ -29,12 +29,13 @@ Columns = dict[str, np.ndarray]
 def write_lens_grid(
     store: TraceStore,
     unembedding: Unembedding,
+    folder: Path,
     *,
     top_k: int = PAGE_TOP_K,
     all_positions: bool = False,
     progress: Progress | None = None,
-) -> tuple[Path, Int64[np.ndarray, " ids"]]:
-    """Read every state at every position as if the model ended there, and keep it in the run.
+) -> Int64[np.ndarray, " ids"]:
+    """Read every state at every position as if the model ended there, and keep it in a folder.
 
     Method: as `lens.logit_lens`, which checks first that this is the model of the run.
 
@@ -44,18 +45,18 @@ def write_lens_grid(
     Args:
         store: A decoder run that captured `hidden` or `resid`.
         unembedding: The model's final norm and output embedding.
+        folder: Where the group `lens.zarr` goes; see `new_result`.
         top_k: How many of the most probable tokens to keep of every state.
         all_positions: Every position that the run keeps, and not only that of the decision.
         progress: Called with (examples done, of how many).
 
     Returns:
-        The group, and the token ids that stand in it.
+        The token ids that stand in it.
 
     Raises:
         NotCapturedError: The run captured neither `hidden` nor `resid`.
         UsageError: The run has no decision at one position.
         DataError: No example of the run has a prediction.
-        RunError: The group cannot be written.
     """
     places, path = places_of(store, all_positions=all_positions), path_of(store, "hidden")
     n_slots, vocab = places.positions.shape[1], unembedding.weight.shape[0]
@@ -67,24 +68,23 @@ def write_lens_grid(
         TOP: min(top_k, vocab),
     }
     row_bytes = n_slots * len(path) * (store.d_model * 2 + top_k * 6 + 16)
-    writer = GridWriter(store.run_dir / ANALYSIS_DIR / LENS_GRID, LENS_ARRAYS, sizes, rows_at_once(row_bytes, store.n))
+    writer = GridWriter(folder / LENS_GRID, LENS_ARRAYS, sizes, rows_at_once(row_bytes, store.n))
     met, scales = np.zeros(vocab, bool), {"entropy": 0.0, "kl": 0.0}
-    with writer:
-        for start in range(0, store.n, writer.rows):
-            block = block_of(places, slice(start, min(start + writer.rows, store.n)))
-            columns = _look(block, path, unembedding, sizes[TOP]) if len(block) else None
-            if columns is None:
-                writer.write(block.rows, {"positions": places.positions[block.rows].astype(np.int32)})
-                continue
-            for name in ("top_ids", "candidates"):
-                met[np.unique(columns[name][columns[name] >= 0])] = True
-            for name in scales:
-                scales[name] = max(scales[name], float(np.quantile(columns[name], _SCALE_QUANTILE)))
-            writer.write(block.rows, _spread(columns, block, places))
-            if progress is not None:
-                progress(block.rows.stop, store.n)
-        attributes = {"all_positions": all_positions, "scale": scales, "stage": "hidden", "vocab_size": int(vocab)}
-        return writer.finish(attributes), np.flatnonzero(met)
+    for start in range(0, store.n, writer.rows):
+        block = block_of(places, slice(start, min(start + writer.rows, store.n)))
+        columns = _look(block, path, unembedding, sizes[TOP]) if len(block) else None
+        if columns is None:
+            writer.write(block.rows, {"positions": places.positions[block.rows].astype(np.int32)})
+            continue
+        for name in ("top_ids", "candidates"):
+            met[np.unique(columns[name][columns[name] >= 0])] = True
+        for name in scales:
+            scales[name] = max(scales[name], float(np.quantile(columns[name], _SCALE_QUANTILE)))
+        writer.write(block.rows, _spread(columns, block, places))
+        if progress is not None:
+            progress(block.rows.stop, store.n)
+    writer.finish({"all_positions": all_positions, "scale": scales, "stage": "hidden", "vocab_size": int(vocab)})
+    return np.flatnonzero(met)
 
 
 def _spread(columns: Columns, block: Block, places: Places) -> Columns:

@@ -1,16 +1,25 @@
-"""Putting the tables of an analysis into the run's analysis folder, a few examples at a time."""
+"""Putting what an analysis computed into the run: its tables a few examples at a time, all of it or nothing."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 
-from decision_traces.errors import RunError
+from decision_traces.store.new_result import new_result
+from decision_traces.store.opened import OpenRun
+from decision_traces.store.results import result_folder
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _EXAMPLES: Final = 2048
+_NO_OPTIONS: Final = frozenset({"run", "quiet"})
 
 
 @runtime_checkable
@@ -28,25 +37,39 @@ class Result(Protocol):
         """Return the result as a table."""
 
 
-def write_result(path: Path, *results: Result) -> Path:
-    """Write results of one kind as one Parquet file, its folder made, and return the path.
+@contextmanager
+def kept_in_run(store: OpenRun, name: str, args: "DataclassInstance", console: Console) -> Iterator[Path]:
+    """Yield the folder that a command writes into, and at the end of the block say what lies in the run now.
 
-    As data frames they are many times larger than as arrays, so they are written in portions.
+    Args:
+        store: The run.
+        name: The command.
+        args: Its flags, for the record.
+        console: Where it is said.
 
     Raises:
-        RunError: The file cannot be written.
+        RunError: The run is being written by another process, was replaced, or cannot be written.
+    """
+    options: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(args) if f.name not in _NO_OPTIONS}
+    with new_result(store, name, options) as new:
+        yield new.folder
+    for path in sorted(result_folder(store.run_dir, name).iterdir()):
+        console.print(f"Written: {path}", markup=False, soft_wrap=True)
+    for note in new.notes:
+        console.print(note, markup=False, soft_wrap=True)
+
+
+def write_result(path: Path, *results: Result) -> None:
+    """Write results of one kind as one Parquet file.
+
+    As data frames they are many times larger than as arrays, so they are written in portions.
     """
     tables = (pa.Table.from_pandas(portion.to_frame(), preserve_index=False) for portion in _portions(results))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        first = next(tables)
-        with pq.ParquetWriter(path, first.schema, compression="zstd", write_page_checksum=True) as writer:
-            writer.write_table(first)
-            for table in tables:
-                writer.write_table(table)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror or error}).") from error
-    return path
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(table)
 
 
 def _portions(results: Iterable[Result]) -> Iterator[Result]:

@@ -11,7 +11,7 @@ import tyro
 from decision_traces.analysis.attention import attention_statistics
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
-from decision_traces.schema import ANALYSIS_DIR
+from decision_traces.cli._written import kept_in_run
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.table import write_table
 from decision_traces.views.comparison_tables import head_table
@@ -35,17 +35,16 @@ class AttentionCommand:
 
 
 def run(args: AttentionCommand) -> int:
-    """Measure, print the table, and write the table and the picture into the run's analysis folder."""
+    """Measure, print the table, and put the table and the picture into the run."""
     console, store = make_console(), TraceStore(args.run)
-    with counting(make_console(stderr=True), "attention", quiet=args.quiet) as progress:
-        heads = attention_statistics(store, args.array, progress=progress).per_head()
-    folder = store.run_dir / ANALYSIS_DIR
-    picture = save_head_maps(heads, folder / "attention_heads.png", run_title("What heads look at", store.meta))
-    table = folder / "attention_heads.parquet"
-    write_table(table, pa.Table.from_pandas(heads.to_frame(), preserve_index=False))
-    if not args.quiet:
+    console.quiet = args.quiet
+    with kept_in_run(store, "attention", args, console) as folder:
+        with counting(make_console(stderr=True), "attention", quiet=args.quiet) as progress:
+            heads = attention_statistics(store, args.array, progress=progress).per_head()
+        save_head_maps(heads, folder / "attention_heads.png", run_title("What heads look at", store.meta))
+        table = pa.Table.from_pandas(heads.to_frame(), preserve_index=False)
+        write_table(folder / "attention_heads.parquet", table)
         console.print(head_table(heads))
-        console.print(f"All heads: {table}\nPicture: {picture}", markup=False, soft_wrap=True)
     return 0
 
 

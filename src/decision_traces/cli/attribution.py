@@ -19,10 +19,9 @@ from decision_traces.analysis.states import path_of
 from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, load_run_model, load_unembedding, of_model
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
-from decision_traces.cli._written import write_result
+from decision_traces.cli._written import kept_in_run, write_result
 from decision_traces.errors import ModelError, UnsupportedArchitecture
 from decision_traces.models.load import quiet_transformers
-from decision_traces.schema import ANALYSIS_DIR
 from decision_traces.store.reader import TraceStore
 from decision_traces.views.attributions import save_attribution
 from decision_traces.views.style import run_title
@@ -53,35 +52,39 @@ class AttributionCommand:
 
 
 def run(args: AttributionCommand) -> int:
-    """Attribute, print the tables, and write table and picture into the run's analysis folder."""
+    """Attribute, print the tables, and put table and picture into the run."""
     console, store = make_console(), TraceStore(args.run)
     console.quiet = args.quiet
     encoder = store.arch == "enc" and store.n_choices is not None
-    result, written = _encoder(store, args) if encoder else _decoder(store, args, console)
-    folder = store.run_dir / ANALYSIS_DIR
+    with kept_in_run(store, "attribution", args, console) as folder:
+        result = _encoder(store, args, folder) if encoder else _decoder(store, args, console, folder)
+        _print(result, args, console)
+        what = "choice" if encoder else "token"
+        title = f"{run_title('Direct logit attribution', store.meta)}; true {what} against its competitor"
+        save_attribution(result, folder / "attribution.png", title)
+        write_result(folder / "attribution.parquet", result)
+    return 0
+
+
+def _print(result: Attribution, args: AttributionCommand, console: Console) -> None:
     console.print(attribution_table(result))
     if result.heads is not None:
         console.print(head_table(result, args.top_k))
     by_head = "" if result.head_error is None else f", heads to attention's share within {result.head_error:.2g}"
     console.print(f"Parts sum to the model's logit difference within {result.sum_error:.2g} logits{by_head}.")
-    what = "choice" if encoder else "token"
-    title = f"{run_title('Direct logit attribution', store.meta)}; true {what} against its competitor"
-    picture = save_attribution(result, folder / "attribution.png", title)
-    for path in (write_result(folder / "attribution.parquet", result), picture, *written):
-        console.print(f"Written: {path}", markup=False, soft_wrap=True)
-    return 0
 
 
-def _encoder(store: TraceStore, args: AttributionCommand) -> tuple[Attribution, list[Path]]:
+def _encoder(store: TraceStore, args: AttributionCommand, folder: Path) -> Attribution:
     """Attribute the lead of the right choice, with all norms frozen."""
     loaded = load_run_model(store, args.model_path, args.device)
     with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
         parts = choice_parts(store, loaded, progress=progress)
     result = lead_of_the_right(store, parts)
-    return result, [write_choice_contributions(store, result, parts)]
+    write_choice_contributions(folder, result, parts)
+    return result
 
 
-def _decoder(store: TraceStore, args: AttributionCommand, console: Console) -> tuple[Attribution, list[Path]]:
+def _decoder(store: TraceStore, args: AttributionCommand, console: Console, folder: Path) -> Attribution:
     """Attribute the lead of the true token."""
     # What the run lacks is said before a model is loaded.
     refuse_post_norm(store)
@@ -90,11 +93,12 @@ def _decoder(store: TraceStore, args: AttributionCommand, console: Console) -> t
     with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
         result = direct_attribution(store, unembedding, heads, progress=progress)
     with counting(make_console(stderr=True), "for the page", quiet=args.quiet) as progress:
-        grid, ids = write_contribution_grid(
-            store, unembedding, heads, all_positions=args.all_positions, progress=progress
+        ids = write_contribution_grid(
+            store, unembedding, heads, folder, all_positions=args.all_positions, progress=progress
         )
     with quiet_transformers():
-        return result, [grid, write_words(store, ids, find_tokenizer(store, args.model_path))]
+        write_words(folder, store, ids, find_tokenizer(store, args.model_path))
+    return result
 
 
 def _load(

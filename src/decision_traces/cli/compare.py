@@ -18,8 +18,8 @@ from decision_traces.analysis.probe import ProbeResult, probe_correctness
 from decision_traces.analysis.statistics import GroupComparison, compare_frame, compare_groups
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
+from decision_traces.cli._written import kept_in_run
 from decision_traces.errors import TraceError, UsageError
-from decision_traces.schema import ANALYSIS_DIR
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.table import write_table
 from decision_traces.views.comparison_tables import calibration_table, comparison_table, probe_table
@@ -69,9 +69,18 @@ class _Findings:
 
 
 def run(args: CompareCommand) -> int:
-    """Compare, print the tables, and write tables and pictures into the run's analysis folder."""
-    console, errors, store = make_console(), make_console(stderr=True), TraceStore(args.run)
+    """Compare, print the tables, and put tables and pictures into the run."""
+    console, store = make_console(), TraceStore(args.run)
+    console.quiet = args.quiet
     _check(args)
+    with kept_in_run(store, "compare", args, console) as folder:
+        found = _compare(store, args, make_console(stderr=True))
+        _write(found, store, folder)
+        _print(found, console)
+    return 0
+
+
+def _compare(store: TraceStore, args: CompareCommand, errors: Console) -> _Findings:
     answers = final_answers(store)
     found = _Findings({ANSWER: _answers(answers, args)})
     try:
@@ -81,10 +90,7 @@ def run(args: CompareCommand) -> int:
     _add_depth(found, store, answers, args)
     _add_heads(found, store, answers, args, errors)
     _add_probe(found, store, args, errors)
-    files = _write(found, store)
-    if not args.quiet:
-        _print(found, files, console)
-    return 0
+    return found
 
 
 def _check(args: CompareCommand) -> None:
@@ -147,29 +153,27 @@ def _add_probe(found: _Findings, store: TraceStore, args: CompareCommand, errors
             found.left_out["probe"] = str(reason)
 
 
-def _write(found: _Findings, store: TraceStore) -> list[Path]:
-    """Write what was found and return the files."""
-    folder, meta = store.run_dir / ANALYSIS_DIR, store.meta
+def _write(found: _Findings, store: TraceStore, folder: Path) -> None:
+    """Write what was found."""
+    meta = store.meta
     sections = {f"{name}: {_note(c)}" if name == HEADS else name: _shown(name, c) for name, c in found.sections.items()}
-    files = [save_forest(sections, folder / "compare.png", run_title("Right against wrong answers", meta))]
+    save_forest(sections, folder / "compare.png", run_title("Right against wrong answers", meta))
     frames = [c.to_frame().assign(section=name) for name, c in found.sections.items()]
     tables = {"compare": pd.concat(frames, ignore_index=True).astype(_axes_of(frames))}
     if found.heads is not None:
         tables["attention_heads"] = found.heads.to_frame()
         title = run_title("What heads look at", meta)
-        files.append(save_head_maps(found.heads, folder / "attention_heads.png", title))
+        save_head_maps(found.heads, folder / "attention_heads.png", title)
     if found.probe is not None:
         tables["probe"] = found.probe.to_frame()
         title = run_title("Can a layer tell that the answer will be right?", meta)
-        files.append(save_probe(found.probe, folder / "probe.png", title))
+        save_probe(found.probe, folder / "probe.png", title)
     if found.calibration is not None:
         tables["calibration"] = found.calibration.to_frame()
         title = run_title("Calibration", meta)
-        files.append(save_reliability(found.calibration, folder / "calibration.png", title))
+        save_reliability(found.calibration, folder / "calibration.png", title)
     for name, frame in tables.items():
-        files.append(folder / f"{name}.parquet")
-        write_table(files[-1], pa.Table.from_pandas(frame, preserve_index=False))
-    return files
+        write_table(folder / f"{name}.parquet", pa.Table.from_pandas(frame, preserve_index=False))
 
 
 def _axes_of(frames: Sequence[pd.DataFrame]) -> dict[str, str]:
@@ -186,7 +190,7 @@ def _note(comparison: GroupComparison) -> str:
     return f"the largest of {comparison.n_compared} differences, {found} of them with q < 0.05"
 
 
-def _print(found: _Findings, files: Sequence[Path], console: Console) -> None:
+def _print(found: _Findings, console: Console) -> None:
     for name, comparison in found.sections.items():
         title = f"{name}: {_note(comparison)}" if name == HEADS else name
         console.print(comparison_table(_shown(name, comparison), title))
@@ -196,7 +200,6 @@ def _print(found: _Findings, files: Sequence[Path], console: Console) -> None:
         console.print(calibration_table(found.calibration))
     for what, reason in found.left_out.items():
         console.print(f"No {what}: {reason}", markup=False, soft_wrap=True)
-    console.print("\n".join(["Written:", *(f"  {path}" for path in files)]), markup=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
-import numpy as np
 from rich.console import Console
 
 from decision_traces.analysis.attribution import direct_attribution
@@ -15,7 +14,7 @@ from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.heads import find_head_writers
 from decision_traces.analysis.lens import logit_lens
 from decision_traces.analysis.lens_grid import write_lens_grid
-from decision_traces.analysis.unembedding import load_run_model, load_unembedding, of_model
+from decision_traces.analysis.unembedding import load_run_model, of_model
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._progress import make_progress
 from decision_traces.cli._report import report
@@ -23,11 +22,14 @@ from decision_traces.cli._written import write_result
 from decision_traces.errors import DamagedRunError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.models.load import DEMO_MODEL
-from decision_traces.schema import ANALYSIS_DIR
+from decision_traces.store.new_result import new_result
 from decision_traces.store.reader import TraceStore
+from decision_traces.store.results import result_folder
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.views.tables import decision_table, kind_table
 from decision_traces.views.trajectories import save_trajectories
+
+_PICTURE: Final = "lens_trajectories.png"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,6 @@ def run(config: DemoConfig) -> int:
     report(folder, console)
     _validate(folder, console)
     _look(folder, console)
-    _prepare_page(folder)
     _next_steps(folder, console)
     return 0
 
@@ -77,32 +78,30 @@ def _validate(folder: Path, console: Console) -> None:
 
 
 def _look(folder: Path, console: Console) -> None:
-    store = TraceStore(folder)
-    lens = logit_lens(store, load_unembedding(store))
-    depth = decision_depth(lens)
-    console.print()
-    console.print(decision_table(lens, depth))
-    console.print(kind_table(depth, store.tokens.set_index("example_id")["kind"]))
-    data = f"{store.meta['dataset']}/{store.meta['split']}"
-    title = f"Logit lens: {store.meta['model']} model on {data}, {store.n} examples"
-    picture = save_trajectories(lens, depth, folder / ANALYSIS_DIR / "lens_trajectories.png", title)
-    console.print(f"\nPicture: {picture}", markup=False, soft_wrap=True)
-
-
-def _prepare_page(folder: Path) -> None:
-    """Write what the page draws: what `lens --all_positions` and `attribution --all_positions` leave in the run."""
+    """Show when decisions stand; leave in the run what the page reads of `lens` and `attribution --all_positions`."""
     store = TraceStore(folder)
     loaded = load_run_model(store)
     unembedding = of_model(loaded, store.meta.get("final_norm"))
-    heads = find_head_writers(store, loaded)
-    result = direct_attribution(store, unembedding, heads)
-    write_result(folder / ANALYSIS_DIR / "attribution.parquet", result)
-    write_result(folder / ANALYSIS_DIR / "depth.parquet", decision_depth(logit_lens(store, unembedding)))
-    ids = [
-        write_lens_grid(store, unembedding, all_positions=True)[1],
-        write_contribution_grid(store, unembedding, heads, all_positions=True)[1],
-    ]
-    write_words(store, np.concatenate(ids), loaded.tokenizer)
+    options = {"all_positions": True}
+    with new_result(store, "lens", options, command="demo") as new:
+        lens = logit_lens(store, unembedding)
+        depth = decision_depth(lens)
+        write_result(new.folder / "depth.parquet", depth)
+        write_words(
+            new.folder, store, write_lens_grid(store, unembedding, new.folder, all_positions=True), loaded.tokenizer
+        )
+        data = f"{store.meta['dataset']}/{store.meta['split']}"
+        title = f"Logit lens: {store.meta['model']} model on {data}, {store.n} examples"
+        save_trajectories(lens, depth, new.folder / _PICTURE, title)
+    with new_result(store, "attribution", options, command="demo") as new:
+        heads = find_head_writers(store, loaded)
+        write_result(new.folder / "attribution.parquet", direct_attribution(store, unembedding, heads))
+        ids = write_contribution_grid(store, unembedding, heads, new.folder, all_positions=True)
+        write_words(new.folder, store, ids, loaded.tokenizer)
+    console.print()
+    console.print(decision_table(lens, depth))
+    console.print(kind_table(depth, store.tokens.set_index("example_id")["kind"]))
+    console.print(f"\nPicture: {result_folder(folder, 'lens') / _PICTURE}", markup=False, soft_wrap=True)
 
 
 def _next_steps(folder: Path, console: Console) -> None:

@@ -134,9 +134,11 @@ def _verdict(index: RunIndex, console: Console) -> int:
         console.print(f"{index.path} could not be written: {index.not_written}.", markup=False, soft_wrap=True)
     if index.uncertified:
         console.print(index.uncertified, style="red", markup=False, soft_wrap=True)
+    unwritten = 1 if index.not_written and not index.read_only else 0
     if index.valid is None:
-        console.print(f"Indexed: {index.path}. Add --validate to check it.", markup=False, soft_wrap=True)
-        return 0
+        if not index.not_written:
+            console.print(f"Indexed: {index.path}. Add --validate to check it.", markup=False, soft_wrap=True)
+        return unwritten
     failed = [check for check in index.checks if not check.ok]
     for c in failed:
         console.print(f"FAIL {c.name}: {c.array}: {c.where}: {c.detail}", style="red", markup=False, soft_wrap=True)
@@ -145,7 +147,7 @@ def _verdict(index: RunIndex, console: Console) -> int:
         console.print(f"{len(failed)} of {len(index.checks)} checks FAILED", style="red", markup=False)
         return 1
     console.print(f"All {len(index.checks)} checks hold: {index.n_examples} examples, {size}.", markup=False)
-    return 0
+    return unwritten
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -20,9 +20,8 @@ from decision_traces.analysis.states import Stage, path_of
 from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, load_unembedding
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
-from decision_traces.cli._written import write_result
+from decision_traces.cli._written import kept_in_run, write_result
 from decision_traces.models.load import quiet_transformers
-from decision_traces.schema import ANALYSIS_DIR
 from decision_traces.store.reader import TraceStore
 from decision_traces.views.races import save_race
 from decision_traces.views.style import run_title
@@ -55,47 +54,43 @@ class LensCommand:
 
 
 def run(args: LensCommand) -> int:
-    """Look, print the tables, and write tables and pictures into the run's analysis folder."""
+    """Look, print the tables, and put tables and pictures into the run."""
     console, store = make_console(), TraceStore(args.run)
     console.quiet = args.quiet
-    written: list[Path] = []
-    if store.n_choices is not None and store.arch == "enc":
-        _encoder(store, args, console, written)
-    else:
-        _decoder(store, args, console, written)
-    for path in written:
-        console.print(f"Written: {path}", markup=False, soft_wrap=True)
+    with kept_in_run(store, "lens", args, console) as folder:
+        if store.n_choices is not None and store.arch == "enc":
+            _encoder(store, args, console, folder)
+        else:
+            _decoder(store, args, console, folder)
     return 0
 
 
-def _encoder(store: TraceStore, args: LensCommand, console: Console, written: list[Path]) -> None:
+def _encoder(store: TraceStore, args: LensCommand, console: Console, folder: Path) -> None:
     """Let the choices race through the layers."""
     need_hidden(store)
     head = load_head(store, args.model_path, args.device)
     with counting(make_console(stderr=True), "race", quiet=args.quiet) as progress:
         race = encoder_race(store, head, progress=progress)
-    depth = _show_race(race, store, console, written)
-    written.append(write_result(store.run_dir / ANALYSIS_DIR / "depth.parquet", depth))
+    write_result(folder / "depth.parquet", _show_race(race, store, console, folder))
     console.print(f"At the end the race is within {race.model_error:.2g} of every probability the run stored.")
 
 
-def _decoder(store: TraceStore, args: LensCommand, console: Console, written: list[Path]) -> None:
+def _decoder(store: TraceStore, args: LensCommand, console: Console, folder: Path) -> None:
     """Look through the unembedding at every stage; where there are answers, let them race."""
     decisions_of(store), path_of(store, "hidden")  # what the run lacks is said before a model is loaded
     unembedding = load_unembedding(store, args.model_path, args.device)
-    folder = store.run_dir / ANALYSIS_DIR
     lenses = [_look(store, unembedding, stage, args) for stage in _stages(store)]
     console.print(lens_table(lenses))
-    written.append(write_result(folder / "lens.parquet", *lenses))
+    write_result(folder / "lens.parquet", *lenses)
     if "choice_token_ids" in store.columns:
-        depth = _show_race(choice_race(store, unembedding), store, console, written)
+        depth = _show_race(choice_race(store, unembedding), store, console, folder)
     else:
         depth = decision_depth(lenses[0])
         console.print(decision_table(lenses[0], depth))
-    written.append(write_result(folder / "depth.parquet", depth))
-    written += _for_the_page(store, unembedding, args)
+    write_result(folder / "depth.parquet", depth)
+    _for_the_page(store, unembedding, args, folder)
     title = f"{run_title('Logit lens', store.meta)}, {store.n} examples"
-    written.append(save_trajectories(lenses[0], depth, folder / "lens_trajectories.png", title))
+    save_trajectories(lenses[0], depth, folder / "lens_trajectories.png", title)
     error = lenses[0].model_error
     console.print(f"At the end the lens is within {error:.2g} of every probability the run stored.", markup=False)
 
@@ -110,26 +105,26 @@ def _look(store: TraceStore, unembedding: Unembedding, stage: Stage, args: LensC
         return logit_lens(store, unembedding, stage, top_k=args.top_k, progress=progress)
 
 
-def _for_the_page(store: TraceStore, unembedding: Unembedding, args: LensCommand) -> list[Path]:
+def _for_the_page(store: TraceStore, unembedding: Unembedding, args: LensCommand, folder: Path) -> None:
     """Write what `decision-traces view` draws."""
     with counting(make_console(stderr=True), "lens: for the page", quiet=args.quiet) as progress:
-        grid, ids = write_lens_grid(
+        ids = write_lens_grid(
             store,
             unembedding,
+            folder,
             top_k=max(PAGE_TOP_K, args.top_k),
             all_positions=args.all_positions,
             progress=progress,
         )
     with quiet_transformers():
-        return [grid, write_words(store, ids, find_tokenizer(store, args.model_path))]
+        write_words(folder, store, ids, find_tokenizer(store, args.model_path))
 
 
-def _show_race(race: ChoiceRace, store: TraceStore, console: Console, written: list[Path]) -> DecisionDepth:
+def _show_race(race: ChoiceRace, store: TraceStore, console: Console, folder: Path) -> DecisionDepth:
     """Show and keep a race, and return when each question was decided among its answers."""
-    folder = store.run_dir / ANALYSIS_DIR
     console.print(race_table(race))
-    written.append(write_result(folder / "choice_race.parquet", race))
-    written.append(save_race(race, folder / "choice_race.png", run_title("The race between the answers", store.meta)))
+    write_result(folder / "choice_race.parquet", race)
+    save_race(race, folder / "choice_race.png", run_title("The race between the answers", store.meta))
     depth = race_depth(race)
     console.print(decision_table(race, depth))
     return depth

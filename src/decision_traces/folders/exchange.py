@@ -8,6 +8,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,8 @@ def staging_folder(target: Path) -> Path:
 def leftovers(target: Path) -> list[Path]:
     """Return the folders beside a target that a killed process may have left: built, or put aside, under our names."""
     ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}({_OLD}|{_PARTIAL})")
-    return sorted(path for path in target.parent.glob(f".{_quoted(target.name)}.*") if ours.fullmatch(path.name))
+    named = (path for path in target.parent.glob(f".{_quoted(target.name)}.*") if ours.fullmatch(path.name))
+    return sorted(path for path in named if path.is_dir() and not path.is_symlink())
 
 
 def put_in_place(new: Path, target: Path) -> Path | None:
@@ -69,6 +71,9 @@ def put_back(target: Path, whole: Callable[[Path], bool]) -> bool:
 
     Returns:
         Whether there is a folder under the name now.
+
+    Raises:
+        OSError: It cannot be renamed.
     """
     until = time.monotonic() + _WAIT_S
     while not target.is_dir():
@@ -76,8 +81,9 @@ def put_back(target: Path, whole: Callable[[Path], bool]) -> bool:
         if not aside:
             return target.is_dir()
         if time.monotonic() >= until:  # a living process would have finished by now
-            aside[-1].rename(target)
-            return True
+            with suppress(FileNotFoundError):  # another reader was as quick
+                aside[-1].rename(target)
+            return target.is_dir()
         time.sleep(0.02)
     return True
 

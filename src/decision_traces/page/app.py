@@ -14,6 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from decision_traces._version import __version__
 from decision_traces.errors import (
     NotCapturedError,
+    ResultError,
     RunError,
     SelectionError,
     TraceError,
@@ -221,8 +222,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(TraceError)
     async def refused(_request: Request, error: TraceError) -> JSONResponse:
-        known = ((RunError, 500), (UnknownExampleError, 404), (NotCapturedError, 404), (SelectionError, 404))
-        status = next((code for kind, code in known if isinstance(error, kind)), 400)
+        not_there = (ResultError, UnknownExampleError, NotCapturedError, SelectionError)
+        status = 500 if isinstance(error, RunError) else 404 if isinstance(error, not_there) else 400
         return JSONResponse({"error": str(error)}, status)
 
     @app.exception_handler(Exception)

@@ -12,7 +12,8 @@ from jaxtyping import Float32, Float64
 
 from decision_traces.columns import RUN_COLUMNS
 from decision_traces.errors import DamagedRunError, first_line
-from decision_traces.schema import ANALYSIS_DIR, TOKENS_FILE
+from decision_traces.schema import TOKENS_FILE
+from decision_traces.store.results import Result
 from decision_traces.store.table import list_levels, rectangle
 
 _MOST_KINDS: Final = 24
@@ -93,7 +94,7 @@ def list_figures(run_dir: Path, objective: str) -> list[Figure]:
     if "n_tokens" in table.column_names and list_levels(table.column("n_tokens")) in {(), None}:
         figures += _counts(table)
     figures += [f for name in others if (f := _category(table, name)) is not None]
-    return figures + _depths(run_dir, table.num_rows)
+    return figures
 
 
 def _counts(table: pa.Table) -> list[Figure]:
@@ -157,18 +158,20 @@ def _in_a_path(name: str) -> str:
     return "".join(c if c.isalnum() or c in "_-" else f".{ord(c):x}" for c in name)
 
 
-def _depths(run_dir: Path, n: int) -> list[Figure]:
-    """Return the decision depths that `decision-traces lens` left, by the order of the examples."""
-    path = run_dir / ANALYSIS_DIR / _DEPTH_FILE
-    if not path.is_file():
+def depth_figures(lens: Result, ids: pa.ChunkedArray) -> list[Figure]:
+    """Return the decision depths that `decision-traces lens` left, by the order of the examples.
+
+    Raises:
+        ResultError: They are damaged.
+    """
+    if _DEPTH_FILE not in lens.files:
         return []
-    table = pq.ParquetFile(path).read(columns=["example_id", "stable_from", "flips"])
-    ids = read_some(run_dir, ("example_id",)).column("example_id")
+    table = lens.table(_DEPTH_FILE, ["example_id", "stable_from", "flips"])
     found = numbers_of(pc.index_in(ids, value_set=table.column("example_id").combine_chunks()))
     there, at = np.isfinite(found), np.where(np.isfinite(found), found, 0).astype(np.int64)
     figures = []
     for name, label in (("stable_from", "final choice on top from depth"), ("flips", "changes of the top choice")):
         values = numbers_of(table.column(name))
-        shown = np.where(there, values[at], np.nan) if len(values) else np.full(n, np.nan)
+        shown = np.where(there, values[at], np.nan) if len(values) else np.full(len(ids), np.nan)
         figures.append(Figure(name, label, "", shown.astype(np.float32)))
     return figures

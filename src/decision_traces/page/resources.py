@@ -54,7 +54,7 @@ def runs(opened: Sequence[PageRun], *, bundle: bool = False, exact: bool = True)
 
 def meta(run: PageRun, n: int | None = None) -> Resource:
     """Return what a run is, what it has, what is missing, and its colour scales."""
-    about, store = run.store.meta, run.store
+    about, store, figures = run.store.meta, run.store, run.figures  # what is damaged turns out when it is read
     lens, contributions = run.grid("lens.zarr"), run.grid("contributions.zarr")
     return as_json(
         {
@@ -74,7 +74,7 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
             "contributions": None if contributions is None else dict(contributions.attrs),
             "missing": run.missing(),
             "partial": {name: run.only_decisions(f"{name}.zarr") for name in ("lens", "contributions")},
-            "figures": [figure.summary() for figure in run.figures],
+            "figures": [figure.summary() for figure in figures],
             "rows_per_part": ROWS_PER_PART,
             "values_per_part": VALUES_PER_PART,
             "uncertified": uncertified(about) if about.get("uncertified") else None,
@@ -235,6 +235,7 @@ def bundle_paths(run: PageRun, n: int, *, exact: bool = True) -> Found:
         n: How many examples.
         exact: Whether to give attention as numbers, and not only as it is drawn.
     """
+    run.check_results()  # what is damaged is left out whole
     yield "meta.json", partial(meta, run, n)
     for part in range(-(-n // ROWS_PER_PART)):
         yield f"rows/{part}.json", partial(rows, run, part, n)

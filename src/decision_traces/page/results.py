@@ -1,16 +1,18 @@
 """What the analyses left in a run, for one example: lens, contributions, the race between choices."""
 
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from decision_traces.errors import SelectionError, UsageError
 from decision_traces.page.example import number, table_row
-from decision_traces.page.runs import RACE_FILE, PageRun
+from decision_traces.page.runs import GRID_OF, RACE_FILE, PageRun
 from decision_traces.page.slices import LARGEST
-from decision_traces.schema import ANALYSIS_DIR
+
+if TYPE_CHECKING:
+    from decision_traces.analysis.grids import Grid
 
 STATISTICS: Final = ("prob", "rank", "entropy", "kl")
 _LARGEST_HALF: Final = 65504.0
@@ -33,14 +35,16 @@ class Lens:
 
         Raises:
             SelectionError: The lens was not computed.
+            ResultError: It is damaged.
         """
         group = run.grid("lens.zarr")
         if group is None:
             raise SelectionError(_said(run, "lens"))
 
-        def read(name: str) -> np.ndarray:
-            return np.asarray(group[name][row])  # type: ignore[index]
+        with run.reading("lens"):
+            self._read(run, partial(group.read, row=row), row)
 
+    def _read(self, run: PageRun, read: Callable[[str], np.ndarray], row: int) -> None:
         positions = read("positions")
         slots = np.flatnonzero(positions >= 0)
         self.pos = positions[slots] - int(run.store.spans.start[row])
@@ -134,30 +138,35 @@ def contributions_json(run: PageRun, row: int, position: int) -> dict[str, Any]:
 
     Raises:
         SelectionError: Contributions were not computed, or not at this position.
+        ResultError: They are damaged.
     """
     group = run.grid("contributions.zarr")
     if group is None:
         raise SelectionError(_said(run, "contributions"))
+    with run.reading("attribution"):
+        return _contributions(run, group, row, position)
+
+
+def _contributions(run: PageRun, group: "Grid", row: int, position: int) -> dict[str, Any]:
     of_choices = group.attrs.get("of") == "choice"
     start = 0 if of_choices else int(run.store.spans.start[row])
-    positions = np.asarray(group["positions"][row])  # type: ignore[index]
+    positions = group.read("positions", row)
     found = np.flatnonzero(positions == position + start)
     if position < 0 or len(found) == 0:
         held = ", ".join(str(p - start) for p in positions[positions >= 0][:8])
         raise SelectionError(f"No contributions at position {position}: there are some at {held or 'none'}.")
     slot = int(found[0])
-    candidates = np.asarray(group["candidates"][row, slot])  # type: ignore[index]
+    candidates = group.read("candidates", row)[slot]
     keep = np.flatnonzero(candidates >= 0)
     _, first = np.unique(candidates[keep], return_index=True)
     keep = keep[np.sort(first)]
-    parts = np.asarray(group["parts"][row, slot])[keep]  # type: ignore[index]
     return {
         "pos": position,
         "of": group.attrs.get("of"),
         "candidates": [_candidate(run, row, int(i), of_choices=of_choices) for i in candidates[keep]],
         "parts": group.attrs["parts"],
-        "values": _rounded(parts),
-        "heads": _rounded(np.asarray(group["heads"][row, slot])[keep]) if "heads" in group else None,  # type: ignore[index]
+        "values": _rounded(group.read("parts", row)[slot][keep]),
+        "heads": _rounded(group.read("heads", row)[slot][keep]) if "heads" in group else None,
         "python": _python(run, "contributions.zarr", row, "parts", f", {slot}"),
     }
 
@@ -167,7 +176,8 @@ def contribution_positions(run: PageRun, row: int) -> list[int]:
     group = run.grid("contributions.zarr")
     if group is None:
         return []
-    held = np.asarray(group["positions"][row])  # type: ignore[index]
+    with run.reading("attribution"):
+        held = group.read("positions", row)
     start = 0 if group.attrs.get("of") == "choice" else int(run.store.spans.start[row])
     return [int(p) - start for p in held[held >= 0]]
 
@@ -184,27 +194,23 @@ def race_json(run: PageRun, row: int) -> dict[str, Any]:
 
     Raises:
         SelectionError: The race was not computed, or the example is not in it.
+        ResultError: It is damaged.
     """
-    path = run.run_dir / ANALYSIS_DIR / RACE_FILE
-    if not path.is_file():
+    lens = run.race
+    if lens is None:
         raise SelectionError(_said(run, "race"))
     example = run.store.example_id(row)
-    file = run.kept("race", lambda: pq.ParquetFile(path))
-    columns = ["example_id", "depth", "choice", "label", "logit", "prob"]
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group, columns=columns)
-        table = table.filter(pc.equal(table.column("example_id"), example))
-        if table.num_rows:
-            break
-    else:
-        raise SelectionError(f"{example} is not in {path}. Compute it again: {run.command('lens')}.")
+    with run.reading("lens"):
+        table = lens.table(RACE_FILE, ["depth", "choice", "label", "logit", "prob"], ("example_id", example))
+    if not table.num_rows:
+        raise SelectionError(f"{example} is not in the race. Compute it again: {run.command('lens')}.")
     n = len(set(table.column("choice").to_pylist()))
     shaped = {name: table.column(name).to_numpy().reshape(-1, n) for name in ("logit", "prob")}
     return {
         "labels": table.column("label").to_pylist()[:n],
         "logits": _rounded(shaped["logit"]),
         "probs": _rounded(shaped["prob"]),
-        "python": f"pd.read_parquet(st.run_dir / 'analysis/{RACE_FILE}').query('example_id == {example!r}')",
+        "python": f"pd.read_parquet(st.run_dir / 'analysis/lens/{RACE_FILE}').query('example_id == {example!r}')",
     }
 
 
@@ -222,4 +228,4 @@ def _said(run: PageRun, panel: str) -> str:
 
 def _python(run: PageRun, group: str, row: int, name: str, more: str = "") -> str:
     place = f"['{name}'][st.row({run.store.example_id(row)!r}){more}]"
-    return f"zarr.open_group(st.run_dir / 'analysis/{group}', mode='r'){place}"
+    return f"zarr.open_group(st.run_dir / 'analysis/{GRID_OF[group]}/{group}', mode='r'){place}"

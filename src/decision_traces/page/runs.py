@@ -5,25 +5,28 @@ import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from decision_traces.errors import NotCapturedError, TraceError
-from decision_traces.page.columns import Figure, list_figures, read_some
-from decision_traces.schema import ANALYSIS_DIR, HEAD, LAYER, META_FILE
+from decision_traces.errors import NotCapturedError, ResultError, TraceError
+from decision_traces.page.columns import Figure, depth_figures, list_figures, read_some
+from decision_traces.schema import ANALYSIS_DIR, HEAD, LAYER, META_FILE, RECORD_FILE, RESULTS
 from decision_traces.store.reader import TraceStore
+from decision_traces.store.results import Result, find_result
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import zarr
 
+    from decision_traces.analysis.grids import Grid
     from decision_traces.store.arrays import StoredArray
 
 ROWS_PER_PART: Final = 50
 VALUES_PER_PART: Final = 200_000
 RACE_FILE: Final = "choice_race.parquet"
+GRID_OF: Final = {"lens.zarr": "lens", "contributions.zarr": "attribution"}  # the commands whose results hold them
 _LISTED: Final = ("example_id", "text", "question", "next_true_token", "next_pred_token", "answerKey", "pred_label")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _CACHE: Final = 32
@@ -78,9 +81,9 @@ class PageRun:
         files = [self.run_dir / META_FILE]
         if analysis.is_dir():
             files += sorted(p for p in analysis.iterdir() if not p.name.startswith("."))
-        files += [p / "zarr.json" for p in files if p.suffix == ".zarr"]
+            files += [analysis / name / RECORD_FILE for name in RESULTS]
         stats = [p.stat() for p in files if p.exists()]
-        return tuple(n for s in stats for n in (s.st_mtime_ns, s.st_size))
+        return tuple(n for s in stats for n in (s.st_ino, s.st_mtime_ns, s.st_size))
 
     def refresh(self) -> tuple[int, ...]:
         """Forget what was read of the analyses if they changed, and return the identity."""
@@ -132,8 +135,16 @@ class PageRun:
 
     @cached_property
     def figures(self) -> list[Figure]:
-        """The figures of the example list."""
-        return list_figures(self.run_dir, self.objective)
+        """The figures of the example list, and those that the lens left, where it can be used."""
+        figures = list_figures(self.run_dir, self.objective)
+        lens = self.result("lens")
+        if lens is None:
+            return figures
+        try:
+            with self.reading("lens"):
+                return [*figures, *depth_figures(lens, self.listed.column("example_id"))]
+        except ResultError:  # `missing` says so
+            return figures
 
     @property
     def by_choice(self) -> bool:
@@ -160,17 +171,73 @@ class PageRun:
         """Whether a decoder makes one decision an example, so that lens and contributions are possible."""
         return self.objective in {"next_token", "csqa_choice", "target"} and "dec" in self.store.sides
 
-    def grid(self, name: str) -> "zarr.Group | None":
-        """Return a group of the analysis folder, None where it was not made."""
-        from decision_traces.analysis.grids import open_grid
+    def result(self, name: str) -> Result | None:
+        """Return what a command computed, None where there is nothing or nothing that can be used; see `missing`."""
+        found = self._found(name)
+        return None if isinstance(found, ResultError) else found
 
-        return self.kept(("grid", name), lambda: open_grid(self.run_dir, name))
+    def problem(self, name: str) -> ResultError | None:
+        """Return why what a command computed cannot be used, None where it can or there is nothing."""
+        found = self._found(name)
+        return found if isinstance(found, ResultError) else None
+
+    def _found(self, name: str) -> Result | ResultError | None:
+        def find() -> Result | ResultError | None:
+            try:
+                return find_result(self.run_dir, name)
+            except ResultError as error:
+                return error
+
+        return self.kept(("result", name), find)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Remember of a result that turns out to be damaged while it is read that it cannot be used.
+
+        Raises:
+            ResultError: It is damaged.
+        """
+        try:
+            yield
+        except ResultError as error:
+            with self._lock:
+                self._cache[("result", name)] = error
+            raise
+
+    def check_results(self) -> None:
+        """Read all results from end to end, so that none turns out to be damaged later."""
+        for name in RESULTS:
+            result = self.result(name)
+            if result is not None:
+                with suppress(ResultError), self.reading(name):  # remembered: `missing` says so
+                    result.check()
+
+    def grid(self, name: str) -> "Grid | None":
+        """Return a group of a result, None where there is none that can be used; see `missing`."""
+        from decision_traces.analysis.grids import Grid
+
+        command = GRID_OF[name]
+        result = self.result(command)
+        if result is None or f"{name}/zarr.json" not in result.files:
+            return None
+        try:
+            with self.reading(command):
+                return self.kept(("grid", name), lambda: Grid(result, name, self.store))
+        except ResultError:  # `missing` says so
+            return None
 
     def words(self) -> dict[int, str]:
-        """Return the texts of token ids."""
+        """Return the texts of the token ids that stand in the results."""
+        return self.kept("words", lambda: {i: text for name in RESULTS for i, text in self._words(name).items()})
+
+    def _words(self, name: str) -> dict[int, str]:
         from decision_traces.analysis.grids import read_words
 
-        return self.kept("words", lambda: read_words(self.run_dir))
+        try:
+            with self.reading(name):
+                return read_words(self.result(name))
+        except ResultError:  # `missing` says so
+            return {}
 
     def row(self, example_id: str) -> int:
         """Return the row of an example.
@@ -206,13 +273,25 @@ class PageRun:
             found["lens"] = self._lens()
         if self.grid("contributions.zarr") is None:
             found["contributions"] = self._contributions()
-        if self.races and not (self.run_dir / ANALYSIS_DIR / RACE_FILE).is_file():
-            why = self.not_captured("enc_mc_hidden") if self.by_choice else self._no_states()
-            found["race"] = {
-                "why": why or "The choices have not been followed through the layers yet.",
-                "command": "" if why else self.command("lens"),
-            }
+        if self.races and self.race is None:
+            found["race"] = self._race()
         return found
+
+    @property
+    def race(self) -> Result | None:
+        """The result that holds the race of the choices, None where there is none that can be used."""
+        lens = self.result("lens")
+        return lens if lens is not None and RACE_FILE in lens.files else None
+
+    def _race(self) -> dict[str, str]:
+        why = self.not_captured("enc_mc_hidden") if self.by_choice else self._no_states()
+        not_yet = "The choices have not been followed through the layers yet."
+        return {"why": why, "command": ""} if why else self._to_compute("lens", not_yet)
+
+    def _to_compute(self, name: str, not_yet: str, *flags: str) -> dict[str, str]:
+        """Return what is said where a result is not there (`not_yet`), or cannot be used, and what makes it."""
+        problem = self.problem(name)
+        return {"why": not_yet if problem is None else problem.why, "command": self.command(name, *flags)}
 
     def _no_states(self) -> str:
         """Return why a decoder's states cannot be followed through its layers; empty where they can."""
@@ -224,10 +303,7 @@ class PageRun:
             return {"why": "A lens needs a decoder that predicts tokens; this run has none.", "command": ""}
         if self._no_states():
             return {"why": self._no_states(), "command": ""}
-        return {
-            "why": "The lens has not been computed for this run yet.",
-            "command": self.command("lens", "--all_positions"),
-        }
+        return self._to_compute("lens", "The lens has not been computed for this run yet.", "--all_positions")
 
     def _contributions(self) -> dict[str, str]:
         if not self.decides and not self.by_choice:
@@ -236,10 +312,7 @@ class PageRun:
         if why:
             return {"why": why, "command": ""}
         flags = () if self.by_choice else ("--all_positions",)
-        return {
-            "why": "Contributions have not been computed for this run yet.",
-            "command": self.command("attribution", *flags),
-        }
+        return self._to_compute("attribution", "Contributions have not been computed for this run yet.", *flags)
 
     def only_decisions(self, name: str) -> str:
         """Return the command that adds all positions to a group that has the decisions' alone, or an empty text."""
@@ -248,7 +321,7 @@ class PageRun:
             return ""
         if self.store.dims(self.store.sides[0]).positions != "all":
             return ""  # the run keeps no others
-        return self.command("lens" if name == "lens.zarr" else "attribution", "--all_positions")
+        return self.command(GRID_OF[name], "--all_positions")
 
     # Sizes -------------------------------------------------------------------------------------------------
 

@@ -35,8 +35,7 @@ def disk_errors(folder: Path, kept: str = _KEPT) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if isinstance(error, RunError):
             raise
-        full = getattr(error, "errno", None) in _DISK_FULL or os.strerror(errno.ENOSPC).lower() in str(error).lower()
-        if full:
+        if is_full(error):
             raise DiskSpaceError(f"The disk of {folder} is full. {kept}.") from error
         if isinstance(error, OSError) and (error.errno == errno.ENOENT or not folder.exists()):
             raise RunError(
@@ -45,6 +44,11 @@ def disk_errors(folder: Path, kept: str = _KEPT) -> Iterator[None]:
         if isinstance(error, OSError):
             raise RunError(f"{folder} cannot be written: {error.strerror or error}.") from error
         raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error, raised by whichever library, says that a disk is full."""
+    return getattr(error, "errno", None) in _DISK_FULL or os.strerror(errno.ENOSPC).lower() in str(error).lower()
 
 
 def free_bytes(folder: Path) -> int:

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, Final
 
 from crc32c import crc32c
 
-from decision_traces.errors import DamagedRunError, RunError
+from decision_traces.errors import DamagedRunError, RunError, first_line
+from decision_traces.folders.plain import new_file, open_plain
 from decision_traces.schema import ANALYSIS_DIR, INDEX_FILE, MANIFEST_FILE, META_FILE
 
 _CHUNK: Final = 1 << 22
@@ -30,9 +31,8 @@ def canonical_json(value: object) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file so that a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(canonical_json(value), encoding="utf-8", newline="\n")
-    partial.replace(path)
+    with new_file(path) as file:
+        file.write(canonical_json(value).encode())
 
 
 def checksum(path: Path) -> FileRecord:
@@ -64,6 +64,48 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object with the digest of its content as the last key."""
     body = {k: v for k, v in value.items() if k != "digest"}
     write_json(path, {**body, "digest": _digest(body)})
+
+
+def read_sealed(run: Path, path: Path, most: int) -> dict[str, Any]:
+    """Return the content of a file of `write_sealed` that lies in a run, its digest left out.
+
+    Args:
+        run: The run folder.
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        DamagedRunError: It is not what was written, or larger than it can be.
+        OSError: It is not there, or cannot be read.
+    """
+    with open_plain(run, path) as file:
+        raw = file.read(most + 1)
+    if len(raw) > most:
+        raise DamagedRunError(f"{path.name} has more than {most} bytes")
+    try:
+        value = json.loads(raw)
+        body = {k: v for k, v in value.items() if k != "digest"} if isinstance(value, dict) else {}
+        expected = canonical_json({**body, "digest": _digest(body)}).encode()
+    except (ValueError, RecursionError) as error:
+        raise DamagedRunError(f"{path.name} is not JSON ({first_line(error)})") from error
+    if raw != expected:
+        raise DamagedRunError(f"{path.name} differs from its own digest")
+    return body
+
+
+def run_digest(run: Path) -> str:
+    """Return what tells a run from every other: SHA-256 of its manifest, or of the meta of runs of older tools.
+
+    Raises:
+        DamagedRunError: The file is a link, or no file.
+        OSError: It cannot be read.
+    """
+    name = MANIFEST_FILE if (run / MANIFEST_FILE).exists() else META_FILE
+    with open_plain(run, run / name) as file:
+        digest = hashlib.sha256()
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def write_meta(run: Path, meta: Mapping[str, Any]) -> None:

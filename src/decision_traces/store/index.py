@@ -1,20 +1,25 @@
 """Indexing a run: what it holds, what it takes, and how the last validation went, as `index.json`."""
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from decision_traces.errors import DamagedRunError
+from decision_traces.errors import DamagedRunError, RunError
+from decision_traces.folders.lock import FolderLock
 from decision_traces.schema import FORMAT_VERSION, INDEX_FILE
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.folder import write_sealed
 from decision_traces.store.opened import OpenRun, uncertified
 from decision_traces.store.validate import Progress, failures, validate_run
+
+_READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class RunIndex:
         validated: When it was validated (ISO 8601, UTC), or None.
         path: Where the index was written.
         not_written: Why it could not be.
+        read_only: Whether that is because the run is read-only, as shared ones may be.
         uncertified: What is to be said of a run that was kept though its certificate failed.
     """
 
@@ -72,6 +78,7 @@ class RunIndex:
     validated: str | None
     path: Path
     not_written: str | None = None
+    read_only: bool = False
     uncertified: str | None = None
 
     @property
@@ -96,15 +103,27 @@ def index_run(run_dir: str | PathLike[str], *, validate: bool = False, progress:
     """
     checks = validate_run(run_dir, progress) if validate else []
     try:
-        index = _build(OpenRun(run_dir), checks, validate=validate)
+        store = OpenRun(run_dir)
+        index = _build(store, checks, validate=validate)
     except DamagedRunError:
         if not failures(checks):
             raise
         return _unreadable(Path(run_dir), checks)
+    return _written(index, store)
+
+
+def _written(index: RunIndex, store: OpenRun) -> RunIndex:
+    """Write the index; where it cannot be, its checks are worth having all the same."""
+    if not os.access(store.run_dir, os.W_OK):
+        return replace(index, not_written="the folder is read-only", read_only=True)
     try:
-        write_sealed(index.path, _as_json(index))
-    except OSError as error:  # a shared run may be read-only; its checks are worth having all the same
-        return replace(index, not_written=error.strerror or str(error))
+        with FolderLock(store.run_dir):
+            store.still.check()
+            write_sealed(index.path, _as_json(index))
+    except RunError as error:
+        return replace(index, not_written=str(error).removesuffix("."))
+    except OSError as error:
+        return replace(index, not_written=error.strerror or str(error), read_only=error.errno in _READ_ONLY)
     return index
 
 
@@ -178,7 +197,7 @@ def _unreadable(run: Path, checks: Sequence[CheckResult]) -> RunIndex:
 def _as_json(index: RunIndex) -> dict[str, Any]:
     """Return the index as JSON; figures that JSON has no word for (infinity) become strings."""
     body = asdict(index)
-    del body["path"], body["checks"], body["validated"], body["not_written"]
+    del body["path"], body["checks"], body["validated"], body["not_written"], body["read_only"]
     summary = None
     if index.validated is not None:
         failed = failures(list(index.checks))

@@ -17,6 +17,15 @@ FileStamp = tuple[int, int, int, int]
 """Device, inode, time of the last change in ns, and size: another stamp is another file, or changed bytes."""
 
 
+_SETTLED_NS: Final = 50_000_000
+"""A file changed twice within one tick of the clock has one time of change: one so young is checked again."""
+
+
+def settled(status: os.stat_result) -> bool:
+    """Return whether a file is old enough for another stamp after the next change."""
+    return time.time_ns() - status.st_mtime_ns > _SETTLED_NS
+
+
 def file_stamp(status: os.stat_result) -> FileStamp:
     """Return the stamp of a file from its status."""
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

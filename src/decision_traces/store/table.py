@@ -1,7 +1,6 @@
 """The Parquet tables of a run folder: written with page checksums, read only when their bytes are right."""
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +14,11 @@ from jaxtyping import Bool, Int64
 
 from decision_traces.errors import DamagedRunError
 from decision_traces.store.folder import FileRecord, stream_checksum
-from decision_traces.store.still import FileStamp, file_stamp
+from decision_traces.store.still import FileStamp, file_stamp, settled
 
 # What pyarrow raises on damaged bytes: its own tree, whose members have standard parents besides.
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError)
 _RESTORE: Final = "Restore it from a copy, or extract the run again."
-_SETTLED_NS: Final = 50_000_000
-"""A file changed twice within one tick of the clock has one time of change: one so young is checked again."""
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -54,12 +51,12 @@ class TableFile:
         with self._opened() as raw:
             return pq.read_schema(raw)
 
-    def read(self, columns: Sequence[str] | None = None, where: tuple[str, int] | None = None) -> pa.Table:
+    def read(self, columns: Sequence[str] | None = None, where: tuple[str, int | str] | None = None) -> pa.Table:
         """Read the file, or some columns of it, checking the checksums of their pages.
 
         Args:
             columns: Names to read; all of them where left out.
-            where: A column of integers and the value that rows must have in it.
+            where: A column of integers or texts and the value that rows must have in it.
 
         Raises:
             DamagedRunError: The file is missing, cut short, changed, or not Parquet.
@@ -93,7 +90,7 @@ class TableFile:
         if self._expected is not None and stream_checksum(raw) != tuple(self._expected):
             raise DamagedRunError(f"{self.path} is damaged: not the size or CRC-32C the manifest names. {_RESTORE}")
         raw.seek(0)
-        if time.time_ns() - status.st_mtime_ns > _SETTLED_NS:
+        if settled(status):
             self._checked = file_stamp(status)
 
 

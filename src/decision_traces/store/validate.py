@@ -23,6 +23,7 @@ from decision_traces.store.checks_files import (
 )
 from decision_traces.store.checks_masked import check_masked
 from decision_traces.store.checks_outcomes import check_choices, check_next_token, check_positions
+from decision_traces.store.checks_results import check_results
 from decision_traces.store.checks_tables import check_columns, check_tokens, token_columns
 from decision_traces.store.checks_values import Seen, SlotsOf, check_values, row_sum_tolerance
 from decision_traces.store.opened import OpenRun
@@ -63,6 +64,7 @@ def validate_run(run_dir: str | PathLike[str], progress: Progress | None = None)
     arrays, opened = _open_arrays(store)
     results += opened
     results += _arrays(store, arrays, table, progress or (lambda done, total: None))
+    results += check_results(run)
     return results
 
 

@@ -1,0 +1,201 @@
+"""Writing what an analysis computed: beside the old result, and exchanged with it when all of it is there."""
+
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from decision_traces._version import __version__
+from decision_traces.errors import (
+    DamagedRunError,
+    DiskSpaceError,
+    ReplacedRunError,
+    RunError,
+    RunExistsError,
+    TraceError,
+    first_line,
+)
+from decision_traces.folders.exchange import leftovers, put_in_place, staging_folder
+from decision_traces.folders.lock import FolderLock
+from decision_traces.folders.plain import refuse_strange
+from decision_traces.folders.removal import files_in, refuse_strangers, remove
+from decision_traces.schema import ANALYSIS_DIR, RECORD_FILE, RESULTS
+from decision_traces.store.disk import is_full
+from decision_traces.store.folder import FileRecord, checksum, run_digest, write_sealed
+from decision_traces.store.opened import OpenRun
+from decision_traces.store.results import older_files, read_record, result_folder
+
+_HALF_A_RECORD: Final = re.compile(rf"\.{re.escape(RECORD_FILE)}\.[0-9a-f]{{16}}\.partial")
+
+
+@dataclass(frozen=True, slots=True)
+class NewResult:
+    """A result that is being written.
+
+    Attributes:
+        folder: Where its files go; another folder than where they will lie.
+        notes: What the user should be told of the old result, a sentence each.
+    """
+
+    folder: Path
+    notes: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def new_result(
+    store: OpenRun, name: str, options: Mapping[str, Any], *, command: str | None = None
+) -> Iterator[NewResult]:
+    """Write the result of a command: whole and in place at the end of the block, or, after any error, not at all.
+
+    The run is locked from the beginning to the end. Nothing that is not proved ours is removed.
+
+    Args:
+        store: The run.
+        name: The command: one of `RESULTS`, which says what files there may be.
+        options: How it was called, for the record.
+        command: What makes it, where that is another command.
+
+    Raises:
+        RunExistsError: Another process writes the run or a result of it, or files that are not ours lie in the old one.
+        DamagedRunError: The analysis folder is a link.
+        ReplacedRunError: Another run came to its place meanwhile.
+        DiskSpaceError: No space left.
+        RunError: The folder cannot be written.
+    """
+    run, target = store.run_dir, result_folder(store.run_dir, name)
+    with FolderLock(run), _sentences(target):
+        new = NewResult(_begin(run, name, target))
+        try:
+            about = _about(store, command or name, options)
+            write_sealed(new.folder / RECORD_FILE, about | {"files": None})
+            yield new
+            _finish(store, name, new, about)
+        except BaseException:
+            with suppress(OSError):  # what cannot be removed now is swept by the next writer
+                _discard(run, new.folder, name)
+                _remove_empty(target.parent)
+            raise
+
+
+def result_files(run: Path) -> set[str]:
+    """Return every file below a run's analysis folder that a record proves ours, relative to the run."""
+    if (run / ANALYSIS_DIR).is_symlink():
+        return set()
+    found = set()
+    for name in RESULTS:
+        target = result_folder(run, name)
+        for folder in (*leftovers(target), *([target] if target.is_dir() and not target.is_symlink() else [])):
+            found |= {(folder / file).relative_to(run).as_posix() for file in _ours(run, folder, name)}
+    return found
+
+
+def _begin(run: Path, name: str, target: Path) -> Path:
+    """Look at what is there, sweep what killed processes left, and return the folder to write into."""
+    refuse_strange(run, target)
+    if target.exists() and not target.is_dir():
+        raise RunExistsError(f"{target} is a file; the result is to lie there. Move it away first.")
+    _refuse_strangers(run, name, target)
+    for every in RESULTS:
+        for left in leftovers(result_folder(run, every)):
+            _discard(run, left, every)
+    target.parent.mkdir(exist_ok=True)
+    return staging_folder(target)
+
+
+def _about(store: OpenRun, command: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    store.still.check()
+    return {
+        "run": run_digest(store.run_dir),
+        "run_id": str(store.meta.get("run_id") or store.run_dir.name),
+        "command": command,
+        "options": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
+        "version": __version__,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _finish(store: OpenRun, name: str, new: NewResult, about: Mapping[str, Any]) -> None:
+    """Seal the new result and give it the name."""
+    run, target = store.run_dir, result_folder(store.run_dir, name)
+    files = {file: list(checksum(new.folder / file)) for file in sorted(files_in(new.folder)) if file != RECORD_FILE}
+    write_sealed(new.folder / RECORD_FILE, {**about, "files": files})
+    try:
+        store.still.check()
+        same = run_digest(run) == about["run"]
+    except ReplacedRunError:
+        same = False
+    if not same:
+        raise ReplacedRunError(f"{run} was replaced while `{name}` was computed: nothing was kept. Run it again.")
+    _refuse_strangers(run, name, target)
+    aside = put_in_place(new.folder, target)
+    if aside is not None:
+        with suppress(OSError):  # the next writer sweeps it
+            _clear_away(run, name, aside, new.notes)
+    if older := older_files(run, name):
+        new.notes.append(f"An earlier version left {', '.join(older)} in {run / ANALYSIS_DIR}: not read, not removed.")
+
+
+def _clear_away(run: Path, name: str, aside: Path, notes: list[str]) -> None:
+    """Remove the old result; what of it nothing proves ours is kept under a name that can be seen."""
+    if not _discard(run, aside, name):
+        return
+    kept = aside.with_name(f"{name}.set-aside-{secrets.token_hex(4)}")
+    aside.rename(kept)
+    notes.append(f"What no record proves ours of the old result lies in {kept} now.")
+
+
+def _refuse_strangers(run: Path, name: str, target: Path) -> None:
+    """Raise if the user has put files into a result; without a record it is set aside whole."""
+    if target.is_dir() and (ours := _listed(run, target)) is not None:
+        refuse_strangers(target, {RECORD_FILE, *ours}, f"decision-traces {name}")
+
+
+def _discard(run: Path, folder: Path, name: str) -> list[str]:
+    """Remove what is proved ours of a folder that has lost its name, or never got it; return what is left."""
+    return remove(folder, _ours(run, folder, name)) if folder.is_dir() else []
+
+
+def _ours(run: Path, folder: Path, name: str) -> set[str]:
+    there = set(files_in(folder))
+    half = {file for file in there if _HALF_A_RECORD.fullmatch(file)}
+    try:
+        record = read_record(run, folder)
+    except (OSError, DamagedRunError):
+        return half
+    if record.files is not None:
+        return {RECORD_FILE, *record.files} | half
+    return {file for file in there if file.split("/")[0] in {RECORD_FILE, *RESULTS[name]}} | half
+
+
+def _listed(run: Path, folder: Path) -> Mapping[str, FileRecord] | None:
+    try:
+        return read_record(run, folder).files
+    except (OSError, DamagedRunError):
+        return None
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+@contextmanager
+def _sentences(target: Path) -> Iterator[None]:
+    """Turn what a full, failing or read-only disk raises, through whichever library, into one sentence."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, TraceError):
+            raise
+        if is_full(error):
+            raise DiskSpaceError(
+                f"The disk of {target} is full. Nothing was changed; free some space and run the command again."
+            ) from error
+        if isinstance(error, OSError):
+            why = error.strerror or first_line(error)
+            raise RunError(f"{target} cannot be written: {why}. Nothing was changed.") from error
+        raise
