@@ -121,8 +121,12 @@ TARGET_COLUMNS: Final = (
 )
 
 MASKED_COLUMNS: Final = (
-    Column("masked_pos", pa.list_(pa.int32()), "positions whose token was replaced by the mask token"),
-    Column("masked_true_ids", pa.list_(pa.int32()), "ids of the tokens that stood there"),
+    Column("masked_pos", pa.list_(pa.int32()), "positions of the mask token: put there, or in the text itself"),
+    Column(
+        "masked_true_ids",
+        pa.list_(pa.int32()),
+        "ids of the tokens that stood there; null, as are those below, for a mask of the text's own",
+    ),
     Column("masked_true_tokens", pa.list_(pa.string()), "the same as text"),
     Column("masked_pred_ids", pa.list_(pa.int32()), "ids of the most probable tokens there"),
     Column("masked_pred_tokens", pa.list_(pa.string()), "the same as text"),

@@ -29,7 +29,8 @@ class Encoding:
         sequence_ids: (n_tokens,) 0 for tokens of the first text of a pair, 1 of the second, -1 of neither; None for
             a single text.
         target: What the decoder of an encoder-decoder reads; None for any other model.
-        truth: (n_tokens,) the ids before some were replaced by the mask token; None where none were.
+        truth: (n_tokens,) the ids before some were replaced by the mask token, -1 for a mask of the text's own; None
+            where there is no mask.
     """
 
     ids: Int32[np.ndarray, " n_tokens"]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import plain
 import plain_masked
 import pytest
@@ -170,6 +171,34 @@ def test_a_mask_prob_of_0_leaves_the_texts_as_they_are(folder, texts: Path, tmp_
     assert [len(p) for p in store.tokens["masked_pos"]] == [0] * len(TEXTS)
     assert store.meta["n_masked"] == 0 and "masked_accuracy" not in store.meta
     assert not failures(validate_run(store.run_dir))
+
+
+def test_a_mask_of_the_users_own_is_an_outcome_without_a_truth(folder, tmp_path: Path) -> None:
+    texts = ["The capital of <m> is <m>.", "no mask here"]
+    (tmp_path / "own.txt").write_text("\n".join(texts))
+    store = run(folder("bert"), tmp_path / "own.txt", tmp_path / "run", capture=("hidden",))
+    assert not failures(validate_run(store.run_dir))
+    row, other = store.tokens.iloc[0], store.tokens.iloc[1]
+    ids = [*true_ids("The capital of ")[:-1], MASK, *true_ids(" is ")[1:-1], MASK, *true_ids(".")[1:]]
+    at = [i for i, token in enumerate(ids) if token == MASK]
+    assert row["masked_pos"].tolist() == at and ids_read(store, 0) == ids
+    model = plain_masked.load(folder("bert"), head=True)
+    logits = plain_masked.run_alone(model, "bert", ids)["enc_logits"][at].astype(np.float64)
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert row["masked_pred_ids"].tolist() == probs.argmax(1).tolist()
+    np.testing.assert_allclose(row["masked_pred_probs"], probs.max(1), rtol=1e-5)
+    np.testing.assert_allclose(row["masked_entropies"], -(probs * np.log(probs)).sum(1), rtol=1e-5)
+    for name in ("true_ids", "true_tokens", "true_ranks", "true_probs", "correct"):
+        assert pd.isna(row[f"masked_{name}"]).tolist() == [True, True], name
+    assert len(other["masked_pos"]) >= 1 and not pd.isna(other["masked_true_ids"]).any()
+    assert (store.meta["n_own_masks"], store.meta["n_masked"]) == (2, len(other["masked_pos"]))
+
+
+def test_masks_are_added_to_the_users_own_where_that_is_asked(folder, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("The capital of <m> is somewhere.")
+    store = run(folder("bert"), tmp_path / "own.txt", tmp_path / "run", capture=("hidden",), mask_prob=0.3)
+    truths = store.tokens.iloc[0]["masked_true_ids"]
+    assert pd.isna(truths).sum() == 1 and len(truths) > 1 and not failures(validate_run(store.run_dir))
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused_unless_nothing_is_to_be_masked(

@@ -20,6 +20,7 @@ from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_ou
 from decision_traces.schema import TOKENS_FILE
 from decision_traces.tokens import Encoding, TokenBatch
 
+DEFAULT_SHARE = 0.15
 _COLUMNS: Mapping[str, str] = {
     "true_ids": "true_id",
     "pred_ids": "pred_id",
@@ -31,10 +32,14 @@ _COLUMNS: Mapping[str, str] = {
 }
 
 
+_OF_TRUTH = frozenset({"true_ids", "true_probs", "true_ranks", "correct"})
+UNKNOWN = -1
+
+
 def mask_some(
-    loaded: LoadedModel, examples: Sequence[Example], limit: int | None, *, share: float, seed: int
+    loaded: LoadedModel, examples: Sequence[Example], limit: int | None, *, share: float | None, seed: int
 ) -> list[Encoding]:
-    """Tokenise texts and replace some tokens by the mask token; special tokens stay.
+    """Tokenise texts and replace some tokens by the mask token; special tokens stay, masks of the texts' own too.
 
     Which tokens are masked depends on the seed and the example alone, not on how many examples there are. A text with
     a token has at least one masked where the share is above 0.
@@ -43,7 +48,8 @@ def mask_some(
         loaded: The model with its tokenizer.
         examples: The texts.
         limit: Most tokens of a text.
-        share: Share of the tokens to mask.
+        share: Share of the tokens to mask; None for `DEFAULT_SHARE` in texts that have no mask of their own, and for
+            none in those that have.
         seed: Of the choice.
 
     Raises:
@@ -51,9 +57,9 @@ def mask_some(
     """
     encodings = encode_texts(loaded, examples, limit)
     mask, special = loaded.tokenizer.mask_token_id, set(loaded.tokenizer.all_special_ids)
-    if share == 0:
-        return encodings
     if mask is None:
+        if share == 0:
+            return encodings
         raise ModelError("This tokenizer has no mask token; give --mask_prob 0 to trace the texts as they are.")
     return [
         _masked(encoding, int(mask), special, share, np.random.default_rng([seed, zlib.crc32(e.example_id.encode())]))
@@ -61,15 +67,21 @@ def mask_some(
     ]
 
 
-def _masked(encoding: Encoding, mask: int, special: set[int], share: float, random: np.random.Generator) -> Encoding:
+def _masked(
+    encoding: Encoding, mask: int, special: set[int], share: float | None, random: np.random.Generator
+) -> Encoding:
+    own = encoding.ids == mask
     words = np.flatnonzero([int(i) not in special for i in encoding.ids])
-    if len(words) == 0:
-        return encoding
+    if share is None:
+        share = 0.0 if own.any() else DEFAULT_SHARE
     chosen = words[random.random(len(words)) < share]
-    chosen = chosen if len(chosen) else random.choice(words, 1)
-    ids = encoding.ids.copy()
-    ids[chosen] = mask
-    return replace(encoding, ids=ids, truth=encoding.ids)
+    if share and len(words) and not len(chosen):
+        chosen = random.choice(words, 1)
+    if not len(chosen) and not own.any():
+        return encoding
+    ids, truth = encoding.ids.copy(), encoding.ids.copy()
+    ids[chosen], truth[own] = mask, UNKNOWN
+    return replace(encoding, ids=ids, truth=truth)
 
 
 class MaskedWorkflow:
@@ -106,27 +118,40 @@ class MaskedWorkflow:
         found = [self._rows.pop(row, None) for row in rows]
         columns: dict[str, Any] = {"masked_pos": [[] if f is None else f[0].tolist() for f in found]}
         for name, field in _COLUMNS.items():
-            columns[f"masked_{name}"] = [[] if f is None else getattr(f[1], field).tolist() for f in found]
+            values = [[] if f is None else getattr(f[1], field).tolist() for f in found]
+            columns[f"masked_{name}"] = _where_known(values, found) if name in _OF_TRUTH else values
         tokenizer: Any = self._material.loaded.tokenizer
         for which in ("true", "pred"):
             ids = columns[f"masked_{which}_ids"]
-            columns[f"masked_{which}_tokens"] = [[tokenizer.decode([i]) for i in row] for row in ids]
+            texts = [[None if i is None else tokenizer.decode([i]) for i in row] for row in ids]
+            columns[f"masked_{which}_tokens"] = texts
         return columns
 
     def conventions(self) -> Mapping[str, str]:
         """Return what the outcome columns mean."""
         return {
-            "masked_pos": "positions whose token was replaced by the mask token; input_ids are what the model read, "
-            "text and offsets are as they were, and the outcome is what the model says stood there",
+            "masked_pos": "positions of the mask token; input_ids are what the model read, text and offsets are as "
+            "they were, and the outcome is what the model says stood there; what stands behind a mask of the text's "
+            "own is not known, and null",
             "entropy": "nats",
         }
 
     def figures(self, tokens: pa.Table) -> dict[str, Any]:
         """Return the accuracy figures of the whole run for its meta; nll in nats."""
-        correct = tokens["masked_correct"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        probs = tokens["masked_true_probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        all_of_them = tokens["masked_correct"].combine_chunks().flatten()
+        correct = all_of_them.drop_null().to_numpy(zero_copy_only=False)
+        probs = tokens["masked_true_probs"].combine_chunks().flatten().drop_null().to_numpy(zero_copy_only=False)
+        counts = {"n_masked": len(correct), "n_own_masks": all_of_them.null_count}
         if len(correct) == 0:
-            return {"n_masked": 0}
+            return counts
         nll = -np.log(np.maximum(probs, np.finfo(np.float32).tiny))
-        figures = {"masked_accuracy": float(np.mean(correct)), "mean_masked_nll": float(nll.mean())}
-        return {"n_masked": len(correct), **figures}
+        return {**counts, "masked_accuracy": float(np.mean(correct)), "mean_masked_nll": float(nll.mean())}
+
+
+def _where_known(values: list[list[Any]], found: Sequence[tuple[np.ndarray, NextTokenOutcomes] | None]) -> list[Any]:
+    """Return null in place of what needs a truth that is not known."""
+    truths = [[] if f is None else f[1].true_id.tolist() for f in found]
+    return [
+        [None if t == UNKNOWN else v for v, t in zip(row, truth, strict=True)]
+        for row, truth in zip(values, truths, strict=True)
+    ]

@@ -26,8 +26,6 @@ from decision_traces.models.load import DEMO_MODEL, LoadedModel, choose_task
 from decision_traces.schema import TOKENS_FILE, Task
 from decision_traces.tokens import Encoding, TokenBatch, encode
 
-DEFAULT_MASK_PROB = 0.15
-
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(NextTokenConfig):
@@ -35,8 +33,9 @@ class TextConfig(NextTokenConfig):
 
     task: Literal["auto", "causal", "masked", "encode", "seq2seq"] = "auto"
     """What the model is for; auto takes the task whose head the checkpoint has."""
-    mask_prob: float = DEFAULT_MASK_PROB
-    """masked: share of the tokens that are replaced by the mask token (seeded); 0 for none."""
+    mask_prob: float | None = None
+    """masked: share of the tokens that are replaced by the mask token (seeded); 0 for none. Default: 0.15 in texts
+    without a mask of their own, 0 in others."""
     targets_file: Path | None = None
     """seq2seq: what the decoder is to say, a row a text: .txt, or .jsonl, .csv, .parquet with a column target."""
     target_column: str | None = None
@@ -82,7 +81,7 @@ def _task(config: TextConfig) -> Task:
 
 
 def _check(config: TextConfig) -> None:
-    if not 0 <= config.mask_prob < 1:
+    if config.mask_prob is not None and not 0 <= config.mask_prob < 1:
         raise UsageError(f"--mask_prob {config.mask_prob}: needs a share from 0 to below 1.")
     if config.dec_max_len != "auto" and config.dec_max_len < 1:
         raise UsageError(f"--dec_max_len {config.dec_max_len}: needs at least 1, or auto.")
@@ -92,7 +91,7 @@ def _check(config: TextConfig) -> None:
 
 def _refuse(config: TextConfig, what: str, flags: Sequence[str]) -> None:
     """Refuse flags that mean nothing for this kind of model."""
-    defaults = {"mask_prob": DEFAULT_MASK_PROB, "dec_max_len": "auto", "all_positions": False}
+    defaults = {"dec_max_len": "auto", "all_positions": False}
     given = [f"--{name}" for name in flags if getattr(config, name) != defaults.get(name)]
     if given:
         raise UsageError(f"{', '.join(given)}: means nothing for {what}.")

@@ -16,13 +16,14 @@ class NextTokenOutcomes:
     """One prediction a row. Probabilities in [0, 1], entropy in nats, margin in logits, rank 1 = top.
 
     Attributes:
-        true_id: (n,) actual next token.
+        true_id: (n,) actual token; -1 where it is not known.
         pred_id: (n,) most probable token.
-        correct: (n,) whether they are the same.
-        true_prob: (n,) probability of the actual token.
+        correct: (n,) whether they are the same; False where the actual token is not known.
+        true_prob: (n,) probability of the actual token; NaN where it is not known.
         pred_prob: (n,) probability of the predicted token.
         entropy: (n,) of the whole distribution.
-        true_rank: (n,) one more than the number of tokens with a larger logit than the actual one.
+        true_rank: (n,) one more than the number of tokens with a larger logit than the actual one; 0 where it is not
+            known.
         margin: (n,) top-1 minus top-2 logit.
         topk_ids: (n, k) most probable tokens, best first.
         topk_probs: (n, k) their probabilities.
@@ -53,7 +54,7 @@ def next_token_outcomes(logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, 
 
     Args:
         logits: Scores over the vocabulary, any float type; computed with in float32.
-        true_ids: The actual next tokens.
+        true_ids: The actual tokens; -1 where one is not known.
         k: How many of the most probable tokens to keep; cut to the size of the vocabulary.
 
     Raises:
@@ -69,15 +70,16 @@ def next_token_outcomes(logits: Float[Tensor, "n vocab"], true_ids: Int[Tensor, 
     top = torch.topk(logits, max(2, min(k, logits.shape[-1])), dim=-1)
     kept = top.indices[:, : min(k, logits.shape[-1])]
     truth = true_ids.to(logits.device, torch.long).unsqueeze(1)
+    known, at = (truth >= 0)[:, 0], truth.clamp(min=0)
     pred = top.indices[:, :1]
     return NextTokenOutcomes(
         true_id=_int32(truth[:, 0]),
         pred_id=_int32(pred[:, 0]),
         correct=(truth == pred)[:, 0].cpu().numpy(),
-        true_prob=_float32(probs.gather(1, truth)[:, 0]),
+        true_prob=_float32(torch.where(known, probs.gather(1, at)[:, 0], torch.nan)),
         pred_prob=_float32(probs.gather(1, pred)[:, 0]),
         entropy=_float32(entropy),
-        true_rank=_int32((logits > logits.gather(1, truth)).sum(-1) + 1),
+        true_rank=_int32(torch.where(known, (logits > logits.gather(1, at)).sum(-1) + 1, 0)),
         margin=_float32(top.values[:, 0] - top.values[:, 1]),
         topk_ids=_int32(kept),
         topk_probs=_float32(probs.gather(1, kept)),

@@ -132,11 +132,13 @@ def masked_decisions(values: Mapping[str, Any], start: int) -> list[dict[str, An
     found = []
     for pos, correct, *words, entropy, rank in zip(*columns, strict=True):
         true, pred = (
-            {"id": int(token), "text": plain(str(text)), "prob": number(prob)}
+            None if token is None else {"id": int(token), "text": plain(str(text)), "prob": number(prob)}
             for token, text, prob in (words[:3], words[3:])
         )
-        said = {"entropy": number(entropy), "margin": None, "rank": rank, "top": [pred] if correct else [pred, true]}
-        found.append({"pos": int(pos) - start, "correct": correct, "known": True, "true": true, "pred": pred} | said)
+        top = [pred] if correct or true is None else [pred, true]
+        said = {"entropy": number(entropy), "margin": None, "rank": rank, "top": top}
+        known = true is not None
+        found.append({"pos": int(pos) - start, "correct": correct, "known": known, "true": true, "pred": pred} | said)
     return found
 
 

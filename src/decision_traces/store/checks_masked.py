@@ -25,6 +25,11 @@ _OUTCOMES: Final = {
 }
 
 
+_OF_TRUTH: Final = frozenset(
+    {"masked_true_ids", "masked_true_tokens", "masked_true_probs", "masked_true_ranks", "masked_correct"}
+)
+
+
 def check_masked(table: pa.Table, spans: Spans, usable: set[str], vocab_size: int | None) -> Iterator[CheckResult]:
     """Check the `masked_` columns of tokens.parquet."""
     names = [c.name for c in MASKED_COLUMNS if c.name in usable]
@@ -37,8 +42,10 @@ def check_masked(table: pa.Table, spans: Spans, usable: set[str], vocab_size: in
     rows = np.flatnonzero(~uneven)
     part, counts = table.take(pa.array(rows)), lengths[0][rows]
     flat = {name: _flat(part, name) for name in names}
-    if any(column.null_count for column in flat.values()):
-        yield CheckResult("masked lists without nulls", False, where=TOKENS_FILE, array=TOKENS_FILE)
+    known = ~_nulls(flat["masked_true_ids"]) if "masked_true_ids" in flat else np.ones(int(counts.sum()), bool)
+    if any((_nulls(values) != (~known if name in _OF_TRUTH else False)).any() for name, values in flat.items()):
+        detail = "null stands where the truth is not known, in all columns about it, and nowhere else"
+        yield CheckResult("masked lists without nulls", False, where=TOKENS_FILE, detail=detail, array=TOKENS_FILE)
         return
     row, pos = np.repeat(rows, counts), flat["masked_pos"].to_numpy()
     labels = [f"{ids[r]} position {p}" for r, p in zip(row, pos, strict=True)]
@@ -46,25 +53,33 @@ def check_masked(table: pa.Table, spans: Spans, usable: set[str], vocab_size: in
     repeated = (np.diff(row, prepend=-1) == 0) & (np.diff(pos, prepend=-1) <= 0)
     yield rule("masked_pos", outside | repeated, labels, "masked positions are tokens of the text, in ascending order")
     if not outside.any() and "input_ids" in usable and list_levels(table.column("input_ids")) is not None:
-        yield _replaced(rectangle(table.column("input_ids"))[row, pos], flat, labels)
+        yield _replaced(rectangle(table.column("input_ids"))[row, pos], flat, known, labels)
     for name in ("masked_true_ids", "masked_pred_ids"):
         if name in flat and vocab_size:
-            values = flat[name].to_numpy()
+            values = pc.fill_null(flat[name], 0).to_numpy()
             yield rule(name, (values < 0) | (values >= vocab_size), labels, f"ids from 0 to {vocab_size - 1}")
     if "masked_pred_probs" in flat:
         probs = flat["masked_pred_probs"].to_numpy()
         yield rule("masked_pred_probs", ~(probs > 0), labels, "the most probable token has a probability above 0")
     columns = {kind: name for kind, name in _OUTCOMES.items() if name in flat}
-    yield from check_outcomes(pa.table(flat), columns, None, labels, vocab_size, TOKENS_FILE)
+    some = pa.table(flat).filter(pa.array(known))
+    yield from check_outcomes(
+        some, columns, None, [n for n, k in zip(labels, known, strict=True) if k], vocab_size, TOKENS_FILE
+    )
+
+
+def _nulls(values: pa.Array) -> np.ndarray:
+    nulls: np.ndarray = values.is_null().to_numpy(zero_copy_only=False)
+    return nulls
 
 
 def _flat(table: pa.Table, name: str) -> pa.Array:
     return pc.list_flatten(table.column(name).combine_chunks())
 
 
-def _replaced(read: np.ndarray, flat: dict[str, pa.Array], labels: list[str]) -> CheckResult:
+def _replaced(read: np.ndarray, flat: dict[str, pa.Array], known: np.ndarray, labels: list[str]) -> CheckResult:
     """Check that input_ids at the masked positions are the true tokens, or all of them one mask token."""
-    true = flat["masked_true_ids"].to_numpy() if "masked_true_ids" in flat else read
+    true = np.where(known, pc.fill_null(flat["masked_true_ids"], 0), read) if "masked_true_ids" in flat else read
     mask = int(np.bincount(read.astype(np.int64)).argmax()) if len(read) and read.min() >= 0 else -1
     bad = read != true if np.array_equal(read, true) else read != mask
     return rule("masked tokens in input_ids", bad, labels, "input_ids has one mask token at the masked positions")
