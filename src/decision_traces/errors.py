@@ -95,6 +95,10 @@ class UncertifiedWarning(UserWarning):
     """A run that was kept though its certificate failed (`--uncertified`): its numbers may not be the model's."""
 
 
+class NewerFormatWarning(UserWarning):
+    """A run of a newer minor format than this package writes: what is new in it is not looked at."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, for use inside one of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-FORMAT_VERSION: Final = "1.1"
+FORMAT_VERSION: Final = "1.2"
 
 META_FILE: Final = "meta.json"
 TOKENS_FILE: Final = "tokens.parquet"
@@ -346,7 +346,9 @@ STAGE_CONVENTIONS: Final[Mapping[str, str]] = {
 }
 """What arrays hold that not every run has."""
 
-POST_ATTN_CONVENTIONS: Final[Mapping[str, str]] = {
+PostAttn = Literal["stream", "derived", "post_norm"]
+"""What `post_attn` is in a model; the sentences below say it to people."""
+POST_ATTN_CONVENTIONS: Final[Mapping[PostAttn, str]] = {
     "stream": "residual stream after attention has written: what the MLP half reads from",
     "derived": "derived: pre_attn + attention output (the block adds attention and MLP in parallel)",
     "post_norm": "after the attention LayerNorm (post-LN family): what the MLP half reads from",

@@ -17,7 +17,6 @@ from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, Progress, parts, path_of
 from decision_traces.analysis.unembedding import Unembedding
 from decision_traces.errors import ModelError, UnsupportedArchitecture
-from decision_traces.schema import POST_ATTN_CONVENTIONS
 from decision_traces.store.reader import TraceStore
 
 _ROUNDINGS: Final = 16  # how many roundings a sum may be off before it is an error
@@ -81,10 +80,11 @@ def refuse_post_norm(store: TraceStore) -> None:
     Raises:
         UnsupportedArchitecture: The run says that its model normalises the stream after each write.
     """
-    if store.meta.get("conventions", {}).get("post_attn") == POST_ATTN_CONVENTIONS["post_norm"]:
+    if store.about.post_attn == "post_norm":
         raise UnsupportedArchitecture(
-            f"{store.meta['model']} normalises its residual stream after every layer (post-LN): the stream is not a "
-            "sum of what its parts wrote, so logits cannot be attributed to them. The lens works: decision-traces lens."
+            f"{store.about.model or 'The model'} normalises its residual stream after every layer (post-LN): the "
+            "stream is not a sum of what its parts wrote, so logits cannot be attributed to them. The lens works: "
+            "decision-traces lens."
         )
 
 

@@ -24,7 +24,7 @@ from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, parts, path_of
 from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.models.load import LoadedModel
-from decision_traces.schema import POST_ATTN_CONVENTIONS, V
+from decision_traces.schema import V
 from decision_traces.store.reader import TraceStore
 
 _ROUNDINGS: Final = 16  # allowed, in units of the coarsest rounding; a wrong matrix is off by a thousand or more
@@ -117,7 +117,7 @@ def find_head_writers(store: TraceStore, loaded: LoadedModel) -> tuple[HeadWrite
     """
     refuse_cross_attention(store, "attribution to heads")
     stream = {stage: path_of(store, stage) for stage in ("pre_attn", "post_attn")}
-    if store.meta.get("conventions", {}).get("post_attn") == POST_ATTN_CONVENTIONS["post_norm"]:
+    if store.about.post_attn == "post_norm":
         raise UnsupportedArchitecture("In a post-LN model heads do not add to the stream; a norm stands between.")
     decisions = decisions_of(store)
     (part,) = islice(_samples(parts([*head_points(store), *stream["pre_attn"], *stream["post_attn"]], decisions)), 1)

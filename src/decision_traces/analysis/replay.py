@@ -49,8 +49,7 @@ def replay_rows(
     """
     if n_rows < 1:
         raise UsageError(f"--rows {n_rows}: needs at least 1.")
-    environment = store.meta.get("environment", {})
-    attention: Literal["eager", "sdpa"] = "eager" if environment.get("attention_implementation") == "eager" else "sdpa"
+    attention: Literal["eager", "sdpa"] = "eager" if store.about.attention_implementation == "eager" else "sdpa"
     loaded = load_run_model(store, model_path, device, attention)
     yield CheckResult("weights are those of the run", True, 0.0, "", "SHA-256 of all weights", "model")
     replay = _Replay(store, loaded)
@@ -61,7 +60,7 @@ def replay_rows(
             for name, figure in replay.differences(row, choice):
                 where = store.example_id(row) + (f", choice {choice}" if store.n_choices else "")
                 worst[name] = max(worst[name], (figure, where))
-    allowed = TOLERANCE[next(loaded.model.parameters()).dtype] + _ROUNDING[str(store.meta.get("dtype", "float32"))]
+    allowed = TOLERANCE[next(loaded.model.parameters()).dtype] + _ROUNDING[store.about.dtype or "float32"]
     for name, (figure, where) in worst.items():
         detail = f"relative difference, allowed {allowed:.2g}; {len(rows)} rows run alone"
         yield CheckResult("stored equals recomputed", figure <= allowed, figure, where, detail, name)

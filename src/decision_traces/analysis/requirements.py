@@ -45,6 +45,6 @@ def refuse_cross_attention(store: TraceStore, what: str) -> None:
     """
     if store.arch == "encdec":
         raise UnsupportedArchitecture(
-            f"{store.meta.get('model', 'The model')} is an encoder-decoder, whose cross-attention writes into the "
+            f"{store.about.model or 'The model'} is an encoder-decoder, whose cross-attention writes into the "
             f"residual stream as well: {what} is made for decoders alone. The lens works: decision-traces lens."
         )

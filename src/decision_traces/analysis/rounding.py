@@ -9,6 +9,5 @@ _EPSILON: Final = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10
 
 def resolution(store: TraceStore) -> float:
     """Return the relative step between numbers of the coarsest type a run used: to compute, or to store."""
-    meta = store.meta
-    types = (meta.get("dtype", "float16"), meta.get("environment", {}).get("model_dtype", "float32"))
-    return max(_EPSILON.get(str(t), _EPSILON["float32"]) for t in types)
+    types = (store.about.dtype or "float16", store.about.model_dtype or "float32")
+    return max(_EPSILON.get(t, _EPSILON["float32"]) for t in types)

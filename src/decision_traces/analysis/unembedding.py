@@ -1,9 +1,9 @@
 """The model's own way from a residual vector to logits: final norm and output embedding, without the layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import torch
@@ -14,9 +14,17 @@ from decision_traces import demo
 from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
 from decision_traces.models.anatomy import IDENTITY
 from decision_traces.models.digest import weights_digest
-from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model, load_tokenizer, resolve_device
+from decision_traces.models.load import (
+    DEMO_MODEL,
+    LoadedModel,
+    ModelDtype,
+    ModelSource,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+)
 from decision_traces.models.unembed_file import UNEMBED_DIR, UNEMBED_FILE, load_unembedding_file
-from decision_traces.store.folder import checksum, read_manifest
+from decision_traces.store.folder import problem_of, read_manifest
 from decision_traces.store.reader import TraceStore
 
 # Bytes of float32 logits at a time: a few such arrays are alive at once. The fewer the portions, the less often the
@@ -136,15 +144,15 @@ def load_unembedding(store: TraceStore, model_path: Path | None = None, device: 
         DamagedRunError: The run's own unembedding is not as written.
         UnsupportedArchitecture: See `of_model`.
     """
-    meta = store.meta
-    direct = meta.get("logits_are_unembedded", True)
+    about = store.about
     folder = store.run_dir / UNEMBED_DIR
     if model_path is not None or not (folder / UNEMBED_FILE).is_file():
-        return of_model(load_run_model(store, model_path, device), meta.get("final_norm"), logits_are_unembedded=direct)
-    name = _usable(str(meta.get("model_class", meta["model"])), meta.get("final_norm"), direct)
+        loaded = load_run_model(store, model_path, device)
+        return of_model(loaded, about.final_norm, logits_are_unembedded=about.logits_are_unembedded)
+    name = _usable(about.model_class or about.model, about.final_norm, about.logits_are_unembedded)
     for path in sorted(folder.iterdir()):
         listed = read_manifest(store.run_dir).get(f"{UNEMBED_DIR}/{path.name}")
-        if listed is not None and checksum(path) != tuple(listed):
+        if listed is not None and problem_of(path, listed) is not None:
             raise DamagedRunError(f"{path} is not as written. Restore it, or name the model with --model_path.")
     return Unembedding(*load_unembedding_file(folder, name, resolve_device(device)))
 
@@ -166,12 +174,12 @@ def load_run_model(
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
     """
-    meta, settings = store.meta, store.meta.get("settings", {})
+    about = store.about
     source = _source(store, model_path, device, attention)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.get("seed", 0))  # what the checkpoint lacks is drawn as it was for the run
-        loaded = load_model(source, meta.get("task") or ("causal" if store.arch == "dec" else "multiple_choice"))
-    if meta.get("weights_digest") not in {None, weights_digest(loaded.model)}:
+        torch.manual_seed(about.seed)  # what the checkpoint lacks is drawn as it was for the run
+        loaded = load_model(source, about.task or ("causal" if store.arch == "dec" else "multiple_choice"))
+    if about.weights_digest not in {None, weights_digest(loaded.model)}:
         raise ModelError(
             f"The weights of {source.location} are not those the run was made with (their digests differ). "
             "Give the folder of the right ones."
@@ -191,17 +199,26 @@ def _source(
     store: TraceStore, model_path: Path | None, device: str, attention: Literal["eager", "sdpa"] = "sdpa"
 ) -> ModelSource:
     """Return where the model of a run lies."""
-    meta, name = store.meta, str(store.meta["model"])
+    about = store.about
+    if not about.model:
+        raise ModelError(f"{store.run_dir} does not say by which model it was made. Name its folder with --model_path.")
     if model_path is None:
-        model_path = demo.MODEL_DIR if name == DEMO_MODEL else _path_of(meta)
-    dtype = meta.get("environment", {}).get("model_dtype", "auto")
-    settings = meta.get("settings", {})
-    return ModelSource(name, model_path, settings.get("gguf_file"), settings.get("revision"), device, dtype, attention)
+        model_path = demo.MODEL_DIR if about.model == DEMO_MODEL else _path_of(store)
+    dtype, revision = about.model_dtype or "auto", about.setting("revision")
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ModelError(f"{store.run_dir} says that its model computed in {dtype!r}, which is none of the types here.")
+    return ModelSource(
+        about.model, model_path, about.setting("gguf_file"), revision, device, cast(ModelDtype, dtype), attention
+    )
 
 
-def _path_of(meta: Mapping[str, Any]) -> Path | None:
-    path = meta.get("model_path")
-    return None if path is None else Path(path)
+def _path_of(store: TraceStore) -> Path | None:
+    """Return where the run says that its model lay: seen from here, or else from the run's folder."""
+    if store.about.model_path is None:
+        return None
+    path = Path(store.about.model_path)
+    beside = store.run_dir / path
+    return beside if not path.exists() and beside.exists() else path
 
 
 def as_numpy(values: Tensor) -> Float32[np.ndarray, "..."]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -15,6 +15,7 @@ from decision_traces.extract.config import ExtractConfig
 from decision_traces.extract.cost import RunCost
 from decision_traces.extract.job import Job
 from decision_traces.extract.run import plan_job, run_job
+from decision_traces.run_meta import RunMeta
 from decision_traces.store.folder import read_meta
 
 ConfigT = TypeVar("ConfigT", bound=ExtractConfig)
@@ -74,56 +75,56 @@ def print_cost(cost: RunCost, console: Console) -> None:
 
 def report(folder: Path, console: Console) -> None:
     """Print what a finished run holds, in a few lines."""
-    meta = read_meta(folder)
-    timings = meta["timings"]
+    about = RunMeta.read(read_meta(folder))
+    timings = about.timings
     console.print(f"Run: {folder}", markup=False, soft_wrap=True)
     console.print(
-        f"{meta['n_examples']} examples, T = {meta['max_seq_len']}, {len(meta['arrays'])} arrays, "
-        f"{meta['bytes'] / 1e6:,.1f} MB; {timings['extract_s']:.1f} s ({timings['tokens_per_s']:,.0f} tokens/s); "
-        f"certificate {_certified(meta)}"
+        f"{about.n_examples} examples, T = {about.max_seq_len}, {len(about.arrays)} arrays, "
+        f"{(about.bytes or 0) / 1e6:,.1f} MB; {timings['extract_s']:.1f} s ({timings['tokens_per_s']:,.0f} tokens/s); "
+        f"certificate {_certified(about)}"
     )
-    if not meta["hard_links"]:
+    if not about.hard_links:
         console.print("This file system has no hard links: layers that arrays share are stored once for each array.")
-    for name, reason in meta["missing"].items():
+    for name, reason in about.missing.items():
         console.print(f"Without {name}: {reason}", markup=False, soft_wrap=True)
-    for line in _outcome_lines(meta):
+    for line in _outcome_lines(about):
         console.print(line, soft_wrap=True, markup=False)
-    if meta["n_truncated"]:
-        longest = meta["sides"].get("enc", meta["sides"].get("dec"))["n_positions"]
-        console.print(f"{meta['n_truncated']} texts were longer than T = {longest} tokens and were cut.")
-    if meta["fresh_parameters"] and meta["task"] == "multiple_choice":
+    if about.n_truncated:
+        longest = (about.dims("enc") or about.sides["dec"]).n_positions
+        console.print(f"{about.n_truncated} texts were longer than T = {longest} tokens and were cut.")
+    if about.fresh_parameters and about.task == "multiple_choice":
         console.print(
-            f"WARNING: the multiple-choice head was not in the checkpoint ({', '.join(meta['fresh_parameters'])}): "
+            f"WARNING: the multiple-choice head was not in the checkpoint ({', '.join(about.fresh_parameters)}): "
             "it is random, and its predictions mean nothing. Fine-tune it: decision-traces finetune --help",
             soft_wrap=True,
             style="red",
         )
 
 
-def _certified(meta: dict[str, Any]) -> str:
-    if meta.get("uncertified"):
+def _certified(about: RunMeta) -> str:
+    if about.uncertified:
         return "FAILED: kept with --uncertified, and the run says so wherever it is opened"
-    return "passed" if meta["certificate"]["passed"] else "empty: no token to check on"
+    return "passed" if about.certified else "empty: no token to check on"
 
 
-def _outcome_lines(meta: dict[str, Any]) -> list[str]:
-    if meta.get("n_predictions"):
+def _outcome_lines(about: RunMeta) -> list[str]:
+    if about.n_predictions:
         return [
-            f"Next token: {meta['next_accuracy']:.1%} right, mean NLL {meta['mean_next_nll']:.3f} nats, "
-            f"mean entropy {meta['mean_next_entropy']:.3f} nats, over {meta['n_predictions']} predictions"
+            f"Next token: {about.next_accuracy:.1%} right, mean NLL {about.mean_next_nll:.3f} nats, "
+            f"mean entropy {about.mean_next_entropy:.3f} nats, over {about.n_predictions} predictions"
         ]
-    if meta.get("n_masked"):
+    if about.n_masked:
         return [
-            f"Masked tokens: {meta['masked_accuracy']:.1%} right, mean NLL {meta['mean_masked_nll']:.3f} nats, "
-            f"over {meta['n_masked']} masked tokens"
+            f"Masked tokens: {about.masked_accuracy:.1%} right, mean NLL {about.mean_masked_nll:.3f} nats, "
+            f"over {about.n_masked} masked tokens"
         ]
-    if "n_answers" not in meta:
+    if about.n_answers is None:
         return []
-    sure = f"mean probability of the chosen answer {meta['mean_choice_confidence']:.3f}"
-    right = f"{meta['choice_accuracy']:.1%} of {meta['n_answers']} right" if meta["n_answers"] else "no answers known"
+    sure = f"mean probability of the chosen answer {about.mean_choice_confidence:.3f}"
+    right = f"{about.choice_accuracy:.1%} of {about.n_answers} right" if about.n_answers else "no answers known"
     mass = (
-        f", of all five tokens among the vocabulary {meta['mean_choice_mass']:.3f}"
-        if "mean_choice_mass" in meta
+        f", of all five tokens among the vocabulary {about.mean_choice_mass:.3f}"
+        if about.mean_choice_mass is not None
         else ""
     )
     return [f"Choices: {right}, {sure}{mass}"]

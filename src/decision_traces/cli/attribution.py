@@ -118,9 +118,7 @@ def _load(
         unembedding = load_unembedding(store, args.model_path, args.device)
         console.print(f"Attention is not split by head: {reason}", markup=False, soft_wrap=True)
         return unembedding, None
-    unembedding = of_model(
-        loaded, store.meta.get("final_norm"), logits_are_unembedded=store.meta.get("logits_are_unembedded", True)
-    )
+    unembedding = of_model(loaded, store.about.final_norm, logits_are_unembedded=store.about.logits_are_unembedded)
     try:
         return unembedding, find_head_writers(store, loaded)
     except UnsupportedArchitecture as reason:

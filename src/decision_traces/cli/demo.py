@@ -81,7 +81,7 @@ def _look(folder: Path, console: Console) -> None:
     """Show when decisions stand; leave in the run what the page reads of `lens` and `attribution --all_positions`."""
     store = TraceStore(folder)
     loaded = load_run_model(store)
-    unembedding = of_model(loaded, store.meta.get("final_norm"))
+    unembedding = of_model(loaded, store.about.final_norm)
     options = {"all_positions": True}
     with new_result(store, "lens", options, command="demo") as new:
         lens = logit_lens(store, unembedding)
@@ -90,8 +90,7 @@ def _look(folder: Path, console: Console) -> None:
         write_words(
             new.folder, store, write_lens_grid(store, unembedding, new.folder, all_positions=True), loaded.tokenizer
         )
-        data = f"{store.meta['dataset']}/{store.meta['split']}"
-        title = f"Logit lens: {store.meta['model']} model on {data}, {store.n} examples"
+        title = f"Logit lens: {store.about.model} model on {store.about.data}, {store.n} examples"
         save_trajectories(lens, depth, new.folder / _PICTURE, title)
     with new_result(store, "attribution", options, command="demo") as new:
         heads = find_head_writers(store, loaded)

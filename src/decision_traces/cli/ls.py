@@ -46,7 +46,8 @@ def run(args: LsCommand, console: Console) -> int:
     for r in runs:
         made = datetime.fromtimestamp(r.modified).astimezone().strftime("%Y-%m-%d %H:%M")
         count = "" if r.n_examples is None else str(r.n_examples)
-        table.add_row(r.run_id, r.state, made, r.model, r.dataset, count, " ".join(r.capture))
+        state = f"{r.state}: {r.why}" if r.why else r.state
+        table.add_row(r.run_id, state, made, r.model, r.dataset, count, " ".join(r.capture))
     console.print(table)
     return 0
 

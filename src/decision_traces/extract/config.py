@@ -64,6 +64,8 @@ class ExtractConfig:
     """Keep the run even if its certificate fails; it then says so wherever it is opened."""
     seed: int = 0
     """Seed of everything random: a head that the checkpoint lacks; nothing else is, on CPU."""
+    anonymous: bool = False
+    """Leave the command, all paths and the name of the system out of what the run says of itself."""
     quiet: bool = False
     """No progress."""
     command: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=(), compare=False)
@@ -87,5 +89,6 @@ class ExtractConfig:
             resume=self.resume,
             seed=self.seed,
             uncertified=self.uncertified,
+            anonymous=self.anonymous,
             command=self.command,
         )

@@ -90,6 +90,7 @@ class JobOptions:
     resume: bool
     seed: int
     uncertified: bool
+    anonymous: bool
     command: tuple[str, ...]
 
 
@@ -149,6 +150,7 @@ class Prepared:
     pad: int
     layout: RunLayout
     missing: Mapping[str, str]
+    lineage: Mapping[str, Any] | None = None
 
     def encodings_of(self, rows: Iterable[int]) -> Iterator[Encoding]:
         """Yield the encodings of some examples, with choices of each of their choices."""

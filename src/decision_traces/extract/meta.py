@@ -3,32 +3,37 @@
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from decision_traces import __version__
 from decision_traces.data.local import fingerprint
-from decision_traces.errors import ModelError
+from decision_traces.errors import ModelError, first_line
 from decision_traces.extract.engine import peak_key
 from decision_traces.extract.job import Job, Prepared
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.digest import weights_digest
+from decision_traces.run_meta import OUR_FORMAT, ArrayNote, RunMeta
 from decision_traces.schema import (
     ATTN,
     CONVENTIONS,
     CROSS_ATTN,
     FINETUNE_FILE,
-    FORMAT_VERSION,
     POST_ATTN_CONVENTIONS,
     STAGE_CONVENTIONS,
     site,
 )
 from decision_traces.store.layout import RunLayout
-from decision_traces.store.writer import RunWriter
 
+_SAID_ELSEWHERE: Final = frozenset(
+    {"model", "model_path", "split", "capture", "layers", "heads", "positions", "dtype", "uncertified", "anonymous"}
+)
+"""Flags that the meta says by keys of their own; what is kept of layers, heads and positions stands in `sides`."""
+PATH_FLAGS: Final = frozenset({"model_path", "data_dir", "text_file", "out_dir"})
 _PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "numcodecs", "numpy", "pyarrow")
 
 
@@ -44,6 +49,27 @@ class Clock:
         now = time.perf_counter()
         self.phases[phase] = self.phases.get(phase, 0.0) + now - self._last
         self._last = now
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What is known of a run once all its blocks are there.
+
+    Attributes:
+        run_id: Its name.
+        time: When it was begun.
+        timings: See `timings`.
+        facts: Of every block.
+        conventions: What the workflow's own columns mean.
+        figures: How often the model was right, and how sure.
+    """
+
+    run_id: str
+    time: datetime
+    timings: Mapping[str, float]
+    facts: Sequence[Mapping[str, Any]]
+    conventions: Mapping[str, str]
+    figures: Mapping[str, Any]
 
 
 def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
@@ -68,94 +94,110 @@ def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def run_meta(
-    job: Job, prepared: Prepared, writer: RunWriter, plan: Mapping[str, Any], conventions: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return the content of `meta.json` but for name, time, figures, sizes and checksums.
+def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Written) -> RunMeta:
+    """Return what the run's `meta.json` will say, but for sizes and checksums.
 
     Args:
         job: What was asked for.
         prepared: What was known before the first forward pass.
-        writer: Has the facts of every block.
         plan: See `run_plan`.
-        conventions: What the workflow's own columns mean.
+        written: What is known once all blocks are there.
     """
-    dims, loaded = prepared.layout.dims, prepared.loaded
-    peaks = largest_values(prepared.layout, writer.facts())
-    return {
-        "format_version": FORMAT_VERSION,
-        **_about_model(job, prepared, plan),
-        "task": job.task,
-        "arch": job.arch,
-        "objective": job.objective,
-        "dataset": job.data.name,
-        "split": job.data.split_name,
-        "dataset_fingerprint": plan["dataset_fingerprint"],
-        "n_examples": dims.n_examples,
-        "n_choices": dims.n_choices if "enc_mc" in job.prefixes else None,
-        "n_truncated": sum(e.truncated for e in prepared.encodings),
-        "max_seq_len": dims.n_positions,
-        "dtype": prepared.layout.dtype,
-        "capture": plan["capture"],
-        "selection": plan["selection"],
-        "missing": dict(prepared.missing),
-        "settings": dict(job.settings),
-        "conventions": {**_conventions(prepared), **conventions},
-        "arrays": {
-            spec.name: {"shape": list(prepared.layout.dims_of(spec).shape(spec)), "max_abs": peaks[spec.name]}
-            for spec in prepared.layout.specs
-        },
-        "block_rows": prepared.layout.block_rows,
-        "certificate": prepared.certificate.to_meta(),
-        "uncertified": bool(prepared.certificate.failed),
-        "fresh_parameters": list(loaded.fresh),
-        "lineage": lineage(job.model.model_path),
-        "environment": _environment(plan),
-        "command": list(job.options.command),
-    }
+    layout, loaded, anatomy = prepared.layout, prepared.loaded, prepared.anatomy
+    dims, anonymous = layout.dims, job.options.anonymous
+    peaks = largest_values(layout, written.facts)
+    return RunMeta(
+        run_id=written.run_id,
+        time=(written.time.astimezone(UTC) if anonymous else written.time).isoformat(),
+        timings=written.timings,
+        format_version=OUR_FORMAT,
+        model=plan["model"],
+        model_path=None if anonymous or job.model.model_path is None else str(job.model.model_path),
+        model_type=loaded.config.model_type,
+        model_class=type(loaded.model).__name__,
+        model_revision=loaded.revision or job.model.revision,
+        weights_digest=plan["weights_digest"],
+        num_layers=dims.n_layers,
+        num_heads=dims.n_heads,
+        num_kv_heads=dims.n_kv_heads,
+        head_dim=dims.d_head,
+        d_model=dims.d_model,
+        vocab_size=loaded.vocab_size,
+        sides=layout.sides,
+        layer_heads=_layer_heads(anatomy),
+        rows_padded=anatomy.pads,
+        logits_are_unembedded=anatomy.logits_are_unembedded,
+        attention_scale=tuple(a.scale for a in anatomy.main.attention(cross=False)),
+        attention_rows_sum_to_one=_sums(prepared),
+        final_norm=anatomy.final_norm,
+        post_attn=None if "post_attn" in anatomy.main.missing else anatomy.main.post_attn_kind,
+        task=job.task,
+        arch=job.arch,
+        objective=job.objective,
+        dataset=job.data.name,
+        split=job.data.split_name,
+        dataset_fingerprint=plan["dataset_fingerprint"],
+        n_examples=dims.n_examples,
+        n_choices=dims.n_choices if "enc_mc" in job.prefixes else None,
+        n_truncated=sum(e.truncated for e in prepared.encodings),
+        max_seq_len=dims.n_positions,
+        dtype=layout.dtype,
+        capture=tuple(plan["capture"]),
+        missing=dict(prepared.missing),
+        settings=_settings(job),
+        conventions={**_conventions(prepared), **written.conventions},
+        arrays={s.name: ArrayNote(layout.dims_of(s).shape(s), peaks[s.name]) for s in layout.specs},
+        block_rows=layout.block_rows,
+        certificate=prepared.certificate.to_meta(),
+        uncertified=bool(prepared.certificate.failed),
+        fresh_parameters=tuple(loaded.fresh),
+        lineage=None if prepared.lineage is None else _told(prepared.lineage, anonymous=anonymous),
+        environment=_environment(plan, anonymous=anonymous),
+        command=() if anonymous else job.options.command,
+        **written.figures,
+    )
 
 
-def _about_model(job: Job, prepared: Prepared, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the meta says of the model: who it is, its sizes, what was found in it."""
-    dims, loaded, anatomy = prepared.layout.dims, prepared.loaded, prepared.anatomy
-    return {
-        "model": plan["model"],
-        "model_path": None if job.model.model_path is None else str(job.model.model_path.resolve()),
-        "model_type": loaded.config.model_type,
-        "model_class": type(loaded.model).__name__,
-        "model_revision": loaded.revision or job.model.revision,
-        "weights_digest": plan["weights_digest"],
-        "num_layers": dims.n_layers,
-        "num_heads": dims.n_heads,
-        "num_kv_heads": dims.n_kv_heads,
-        "head_dim": dims.d_head,
-        "d_model": dims.d_model,
-        "vocab_size": loaded.vocab_size,
-        "sides": {side: asdict(sizes) for side, sizes in prepared.layout.sides.items()},
-        "layer_heads": _layer_heads(anatomy),
-        "rows_padded": anatomy.pads,
-        "logits_are_unembedded": anatomy.logits_are_unembedded,
-        "attention_scale": [a.scale for a in anatomy.main.attention(cross=False)],
-        "attention_rows_sum_to_one": _sums(prepared),
-        "final_norm": anatomy.final_norm,
-    }
+def _settings(job: Job) -> dict[str, Any]:
+    """Return the flags that nothing else in the meta says; without paths where the run is to be anonymous."""
+    told = {name: value for name, value in job.settings.items() if name not in _SAID_ELSEWHERE}
+    return {n: v for n, v in told.items() if n not in PATH_FLAGS} if job.options.anonymous else told
 
 
-def _environment(plan: Mapping[str, Any]) -> dict[str, Any]:
+def _environment(plan: Mapping[str, Any], *, anonymous: bool) -> dict[str, Any]:
     told = {name: plan[name] for name in ("packages", "device", "model_dtype", "attention_implementation")}
-    return {"python": platform.python_version(), "platform": platform.platform(), **told}
+    here = {} if anonymous else {"system": platform.system()}
+    return {"python": platform.python_version(), **here, **told}
 
 
-def lineage(model_path: Path | None) -> dict[str, Any] | None:
-    """Return what our trainer left beside a checkpoint: base model, data, seed, accuracy."""
+def _told(lineage: Mapping[str, Any], *, anonymous: bool) -> dict[str, Any]:
+    """Return the lineage; without what it says of the machine where the run is to be anonymous."""
+    own = {"settings", "base_model_path", "train_seconds", "time"} if anonymous else set()
+    return {name: value for name, value in lineage.items() if name not in own}
+
+
+def lineage(model_path: Path | None, digest: str, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return what our trainer left beside a checkpoint (base model, data, seed, accuracy), where it is about it.
+
+    Args:
+        model_path: The checkpoint's folder.
+        digest: Of the weights that were loaded from it.
+        say: Is told where it is about other weights, and not taken over.
+
+    Raises:
+        ModelError: The trainer's file cannot be read.
+    """
     path = None if model_path is None else model_path / FINETUNE_FILE
     if path is None or not path.is_file():
         return None
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON ({error}). Remove it, or train again.") from error
-    return dict(told)
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read ({first_line(error)}). Remove it, or train again.") from error
+    if isinstance(told, dict) and told.get("weights_digest") == digest:
+        return told
+    say(f"{path} is about other weights than those loaded: the run does not take its lineage from it.")
+    return None
 
 
 def _conventions(prepared: Prepared) -> dict[str, str]:

@@ -24,7 +24,7 @@ from decision_traces.errors import (
 from decision_traces.extract.cost import RunCost, cost_of, disk_estimate
 from decision_traces.extract.engine import Engine, Workflow, cut, token_budget
 from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
-from decision_traces.extract.meta import Clock, run_meta, run_plan, timings
+from decision_traces.extract.meta import Clock, Written, lineage, run_meta, run_plan, timings
 from decision_traces.extract.prepare import prepare
 from decision_traces.extract.progress import Progress
 from decision_traces.memory import freed_memory_kept, give_back, out_of_memory
@@ -51,6 +51,8 @@ def run_job(job: Job, progress: Progress) -> Path:
     now = datetime.now().astimezone()
     run = (job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))).absolute()
     plan = run_plan(job, prepared)
+    told = lineage(job.model.model_path, plan["weights_digest"], progress.say)
+    prepared = replace(prepared, lineage=told)
     # Before anything is written: a workflow may find that it cannot be done with this model.
     workflow = job.workflow(_material(prepared))
     with _open_writer(job, run, prepared, plan) as writer:
@@ -120,8 +122,9 @@ def _extract_and_commit(
     writer.join_tables()
     figures = workflow.figures(pq.read_table(writer.folder / TOKENS_FILE))
     clock.lap("tables_s")
-    about = {"run_id": writer.run.name, "time": now.isoformat(), "timings": timings(clock, prepared, rows)}
-    return writer.commit({**about, **run_meta(job, prepared, writer, plan, workflow.conventions()), **figures})
+    seconds = timings(clock, prepared, rows)
+    written = Written(writer.run.name, now, seconds, writer.facts(), workflow.conventions(), figures)
+    return writer.commit(run_meta(job, prepared, plan, written).as_json())
 
 
 def _material(prepared: Prepared) -> Material:

@@ -2,19 +2,22 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 
 from decision_traces.errors import UsageError
+from decision_traces.models.load import ModelSource
+
+DEFAULT_MODEL: Final = "roberta-base"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """Fine-tune an encoder with a multiple-choice head, keep the best checkpoint, and say how good it is."""
 
-    model: str = "roberta-base"
-    """Hub id; with --model_path only the run's name for it."""
+    model: str | None = None
+    """Hub id; with --model_path only the run's name for it. Default roberta-base, or the folder's name."""
     model_path: Path | None = None
     """Local folder with config, weights and tokenizer."""
     revision: str | None = None
@@ -59,8 +62,15 @@ class FinetuneConfig:
     """Go on from the last finished epoch in --out_dir."""
     overwrite: bool = False
     """Replace what is in --out_dir."""
+    anonymous: bool = False
+    """Leave all paths out of what the checkpoint says of itself."""
     quiet: bool = False
     """No progress."""
+
+    def model_source(self) -> ModelSource:
+        """Return where the base model comes from."""
+        model = DEFAULT_MODEL if self.model is None and self.model_path is None else self.model
+        return ModelSource(model, self.model_path, None, self.revision, self.device, "float32")
 
 
 def check_flags(config: FinetuneConfig) -> None:
@@ -88,3 +98,9 @@ def check_flags(config: FinetuneConfig) -> None:
 def settings_of(config: FinetuneConfig) -> dict[str, Any]:
     """Return the flags as JSON values."""
     return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(config).items()}
+
+
+def told_settings(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the flags that the checkpoint tells of; without paths where it is to be anonymous."""
+    paths = {name for name, value in asdict(config).items() if config.anonymous and isinstance(value, Path)}
+    return {name: value for name, value in settings_of(config).items() if name not in paths}

@@ -13,7 +13,9 @@ from decision_traces.finetuning.config import FinetuneConfig, settings_of
 from decision_traces.store.place import default_root, run_id
 
 PLAN_FILE: Final = "finetune_plan.json"
-_FREE_TO_CHANGE: Final = frozenset({"out_dir", "resume", "overwrite", "quiet", "device", "epochs", "early_stopping"})
+_FREE_TO_CHANGE: Final = frozenset(
+    {"out_dir", "resume", "overwrite", "quiet", "anonymous", "device", "epochs", "early_stopping"}
+)
 
 
 def open_folder(config: FinetuneConfig, name: str, n: int) -> Path:

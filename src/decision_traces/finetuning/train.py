@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from decision_traces.data.prompts import read_questions
 from decision_traces.data.registry import DataSource
 from decision_traces.errors import DataError, Interrupted
 from decision_traces.finetuning.batches import Collator, answer_of, as_dataset, n_choices
-from decision_traces.finetuning.config import FinetuneConfig, check_flags, settings_of
+from decision_traces.finetuning.config import FinetuneConfig, check_flags, told_settings
 from decision_traces.finetuning.place import keep_plan, last_checkpoint, open_folder
 from decision_traces.models.digest import weights_digest
 from decision_traces.models.load import LoadedModel, ModelSource, load_model, quiet_transformers
@@ -68,7 +68,7 @@ def finetune(config: FinetuneConfig, tell: Teller | None = None) -> FinetuneResu
     set_seed(config.seed)
     train = _questions(config, "train", config.train_limit)
     judged = _questions(config, "validation", config.eval_limit)
-    source = ModelSource(config.model, config.model_path, None, config.revision, config.device, "float32")
+    source = config.model_source()
     tell(f"Loading {source.location}")
     loaded = load_model(source, "multiple_choice")
     folder = open_folder(config, source.name.split("/")[-1], len(train))
@@ -221,9 +221,9 @@ def _write_meta(
     train, judged = examples
     meta = {
         "run_id": result.folder.name,
-        "time": datetime.now().astimezone().isoformat(),
+        "time": (datetime.now(UTC) if config.anonymous else datetime.now().astimezone()).isoformat(),
         "base_model": source.name,
-        "base_model_path": None if source.model_path is None else str(source.model_path.resolve()),
+        "base_model_path": None if config.anonymous or source.model_path is None else str(source.model_path),
         "base_revision": loaded.revision or source.revision,
         "new_parameters": list(loaded.fresh),
         "weights_digest": weights_digest(loaded.model),
@@ -238,7 +238,7 @@ def _write_meta(
         "epochs": story,
         "seed": config.seed,
         "train_seconds": round(float(metrics.get("train_runtime", 0.0)), 1),
-        "settings": settings_of(config),
+        "settings": told_settings(config),
         "packages": {name: version(name) for name in ("torch", "transformers", "tokenizers", "accelerate", "datasets")},
     }
     (result.folder / FINETUNE_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")

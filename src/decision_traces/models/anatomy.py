@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from decision_traces.schema import CROSS_STAGES, MLP_STAGES, SELF_STAGES, Side
+from decision_traces.schema import CROSS_STAGES, MLP_STAGES, SELF_STAGES, PostAttn, Side
 
 IDENTITY = "identity"
-
-PostAttn = Literal["stream", "derived", "post_norm"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from decision_traces.models.anatomy import (
     Anatomy,
     AttentionPlan,
     LayerPlan,
-    PostAttn,
     Stack,
     Tap,
 )
@@ -40,6 +39,7 @@ from decision_traces.schema import (
     POST_ATTN,
     POST_CROSS,
     SELF_PARTS,
+    PostAttn,
     Side,
     Task,
 )

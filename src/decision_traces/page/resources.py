@@ -54,14 +54,14 @@ def runs(opened: Sequence[PageRun], *, bundle: bool = False, exact: bool = True)
 
 def meta(run: PageRun, n: int | None = None) -> Resource:
     """Return what a run is, what it has, what is missing, and its colour scales."""
-    about, store, figures = run.store.meta, run.store, run.figures  # what is damaged turns out when it is read
+    about, store, figures = run.store.about, run.store, run.figures  # what is damaged turns out when it is read
     lens, contributions = run.grid("lens.zarr"), run.grid("contributions.zarr")
     return as_json(
         {
             "key": run.key,
             "run_id": run.run_id,
             "path": str(run.run_dir.resolve()) if n is None else run.run_dir.name,  # a bundle goes to others
-            **{name: about.get(name) for name in ("model", "dataset", "split", "capture", "dtype")},
+            **{name: getattr(about, name) for name in ("model", "dataset", "split", "capture", "dtype")},
             "objective": run.objective,
             "n": store.n if n is None else min(n, store.n),
             "T": store.T,
@@ -77,7 +77,7 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
             "figures": [figure.summary() for figure in figures],
             "rows_per_part": ROWS_PER_PART,
             "values_per_part": VALUES_PER_PART,
-            "uncertified": uncertified(about) if about.get("uncertified") else None,
+            "uncertified": uncertified(about) if about.uncertified else None,
         }
     )
 

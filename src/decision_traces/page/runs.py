@@ -124,14 +124,14 @@ class PageRun:
     @property
     def run_id(self) -> str:
         """The run's own name, or that of its folder."""
-        return str(self.store.meta.get("run_id") or self.run_dir.name)
+        return self.store.about.run_id or self.run_dir.name
 
     # What the run is ---------------------------------------------------------------------------------------
 
     @cached_property
     def objective(self) -> str:
         """What the run is about: next_token, csqa_choice, multiple_choice and so on."""
-        return str(self.store.meta.get("objective") or "")
+        return self.store.about.objective
 
     @cached_property
     def figures(self) -> list[Figure]:

@@ -16,7 +16,7 @@ from zarr import Array
 
 from decision_traces.errors import DamagedRunError
 from decision_traces.schema import ATTN, CHOICE, DEPTH, EXAMPLE, HEAD, KEY, KV_HEAD, LAYER, ArraySpec, Dims
-from decision_traces.store.folder import FileRecord, checksum
+from decision_traces.store.folder import FileRecord, problem_of
 from decision_traces.store.shard_reader import Box, ShardReader, shard_reader
 from decision_traces.store.slots import Slots
 from decision_traces.store.still import StillThere
@@ -281,9 +281,9 @@ def open_array(
         DamagedRunError: The array's metadata is changed, unreadable or not of this format.
     """
     folder = run / spec.group / spec.key
-    if expected is not None and checksum(folder / "zarr.json") != tuple(expected):
-        path = folder / "zarr.json"
-        raise DamagedRunError(f"{path} is damaged: it is not the file the manifest names. {RESTORE}")
+    path = folder / "zarr.json"
+    if expected is not None and (problem := problem_of(path, expected)) is not None:
+        raise DamagedRunError(f"{path} is damaged: it is not the file the manifest names ({problem}). {RESTORE}")
     try:
         with zarr.config.set({"codec_pipeline.path": _PIPELINE}):
             array = zarr.open_array(folder, mode="r")

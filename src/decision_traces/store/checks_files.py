@@ -9,6 +9,7 @@ from typing import Any, Final
 import zarr
 
 from decision_traces.errors import DamagedRunError
+from decision_traces.run_meta import FIRST_FORMAT, OUR_FORMAT, RunMeta
 from decision_traces.schema import (
     ARRAYS,
     CROSS_STAGES,
@@ -29,39 +30,16 @@ from decision_traces.store.arrays import DECODE_ERRORS, StoredArray
 from decision_traces.store.checks import NAMED_FAILURES, CheckResult
 from decision_traces.store.folder import (
     FileRecord,
-    checksum,
+    inode_of,
     meta_problem,
+    problem_of,
     read_manifest,
     run_files,
     sealed_problem,
 )
 from decision_traces.store.layout import layer_numbers
 from decision_traces.store.opened import OpenRun
-from decision_traces.store.sides import dims_from_json, dims_of_meta, meta_sides
 
-_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
-    "run_id": (str,),
-    "model": (str,),
-    "arch": (str,),
-    "objective": (str,),
-    "n_examples": (int,),
-    "n_choices": (int, type(None)),
-    "num_layers": (int,),
-    "num_heads": (int,),
-    "head_dim": (int,),
-    "dtype": (str,),
-    "capture": (list,),
-    "num_kv_heads": (int,),
-    "d_model": (int,),
-    "vocab_size": (int,),
-    "attention_rows_sum_to_one": (bool, dict),
-    "sides": (dict,),
-    "selection": (dict,),
-    "missing": (dict,),
-    "arrays": (dict,),
-    "block_rows": (int,),
-}
-_FIRST_FORMAT: Final = "1.0"  # had one side, kept everything of it, and called the width of values d_head
 _REQUIRED: Final = (
     "run_id",
     "arch",
@@ -76,45 +54,28 @@ _REQUIRED: Final = (
 
 
 def check_meta(store: OpenRun) -> Iterator[CheckResult]:
-    """Check meta.json against its digest and its keys; take out those of a wrong type."""
-    meta, ours = store.meta, "format_version" in store.meta
+    """Check meta.json against its digest, and its keys."""
+    about = store.about
     problem = meta_problem(store.run_dir)
-    detail = problem or ("matches its digest" if ours else "no digest: written by an older tool")
+    detail = problem or ("matches its digest" if about.ours else "no digest: written by an older tool")
     yield CheckResult("meta.json unchanged", problem is None, where=META_FILE, detail=detail, array=META_FILE)
-    trusted = not meta.get("uncertified")
+    trusted = not about.uncertified
     detail = "as its first rows were checked" if trusted else "kept with --uncertified though its certificate failed"
     yield CheckResult("run is certified", trusted, where=META_FILE, detail=detail, array=META_FILE)
-    wrong = [k for k, types in _TYPES.items() if k in meta and not isinstance(meta[k], types)]
-    wrong += [k for k, v in _entries(meta, "arrays") if not _entry(k, v)]
-    wrong += [f"sides, {name}" for name, value in _entries(meta, "sides") if not _side(name, value)]
-    required = (*_REQUIRED, *(("sides",) if meta.get("format_version") != _FIRST_FORMAT else ()))
-    missing = [k for k in required if ours and (k not in meta or (k == "sides" and not meta[k]))]
-    said = [f"wrong type: {', '.join(wrong)}"] if wrong else []
-    said += [f"missing: {', '.join(missing)}"] if missing else []
+    wrong = list(about.problems)
+    if about.format_version is not None and about.format_version <= OUR_FORMAT:
+        wrong += [f"arrays: there is no {name!r} in this format" for name in _noted(store) if name not in ARRAYS]
+    required = (*_REQUIRED, *(() if about.format_version == FIRST_FORMAT else ("sides",)))
+    missing = [key for key in required if about.ours and key not in store.meta]
+    said = [*wrong, *([f"missing: {', '.join(missing)}"] if missing else [])]
     yield CheckResult(
         "meta.json complete", not said, float(len(wrong + missing)), META_FILE, "; ".join(said), META_FILE
     )
-    arrays = {k: v for k, v in (meta.get("arrays") or {}).items() if k not in wrong} if "arrays" not in wrong else {}
-    sides = {k: v for k, v in _entries(meta, "sides") if f"sides, {k}" not in wrong}
-    kept = {k: v for k, v in meta.items() if k not in {*wrong, "arrays", "sides"}}
-    store.meta = kept | ({"arrays": arrays} if "arrays" in meta else {}) | ({"sides": sides} if sides else {})
 
 
-def _entries(meta: Mapping[str, Any], key: str) -> Iterable[tuple[str, Any]]:
-    return meta[key].items() if isinstance(meta.get(key), dict) else ()
-
-
-def _side(name: str, value: object) -> bool:
-    try:
-        dims_from_json(value)
-    except ValueError:
-        return False
-    return name in {"dec", "enc"}
-
-
-def _entry(name: str, value: object) -> bool:
-    shape = value.get("shape") if isinstance(value, dict) else None
-    return name in ARRAYS and isinstance(shape, list) and all(isinstance(n, int) for n in shape)
+def _noted(store: OpenRun) -> Iterable[Any]:
+    arrays = store.meta.get("arrays")
+    return arrays if isinstance(arrays, dict) else ()
 
 
 def check_index(run: Path) -> Iterator[CheckResult]:
@@ -160,30 +121,25 @@ def _ours(file: str) -> bool:
 
 
 def _file_failures(store: OpenRun, manifest: Mapping[str, FileRecord]) -> Iterator[CheckResult]:
-    run, meta = store.run_dir, store.meta
-    known: dict[tuple[int, int], FileRecord] = {}
+    run, about = store.run_dir, store.about
+    known: dict[tuple[Any, ...], str | None] = {}
     for file, expected in manifest.items():
         path = run / file
-        if not path.is_file():
-            where = describe(file, meta)
-            yield CheckResult("files match the manifest", False, where=where, detail="missing", array=file)
-            continue
-        status = path.stat()
-        # Hard links are one file: its bytes are read once.
-        inode = (status.st_dev, status.st_ino)
-        found = known[inode] if inode in known else known.setdefault(inode, checksum(path))
-        if found != expected:
-            what = f"{found[0]} bytes instead of {expected[0]}" if found[0] != expected[0] else "CRC-32C differs"
-            yield CheckResult("files match the manifest", False, where=describe(file, meta), detail=what, array=file)
+        # Hard links are one file: its bytes are read once, and hold for whoever expects the same of them.
+        key = (*inode_of(path), expected)
+        if key not in known:
+            known[key] = problem_of(path, expected)
+        if (what := known[key]) is not None:
+            yield CheckResult("files match the manifest", False, where=describe(file, about), detail=what, array=file)
 
 
-def describe(file: str, meta: Mapping[str, Any]) -> str:
+def describe(file: str, about: RunMeta) -> str:
     """Return a file's name with what it holds, for shards: `… (dec_hidden, block 0, depth 3)`."""
     for spec in ARRAYS.values():
         place = file.removeprefix(f"{spec.path}/c/").split("/")
         if file.startswith(f"{spec.path}/c/") and len(place) == len(spec.axes):
             words = [
-                f"{axis} {_number(spec, at, meta)}"
+                f"{axis} {_number(spec, at, about)}"
                 for axis, at in zip(spec.axes, place, strict=True)
                 if axis in {LAYER, DEPTH}
             ]
@@ -191,38 +147,35 @@ def describe(file: str, meta: Mapping[str, Any]) -> str:
     return file
 
 
-def _number(spec: ArraySpec, place: str, meta: Mapping[str, Any]) -> str:
+def _number(spec: ArraySpec, place: str, about: RunMeta) -> str:
     """Return the model's own number of a layer at a place on the layer axis, where the meta tells it."""
-    if spec.side not in meta_sides(meta) or not place.isdecimal():
+    if spec.side not in about.sides or not place.isdecimal():
         return place
-    numbers = layer_numbers(spec, dims_from_json(meta["sides"][spec.side]))
+    numbers = layer_numbers(spec, about.sides[spec.side])
     return str(numbers[int(place)]) if int(place) < len(numbers) else place
 
 
-def promised(meta: Mapping[str, Any]) -> set[str]:
+def promised(about: RunMeta) -> set[str]:
     """Return the names of the arrays that a run's meta says are there."""
-    capture = tuple(word for word in meta.get("capture") or () if isinstance(word, str))
-    arch = meta.get("arch")
     told: dict[Any, tuple[Side, ...]] = {"dec": ("dec",), "enc": ("enc",), "encdec": ("dec", "enc")}
-    sides = meta_sides(meta) or told.get(arch, ())
-    choices = isinstance(meta.get("n_choices"), int)
+    sides = tuple(about.sides) or told.get(about.arch, ())
+    choices = about.n_choices is not None
     prefixes: list[Prefix] = ["enc_mc" if side == "enc" and choices else side for side in sides]
-    specs = [spec for prefix in prefixes for spec in arrays_for(prefix, capture)]
-    of_capture = {s.name for s in specs if arch == "encdec" or s.stage not in CROSS_STAGES}
-    return (of_capture | set(meta.get("arrays") or ())) - set(meta.get("missing") or ())
+    specs = [spec for prefix in prefixes for spec in arrays_for(prefix, about.capture)]
+    of_capture = {s.name for s in specs if about.arch == "encdec" or s.stage not in CROSS_STAGES}
+    return (of_capture | set(about.arrays)) - set(about.missing)
 
 
 def check_presence(store: OpenRun) -> Iterator[CheckResult]:
     """Check that every array the meta promises is there, and none that it denies."""
-    meta, names = store.meta, promised(store.meta)
+    about, names = store.about, promised(store.about)
     found = [(n, "promised by meta.json and not there") for n in sorted(names) if not store.has(n)]
-    sides = meta_sides(meta)
     for spec in (ARRAYS[name] for name in store.stored()):
-        if spec.name in (meta.get("missing") or ()):
+        if spec.name in about.missing:
             found.append((spec.name, "there, though meta.json says that it is missing"))
-        elif spec.stage in CROSS_STAGES and meta.get("arch") != "encdec":
+        elif spec.stage in CROSS_STAGES and about.arch != "encdec":
             found.append((spec.name, "there, though only encoder-decoders have cross-attention"))
-        elif sides and spec.side not in sides:
+        elif about.sides and spec.side not in about.sides:
             found.append((spec.name, f"there, though meta.json has no side {spec.side}"))
     for name, detail in found:
         yield CheckResult("arrays present", False, where=ARRAYS[name].path, detail=detail, array=name)
@@ -232,23 +185,23 @@ def check_presence(store: OpenRun) -> Iterator[CheckResult]:
 
 def check_layout(store: OpenRun, array: StoredArray, n_rows: int | None) -> CheckResult:
     """Check shape, dtype, dimension names and the group of one array against meta and tokens."""
-    spec, problems = array.spec, []
-    expected = expected_shape(store.meta, spec)
-    if expected is not None and array.shape != expected:
+    about, spec, problems = store.about, array.spec, []
+    dims = about.dims(spec.side)
+    expected = array.shape if dims is None else dims.shape(spec)
+    if array.shape != expected:
         problems.append(f"shape {array.shape}, the meta gives {expected}")
     if n_rows is not None and array.shape[0] != n_rows:
         problems.append(f"{array.shape[0]} rows, the token table has {n_rows}")
-    if store.meta.get("dtype", array.dtype.name) != array.dtype.name:
-        problems.append(f"dtype {array.dtype}, the meta says {store.meta['dtype']}")
+    if about.dtype not in {None, array.dtype.name}:
+        problems.append(f"dtype {array.dtype}, the meta says {about.dtype}")
     names = getattr(array.zarr.metadata, "dimension_names", None)
     axes = spec.axes
-    if store.meta.get("format_version") == _FIRST_FORMAT:
+    if about.format_version == FIRST_FORMAT:
         axes = tuple(D_HEAD if axis == D_VALUE else axis for axis in axes)
-    if "format_version" in store.meta and names != axes:
+    if about.ours and names != axes:
         problems.append(f"dimension names {names}, expected {axes}")
-    rows = store.meta.get("block_rows")
-    if rows is not None and array.files_shape[0] != rows:
-        problems.append(f"{array.files_shape[0]} rows per file, the meta says {rows}")
+    if about.block_rows not in {None, array.files_shape[0]}:
+        problems.append(f"{array.files_shape[0]} rows per file, the meta says {about.block_rows}")
     try:
         zarr.open_group(store.run_dir / spec.group, mode="r")
     except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError) as error:
@@ -257,18 +210,12 @@ def check_layout(store: OpenRun, array: StoredArray, n_rows: int | None) -> Chec
     return CheckResult("layout", not problems, float(len(problems)), spec.path, detail, spec.name)
 
 
-def expected_shape(meta: Mapping[str, Any], spec: ArraySpec) -> tuple[int, ...] | None:
-    """Return the shape that the sizes in the meta give, or None where an older meta lacks one of them."""
-    dims = dims_of_meta(meta, spec.side)
-    return None if dims is None else dims.shape(spec)
-
-
 def check_max_abs(store: OpenRun, array: StoredArray, found: float) -> CheckResult:
     """Check the largest absolute value met against the one the meta recorded at extraction."""
-    recorded = (store.meta.get("arrays") or {}).get(array.spec.name, {}).get("max_abs")
+    noted = store.about.arrays.get(array.spec.name)
     name = "largest value as recorded"
-    if not isinstance(recorded, int | float):
+    if noted is None or noted.max_abs is None:
         return CheckResult(name, True, found, array.spec.name, "not recorded", array.spec.name)
     # The meta may hold the value before it was rounded to the storage type.
-    ok = math.isclose(found, recorded, rel_tol=2**-10, abs_tol=2**-24)
-    return CheckResult(name, ok, found, array.spec.name, f"recorded {recorded:.6g}", array.spec.name)
+    ok = math.isclose(found, noted.max_abs, rel_tol=2**-10, abs_tol=2**-24)
+    return CheckResult(name, ok, found, array.spec.name, f"recorded {noted.max_abs:.6g}", array.spec.name)

@@ -10,7 +10,6 @@ from decision_traces.columns import RUN_COLUMNS, TOKEN_COLUMNS, Column
 from decision_traces.schema import TOKENS_FILE, Side
 from decision_traces.store.checks import NAMED_FAILURES, CheckResult
 from decision_traces.store.opened import OpenRun
-from decision_traces.store.sides import meta_sides
 from decision_traces.store.table import list_levels, rectangle
 
 
@@ -82,7 +81,7 @@ def check_columns(
 
 def token_columns(store: OpenRun) -> tuple[Column, ...]:
     """Return the columns a run must have."""
-    return RUN_COLUMNS.get(str(store.meta.get("objective")), TOKEN_COLUMNS)
+    return RUN_COLUMNS.get(store.about.objective, TOKEN_COLUMNS)
 
 
 def check_tokens(table: pa.Table, store: OpenRun, usable: set[str]) -> Iterator[CheckResult]:
@@ -93,7 +92,7 @@ def check_tokens(table: pa.Table, store: OpenRun, usable: set[str]) -> Iterator[
         store: The run.
         usable: Columns that are there with the right type.
     """
-    wanted = store.meta.get("n_examples", table.num_rows)
+    wanted = table.num_rows if store.about.n_examples is None else store.about.n_examples
     detail = f"{table.num_rows} rows, n_examples is {wanted}"
     off = float(abs(table.num_rows - wanted))
     yield CheckResult("row count", off == 0, off, TOKENS_FILE, detail, TOKENS_FILE)
@@ -112,14 +111,14 @@ def _token_lists(
     table: pa.Table, store: OpenRun, ids: list[Any], usable: set[str], side: Side
 ) -> Iterator[CheckResult]:
     """Check the token columns of one side; `dec_` stands before the decoder's where the encoder reads other tokens."""
-    ours, prefix = "format_version" in store.meta, store.token_prefix(side)
+    ours, prefix = store.about.ours, store.token_prefix(side)
     names = [prefix + n for n in ("input_ids", "attention_mask", "token_type_ids", "offset_mapping", "tokens")]
     lists = [n for n in names if n in usable]
     t = _positions(store, side)
-    depth = 2 if store.meta.get("n_choices") else 1
+    depth = 2 if store.about.n_choices else 1
     for name in lists:
         sizes = list_levels(table.column(name))
-        ok = sizes is not None and (not isinstance(t, int) or not ids or sizes[depth - 1] == t or not ours)
+        ok = sizes is not None and (t is None or not ids or not ours or sizes[depth - 1 : depth] == (t,))
         detail = f"lists of length {sizes}" if sizes else "lists of different lengths, or nulls"
         yield CheckResult(f"length of {name}", ok, where=TOKENS_FILE, detail=f"{detail}, T is {t}", array=TOKENS_FILE)
     mask = f"{prefix}attention_mask"
@@ -127,11 +126,10 @@ def _token_lists(
         yield from _masks(table, ids, usable, prefix, ours=ours)
 
 
-def _positions(store: OpenRun, side: Side) -> Any:
+def _positions(store: OpenRun, side: Side) -> int | None:
     """Return T of a side; of the main side in older runs; None for one that no array is about."""
-    if told := meta_sides(store.meta):
-        return store.dims(side).n_positions if side in told else None
-    return store.meta.get("max_seq_len")
+    told = store.about.sides
+    return store.about.max_seq_len if not told else told[side].n_positions if side in told else None
 
 
 def _masks(table: pa.Table, ids: list[Any], usable: set[str], prefix: str, *, ours: bool) -> Iterator[CheckResult]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NoReturn
 
 from crc32c import crc32c
 
@@ -48,6 +48,28 @@ def stream_checksum(stream: BinaryIO) -> FileRecord:
         crc = crc32c(piece, crc)
         size += len(piece)
     return size, f"{crc:08x}"
+
+
+def problem_of(path: Path, expected: FileRecord) -> str | None:
+    """Return how a file differs from what is recorded of it, None where it does not."""
+    if not path.is_file():
+        return "missing"
+    try:
+        size, crc = checksum(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if size != expected[0]:
+        return f"{size} bytes instead of {expected[0]}"
+    return None if crc == expected[1] else "CRC-32C differs"
+
+
+def inode_of(path: Path) -> tuple[int, int] | tuple[Path]:
+    """Return what is equal for two names of one file; the name itself where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (path,)
+    return status.st_dev, status.st_ino
 
 
 def _digest(meta: Mapping[str, Any]) -> str:
@@ -113,15 +135,31 @@ def write_meta(run: Path, meta: Mapping[str, Any]) -> None:
     write_sealed(run / META_FILE, meta)
 
 
-def _load_object(path: Path, what: str) -> dict[str, Any]:
+def _load_object(path: Path, help_: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DamagedRunError(f"{path} is damaged: it is not JSON ({error}). {what}") from error
+        value = json.loads(path.read_bytes().decode(), parse_constant=_no_json)
+    except OSError as error:
+        raise DamagedRunError(f"{path} cannot be read ({error.strerror}). {help_}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedRunError(f"{path} is damaged: it is not JSON ({first_line(error)}). {help_}") from error
     if not isinstance(value, dict):
         got = type(value).__name__
-        raise DamagedRunError(f"{path} is damaged: expected a JSON object, got {got}. {what}")
+        raise DamagedRunError(f"{path} is damaged: expected a JSON object, got {got}. {help_}")
     return value
+
+
+def _load_sealed(path: Path, help_: str) -> dict[str, Any]:
+    """Return the content of a file of `write_sealed`, or of an older tool's."""
+    value = _load_object(path, help_)
+    try:
+        canonical_json(value).encode()
+    except (ValueError, RecursionError) as error:  # half a surrogate pair, or lists in lists without end
+        raise DamagedRunError(f"{path} is damaged: it has no canonical form ({first_line(error)}). {help_}") from error
+    return value
+
+
+def _no_json(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def read_meta(run: Path) -> dict[str, Any]:
@@ -136,7 +174,7 @@ def read_meta(run: Path) -> dict[str, Any]:
     path = run / META_FILE
     if not path.is_file():
         raise RunError(f"{run} is not a complete run: it has no {META_FILE}, which is written last.")
-    return _load_object(path, "Restore it from a copy, or extract the run again.")
+    return _load_sealed(path, "Restore it from a copy, or extract the run again.")
 
 
 def meta_problem(run: Path) -> str | None:
@@ -150,7 +188,7 @@ def sealed_problem(path: Path) -> str | None:
     Files of older tools carry neither digest nor format_version, and nothing can be said against them.
     """
     try:
-        value = _load_object(path, "Restore it from a copy.")
+        value = _load_sealed(path, "Restore it from a copy.")
     except DamagedRunError as error:
         return str(error)
     if "format_version" not in value and "digest" not in value:
@@ -172,10 +210,32 @@ def read_manifest(run: Path) -> dict[str, FileRecord]:
         return {}
     if not path.is_file():
         raise DamagedRunError(f"{path} is missing. Restore it from a copy, or extract the run again.")
-    if checksum(path)[1] != named:
-        raise DamagedRunError(f"{path} is damaged: its CRC-32C is not the one {META_FILE} names.")
-    files = _load_object(path, "Restore it from a copy.")["files"]
-    return {name: (int(size), str(crc)) for name, (size, crc) in files.items()}
+    help_ = "Restore it from a copy, or extract the run again."
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DamagedRunError(f"{path} cannot be read ({error.strerror}). {help_}") from error
+    if f"{crc32c(raw):08x}" != named:
+        raise DamagedRunError(f"{path} is damaged: its CRC-32C is not the one {META_FILE} names. {help_}")
+    try:
+        return _listed(_load_object(path, help_).get("files"))
+    except ValueError as error:
+        raise DamagedRunError(f"{path} is damaged: {error}. {help_}") from error
+
+
+def _listed(files: object) -> dict[str, FileRecord]:
+    """Return the entries of a manifest.
+
+    Raises:
+        ValueError: It is not names with size and CRC-32C.
+    """
+    if not isinstance(files, dict):
+        raise ValueError("it lists no files")  # noqa: TRY004
+    for name, record in files.items():
+        name.encode()
+        if not isinstance(record, list) or [type(part) for part in record] != [int, str]:
+            raise ValueError(f"{name!r:.80} has no size and CRC-32C")
+    return {name: (size, crc) for name, (size, crc) in files.items()}
 
 
 def run_files(run: Path) -> Iterable[str]:

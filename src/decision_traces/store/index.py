@@ -103,7 +103,7 @@ def index_run(run_dir: str | PathLike[str], *, validate: bool = False, progress:
     """
     checks = validate_run(run_dir, progress) if validate else []
     try:
-        store = OpenRun(run_dir)
+        store = OpenRun(run_dir, lenient=validate)
         index = _build(store, checks, validate=validate)
     except DamagedRunError:
         if not failures(checks):
@@ -128,7 +128,7 @@ def _written(index: RunIndex, store: OpenRun) -> RunIndex:
 
 
 def _build(store: OpenRun, checks: Sequence[CheckResult], *, validate: bool) -> RunIndex:
-    arrays, meta = [], store.meta
+    arrays, about = [], store.about
     for name in store.stored():
         try:
             arrays.append(_array(store, name))
@@ -138,17 +138,17 @@ def _build(store: OpenRun, checks: Sequence[CheckResult], *, validate: bool) -> 
                 raise
     columns = _columns(store, validate=validate)
     return RunIndex(
-        run_id=str(meta.get("run_id", store.run_dir.name)),
-        model=str(meta.get("model", "")),
-        dataset="/".join(str(meta[k]) for k in ("dataset", "split") if meta.get(k)),
-        n_examples=arrays[0].shape[0] if arrays else int(meta.get("n_examples") or 0),
+        run_id=about.run_id or store.run_dir.name,
+        model=about.model,
+        dataset=about.data,
+        n_examples=arrays[0].shape[0] if arrays else about.n_examples or 0,
         bytes_on_disk=_bytes(store.run_dir.rglob("*")),
         arrays=tuple(arrays),
         columns=columns,
         checks=tuple(checks),
         validated=datetime.now(UTC).isoformat(timespec="seconds") if validate else None,
         path=store.run_dir / INDEX_FILE,
-        uncertified=uncertified(meta) if meta.get("uncertified") else None,
+        uncertified=uncertified(about) if about.uncertified else None,
     )
 
 

@@ -110,7 +110,7 @@ def _about(store: OpenRun, command: str, options: Mapping[str, Any]) -> dict[str
     store.still.check()
     return {
         "run": run_digest(store.run_dir),
-        "run_id": str(store.meta.get("run_id") or store.run_dir.name),
+        "run_id": store.about.run_id or store.run_dir.name,
         "command": command,
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
         "version": __version__,

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int
 
 from decision_traces.columns import RUN_COLUMNS
-from decision_traces.errors import DamagedRunError, RunError, UncertifiedWarning, UsageError
+from decision_traces.errors import DamagedRunError, NewerFormatWarning, RunError, UncertifiedWarning, UsageError
+from decision_traces.run_meta import RunMeta
 from decision_traces.schema import (
     ARRAYS,
     CHOICE,
@@ -24,7 +25,6 @@ from decision_traces.schema import (
     KEY,
     KV_HEAD,
     LAYER,
-    META_FILE,
     POSITION,
     QUERY,
     SOURCE,
@@ -32,12 +32,12 @@ from decision_traces.schema import (
     Dims,
     Side,
 )
+from decision_traces.store.about import newer, read_about
 from decision_traces.store.arrays import StoredArray, is_stored, open_array
 from decision_traces.store.examples import Examples
 from decision_traces.store.folder import FileRecord, read_manifest, read_meta
 from decision_traces.store.runs import portable_path
 from decision_traces.store.selection import SIDES, ExampleKey, Index, checked_index, checked_word, not_captured
-from decision_traces.store.sides import dims_from_json, meta_sides
 from decision_traces.store.slots import Slots
 from decision_traces.store.still import StillThere
 from decision_traces.store.table import Spans
@@ -47,47 +47,50 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def uncertified(meta: Mapping[str, Any]) -> str:
+def uncertified(about: RunMeta) -> str:
     """Return the sentence that an uncertified run is opened with: which checks failed."""
-    checks = (meta.get("certificate") or {}).get("checks") or []
-    failed = "; ".join(str(c.get("name")) for c in checks if not c.get("passed"))
     return (
-        f"This run is not certified (--uncertified): its traces may not be what the model computed. Failed: {failed}."
+        "This run is not certified (--uncertified): its traces may not be what the model computed. "
+        f"Failed: {'; '.join(about.failed_checks)}."
     )
 
 
 class OpenRun:
     """What a run folder holds. `TraceStore` adds the accessors."""
 
-    def __init__(self, run_dir: str | PathLike[str]) -> None:
+    def __init__(self, run_dir: str | PathLike[str], *, lenient: bool = False) -> None:
         """Open a run folder.
 
         Args:
             run_dir: The folder, `traces/<RUN_ID>`.
+            lenient: Open a run whose `meta.json` has fields that do not fit, as checks do; see `read_about`.
 
         Raises:
-            RunError: There is no complete run.
+            RunError: There is no complete run, or it is of a format that this package does not know.
             DamagedRunError: `meta.json` is not readable.
         """
         self.run_dir: Path = portable_path(run_dir)
         self.still = StillThere(self.run_dir)
         self.meta: dict[str, Any] = read_meta(self.run_dir)
         self.still.check()
-        if self.meta.get("uncertified"):
-            warnings.warn(uncertified(self.meta), UncertifiedWarning, stacklevel=2)
+        self.about: RunMeta = read_about(self.run_dir, self.meta, lenient=lenient)
+        if (said := newer(self.about)) is not None:
+            warnings.warn(said, NewerFormatWarning, stacklevel=2)
+        if self.about.uncertified:
+            warnings.warn(uncertified(self.about), UncertifiedWarning, stacklevel=2)
         self._open: dict[str, StoredArray] = {}
         self._dims: dict[Side, Dims] = {}
-        columns = RUN_COLUMNS.get(str(self.meta.get("objective")), ())
+        columns = RUN_COLUMNS.get(self.about.objective, ())
         apart = any(column.name == "dec_n_tokens" for column in columns)
         self._rows = Examples(self.run_dir, self._expected, self.still, decoder_apart=apart)
 
     def __repr__(self) -> str:
         """Say which run this is, without reading more of it."""
-        said = {key: self.meta.get(key, "?") for key in ("model", "dataset", "split", "n_examples")}
-        about = "{model} on {dataset}/{split}, {n_examples} examples".format_map(said)
-        words = " ".join(map(str, self.meta.get("capture") or []))
-        trust = ", NOT CERTIFIED" if self.meta.get("uncertified") else ""
-        return f"TraceStore({str(self.run_dir)!r}: {about}, captured {words or 'nothing'}{trust})"
+        about = self.about
+        n = "?" if about.n_examples is None else about.n_examples
+        said = f"{about.model or '?'} on {about.dataset or '?'}/{about.split or '?'}, {n} examples"
+        trust = ", NOT CERTIFIED" if about.uncertified else ""
+        return f"TraceStore({str(self.run_dir)!r}: {said}, captured {' '.join(about.capture) or 'nothing'}{trust})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the place of the run and nothing that is open."""
@@ -148,7 +151,7 @@ class OpenRun:
         """Number of layers of the model, whatever layers are kept."""
         if self._main:
             return self._main.n_layers
-        if self._size("", (LAYER,)) is None and (depths := self._size("", (DEPTH,))) is not None:
+        if self._size(None, (LAYER,)) is None and (depths := self._size(None, (DEPTH,))) is not None:
             return depths - 1
         return self._known("num_layers", (LAYER,))
 
@@ -180,17 +183,16 @@ class OpenRun:
     @property
     def arch(self) -> str:
         """dec, enc or encdec."""
-        if arch := self.meta.get("arch"):
-            return str(arch)
+        if self.about.arch:
+            return self.about.arch
         sides = {name.split("_")[0] for name in self.stored()}
         return "encdec" if len(sides) > 1 else next(iter(sides), "dec")
 
     @property
     def sides(self) -> tuple[Side, ...]:
         """The sides of the model that the run is about, the main one first."""
-        told = meta_sides(self.meta)
-        if told:
-            return told
+        if self.about.sides:
+            return tuple(self.about.sides)
         return {"encdec": ("dec", "enc"), "enc": ("enc",)}.get(self.arch, ("dec",))  # type: ignore[return-value]
 
     def dims(self, side: str = "dec") -> Dims:
@@ -200,7 +202,6 @@ class OpenRun:
 
         Raises:
             UsageError: The run has no such side.
-            DamagedRunError: The meta's entry is not as it was written.
         """
         name: Side = "dec" if checked_word(side, SIDES, "side") == "dec" else "enc"
         if name not in self.sides:
@@ -211,16 +212,11 @@ class OpenRun:
 
     def _told(self, side: Side) -> Dims | None:
         """Return the sizes of a side as the meta has them, None before format 1.1."""
-        if side not in meta_sides(self.meta):
-            return None
-        try:
-            return dims_from_json(self.meta["sides"][side])
-        except ValueError as error:
-            raise DamagedRunError(f"{self.run_dir / META_FILE} is damaged: sides, {side}: {error}.") from error
+        return self.about.sides.get(side)
 
     def _found(self, side: Side) -> Dims:
         """Return the sizes of a run older than format 1.1."""
-        layers, depths = (self._size("", (axis,), side) for axis in (LAYER, DEPTH))
+        layers, depths = (self._size(None, (axis,), side) for axis in (LAYER, DEPTH))
         if layers is None and depths is not None:
             layers = depths - 1
         heads = self._size("num_heads", (HEAD,), side) or 0
@@ -237,17 +233,16 @@ class OpenRun:
 
     @cached_property
     def _main(self) -> Dims | None:
-        sides = meta_sides(self.meta)
-        return self.dims(sides[0]) if sides else None
+        return self.dims(self.sides[0]) if self.about.sides else None
 
-    def _size(self, key: str, axes: tuple[str, ...], side: Side | None = None) -> int | None:
+    def _size(self, key: str | None, axes: tuple[str, ...], side: Side | None = None) -> int | None:
         """Return a size from the arrays, which cannot be wrong about it, or else from the meta."""
         for name, spec in ARRAYS.items():
             for axis in set(axes).intersection(spec.axes):
                 if side in {None, spec.side} and self.has(name):
                     return self.array(name).size(axis)
-        value = self.meta.get(key)
-        return value if isinstance(value, int) else None
+        value: int | None = None if key is None else getattr(self.about, key)
+        return value
 
     def _known(self, key: str, axes: tuple[str, ...]) -> int:
         size = self._size(key, axes)
@@ -361,11 +356,11 @@ class OpenRun:
         return self._open[name]
 
     def _opened(self, name: str) -> StoredArray:
-        spec, promised = ARRAYS[name], self.meta.get("arrays") or {}
+        spec, promised = ARRAYS[name], self.about.arrays
         if not is_stored(self.run_dir, spec):
             if name in promised:
                 raise DamagedRunError(f"{self.run_dir / spec.path} is missing, though the meta lists {name}.")
-            raise not_captured(spec, self.stored(), self.meta)
+            raise not_captured(spec, self.stored(), self.about)
         told = self._told(spec.side)
         expected = self._expected(f"{spec.path}/zarr.json")
         stored = open_array(
@@ -376,9 +371,9 @@ class OpenRun:
             dims=told,
             expected=expected,
         )
-        shapes = [tuple(promised[name]["shape"])] if "shape" in promised.get(name, {}) else []
-        for shape in [*shapes, *([] if told is None else [told.shape(spec)])]:
-            if shape != stored.shape:
+        noted = promised[name].shape if name in promised else None
+        for shape in (noted, None if told is None else told.shape(spec)):
+            if shape is not None and shape != stored.shape:
                 raise DamagedRunError(f"{stored.folder} has shape {stored.shape}, the meta says {shape}.")
         return stored
 

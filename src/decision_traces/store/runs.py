@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from decision_traces.errors import DamagedRunError
+from decision_traces.errors import RunError
 from decision_traces.schema import META_FILE
+from decision_traces.store.about import read_about
 from decision_traces.store.folder import read_meta
 
 PARTIAL_SUFFIX: Final = ".partial"
+_FAR: Final = 1 << 36
+"""Seconds since 1970 that no run was made at: the year 4147."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +25,14 @@ class RunSummary:
         path: The folder.
         run_id: From the meta; from the folder's name where there is no meta.
         state: "complete"; "uncertified": complete, but its certificate failed; "partial": interrupted, `--resume`
-            continues it; or "damaged": unreadable meta.
+            continues it; or "damaged": it cannot be opened.
         model: From the meta, as are the following; empty where unknown.
         dataset: Data set and split, `wikitext2/validation`.
         objective: next_token or the like.
         n_examples: Number of examples, or None.
         capture: The `--capture` words.
         modified: When the run was made, seconds since 1970: the meta's time, else that of the file.
+        why: Of a damaged run, why it cannot be opened.
     """
 
     path: Path
@@ -40,6 +44,7 @@ class RunSummary:
     n_examples: int | None
     capture: tuple[str, ...]
     modified: float
+    why: str = ""
 
     @property
     def complete(self) -> bool:
@@ -64,11 +69,23 @@ def list_runs(root: str | PathLike[str]) -> list[RunSummary]:
     folder = portable_path(root)
     if not folder.is_dir():
         return []
-    runs = (_summary(path) for path in folder.iterdir() if path.is_dir())
+    runs = (_summary(path) for path in folder.iterdir())
     return sorted((run for run in runs if run is not None), key=lambda run: (-run.modified, run.run_id))
 
 
 def _summary(path: Path) -> RunSummary | None:
+    """Return what there is to say of a folder, None where it is no run."""
+    try:
+        return _read(path) if path.is_dir() else None
+    except OSError as error:
+        return _damaged(path, 0.0, error.strerror or str(error))
+
+
+def _damaged(path: Path, modified: float, why: str) -> RunSummary:
+    return RunSummary(path, path.name, "damaged", "", "", "", None, (), modified, why)
+
+
+def _read(path: Path) -> RunSummary | None:
     if path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX):
         run_id = path.name.removeprefix(".").removesuffix(PARTIAL_SUFFIX)
         return RunSummary(path, run_id, "partial", "", "", "", None, (), path.stat().st_mtime)
@@ -76,29 +93,29 @@ def _summary(path: Path) -> RunSummary | None:
         return None
     modified = (path / META_FILE).stat().st_mtime
     try:
-        meta = read_meta(path)
-    except DamagedRunError:
-        return RunSummary(path, path.name, "damaged", "", "", "", None, (), modified)
-    count = meta.get("n_examples")
+        about = read_about(path, read_meta(path))
+    except RunError as error:
+        return _damaged(path, modified, str(error))
     return RunSummary(
         path=path,
-        run_id=str(meta.get("run_id") or path.name),
-        state="uncertified" if meta.get("uncertified") else "complete",
-        model=str(meta.get("model") or ""),
-        dataset="/".join(str(meta[key]) for key in ("dataset", "split") if meta.get(key)),
-        objective=str(meta.get("objective") or ""),
-        n_examples=count if isinstance(count, int) else None,
-        capture=tuple(str(word) for word in meta.get("capture") or ()),
-        modified=_when(meta.get("time"), modified),
+        run_id=about.run_id or path.name,
+        state="uncertified" if about.uncertified else "complete",
+        model=about.model,
+        dataset=about.data,
+        objective=about.objective,
+        n_examples=about.n_examples,
+        capture=about.capture,
+        modified=_when(about.time, modified),
     )
 
 
-def _when(time: Any, otherwise: float) -> float:
+def _when(time: str | float | None, otherwise: float) -> float:
     """Return the meta's time in seconds since 1970; older tools wrote it in other ways, or not at all."""
     if isinstance(time, int | float):
-        return float(time)
+        return float(time) if 0 <= time < _FAR else otherwise
     try:
         moment = datetime.fromisoformat(str(time))
     except ValueError:
         return otherwise
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return seconds if 0 <= seconds < _FAR else otherwise

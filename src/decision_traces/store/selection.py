@@ -2,11 +2,12 @@
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from decision_traces.errors import NotCapturedError, SelectionError, UsageError
+from decision_traces.run_meta import RunMeta
 from decision_traces.schema import (
     CHOICE,
     CROSS_STAGES,
@@ -174,25 +175,24 @@ def _grouped(axis: str, size: int, n_heads: int) -> str:
     return f" Queries are grouped: {n_heads} query heads share {size}, and query head h reads from h // {group}."
 
 
-def not_captured(spec: ArraySpec, stored: Sequence[str], meta: Mapping[str, Any]) -> NotCapturedError:
+def not_captured(spec: ArraySpec, stored: Sequence[str], about: RunMeta) -> NotCapturedError:
     """Return the error for an array that a run does not have.
 
     Args:
         spec: The array asked for.
         stored: Names of the arrays that are there.
-        meta: The run's meta, which says what was captured and what this model could not give.
+        about: Says what was captured and what this model could not give.
     """
-    missing = meta.get("missing")
-    if isinstance(missing, Mapping) and spec.name in missing:
-        return NotCapturedError(f"This run has no {spec.name}: {missing[spec.name]}")
-    if spec.stage in CROSS_STAGES and meta.get("arch") != "encdec":
+    if spec.name in about.missing:
+        return NotCapturedError(f"This run has no {spec.name}: {about.missing[spec.name]}")
+    if spec.stage in CROSS_STAGES and about.arch != "encdec":
         return NotCapturedError(f"This run has no {spec.name}: only encoder-decoder runs have cross-attention.")
     has = ", ".join(stored) or "no arrays"
     asked, own = _family(spec.name), sorted({_family(name) for name in stored})
     if own and asked not in own:
         way = {"enc_mc": "the mcq_ accessors", "dec": 'side="dec"', "enc": 'side="enc"'}[own[0]]
         return NotCapturedError(f"This run has no {spec.name}. It has {has}: use {way} for them.")
-    words = " ".join(map(str, meta.get("capture") or ())) or "nothing"
+    words = " ".join(about.capture) or "nothing"
     return NotCapturedError(
         f"This run has no {spec.name}: it captured {words} and has {has}. "
         f"Extract it again with `{spec.capture}` among the words of --capture."

@@ -49,7 +49,7 @@ def validate_run(run_dir: str | PathLike[str], progress: Progress | None = None)
     run = portable_path(run_dir)
     results = list(check_index(run))
     try:
-        store = OpenRun(run)
+        store = OpenRun(run, lenient=True)
     except DamagedRunError as error:
         detail = f"{error} Nothing else can be checked without it."
         return [
@@ -86,14 +86,14 @@ def _open_arrays(store: OpenRun) -> tuple[dict[str, StoredArray], list[CheckResu
 def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None]:
     """Check the tables; return also the token table, where it can be read."""
     path, results = store.run_dir / TOKENS_FILE, []
-    vocab = store.meta.get("vocab_size")
+    vocab = store.about.vocab_size
     try:
         # Page checksums alone: what the manifest says about the file is a check of its own.
         table = read_table(path)
     except DamagedRunError as error:
         return [CheckResult("table reads", False, where=TOKENS_FILE, detail=str(error), array=TOKENS_FILE)], None
     results.append(CheckResult("table reads", True, detail=f"{table.num_rows} rows", array=TOKENS_FILE))
-    columns, usable = check_columns(table, token_columns(store), all_of_them="format_version" in store.meta)
+    columns, usable = check_columns(table, token_columns(store), all_of_them=store.about.ours)
     results.append(columns)
     results += check_tokens(table, store, usable)
     try:
@@ -123,7 +123,7 @@ def _outcomes_table(store: OpenRun, tokens: pa.Table, spans: Spans, read: str) -
         return
     columns, usable = check_columns(table, POSITION_COLUMNS, all_of_them=True, file=OUTCOMES_FILE)
     yield columns
-    yield from check_positions(table, tokens, spans, usable, store.meta.get("vocab_size"), read)
+    yield from check_positions(table, tokens, spans, usable, store.about.vocab_size, read)
 
 
 def _slots(array: StoredArray) -> SlotsOf | None:
@@ -143,10 +143,9 @@ def _slots(array: StoredArray) -> SlotsOf | None:
 
 def _row_sums(store: OpenRun, array: StoredArray) -> float | None:
     """Return by how much a row of attention may miss 1; None where the run does not promise that sum."""
-    told = store.meta.get("attention_rows_sum_to_one", True)
-    if not (told.get(array.spec.name, True) if isinstance(told, dict) else told):
+    if not store.about.sums_to_one(array.spec.name):
         return None
-    return row_sum_tolerance(array.shape[-1], store.meta.get("environment", {}).get("model_dtype", ""))
+    return row_sum_tolerance(array.shape[-1], store.about.model_dtype or "")
 
 
 def _arrays(
@@ -173,7 +172,7 @@ def _arrays(
             None if table is None else _slots(array),
             [str(i) for i in ids],
             row_sums=_row_sums(store, array),
-            padding_promised="format_version" in store.meta,
+            padding_promised=store.about.ours,
             seen=seen,
             step=step,
         )

@@ -200,7 +200,9 @@ def write_meta(folder: Path, run: TinyRun, arrays: Mapping[str, np.ndarray]) -> 
             "block_rows": run.block_rows,
         }
         if run.format_version != "1.0":
-            meta |= {"sides": _sides(run), "selection": _selection(run), "missing": dict(run.missing)}
+            meta |= {"sides": _sides(run), "missing": dict(run.missing)}
+        if run.format_version == "1.2":
+            meta |= {"post_attn": "stream"}
         seal(folder, meta)
     else:
         (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
