@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     args = parser.parse_args()
-    server = listen(args.runs, port=0)
+    server = listen(args.runs, port=0, with_token=False)
     server.start()
     args.folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:

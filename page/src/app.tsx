@@ -1,7 +1,8 @@
 // The page: one example, or a pinned one beside it.
+import type { Signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import * as api from "./api";
-import { retry, unreachable, type Loaded } from "./cache";
+import { changed, retry, unreachable, type Loaded } from "./cache";
 import { theme } from "./colour";
 import { columnsOf, idOf } from "./examples";
 import { follow } from "./keyboard";
@@ -54,11 +55,11 @@ function Unreachable() {
   );
 }
 
-function Notice() {
-  if (notice.value === "") return null;
+function Notice({ of }: { of: Signal<string> }) {
+  if (of.value === "") return null;
   return (
     <p class="notice" role="status">
-      {notice.value} <button class="plain" onClick={() => (notice.value = "")}>dismiss</button>
+      {of.value} <button class="plain" onClick={() => (of.value = "")}>dismiss</button>
     </p>
   );
 }
@@ -116,7 +117,8 @@ function Run({ meta, runs }: { meta: Meta; runs: Runs }) {
       <Examples meta={meta} row={side?.row ?? -1} />
       <main ref={main} id="main" tabIndex={-1} class={pin ? "compare" : ""} aria-busy={!loaded.value}>
         <Unreachable />
-        <Notice />
+        <Notice of={changed} />
+        <Notice of={notice} />
         {loaded.error && !unreachable.value && <p class="empty" role="alert">{loaded.error}</p>}
         {pinned?.error && !unreachable.value && <p class="empty" role="alert">The pinned example: {pinned.error}</p>}
         {side && (

@@ -1,5 +1,6 @@
 // Asking the server, each thing once: a request is a signal that holds its answer.
-import { effect, signal, type Signal } from "@preact/signals";
+import { batch, effect, signal, type Signal } from "@preact/signals";
+import { credentials } from "./token";
 
 export interface Loaded<T> {
   value?: T;
@@ -29,6 +30,12 @@ let timer: ReturnType<typeof setTimeout> | undefined;
 /** Why the server cannot be reached; null while it can. */
 export const unreachable = signal<string | null>(null);
 
+/** The version of each run that its answers named last: the run's own and, behind a dot, that of what was computed. */
+const versions = new Map<string, string>();
+
+/** What is said once a run is not the one that it was. */
+export const changed = signal("");
+
 /** Ask for a path under api/, once; reading the answer's value subscribes to it. */
 export function load<T>(path: string, decode: Decode<T>, kept = false): Loaded<T> {
   let entry = cache.get(path);
@@ -45,9 +52,11 @@ export function load<T>(path: string, decode: Decode<T>, kept = false): Loaded<T
 async function ask(entry: Entry): Promise<boolean> {
   entry.failed = false;
   try {
-    const response = await fetch(new URL(`api/${entry.path}`, document.baseURI));
+    const response = await fetch(new URL(`api/${entry.path}`, document.baseURI), credentials);
     const body = await response.arrayBuffer();
     unreachable.value = null;
+    if (cache.get(entry.path) !== entry) return true; // forgotten meanwhile: it is of a run that is no more
+    compare(entry, response.headers.get("X-Run"));
     settle(entry, response.ok ? decoded(entry, body) : { error: said(response, body) }, body.byteLength);
     return true;
   } catch (error) {
@@ -57,6 +66,35 @@ async function ask(entry: Entry): Promise<boolean> {
     entry.answer.value = { error: unreachable.value };
     timer ??= setTimeout(() => void retry(), AGAIN_MS);
     return false;
+  }
+}
+
+/** See whether an answer is of the same run as those before; if not, forget these. */
+function compare(entry: Entry, version: string | null): void {
+  if (version === null) return; // of no run, or of a static page
+  const run = runOf(entry);
+  const before = versions.get(run);
+  versions.set(run, version);
+  if (before === undefined || before === version) return;
+  const at = new Date().toTimeString().slice(0, 5);
+  const same = before.split(".")[0] === version.split(".")[0];
+  batch(() => {
+    forget(run, entry);
+    changed.value = same
+      ? `What is computed on ${run} changed at ${at}; you see the new results.`
+      : `The run ${run} was replaced at ${at}; you see the new one.`;
+  });
+}
+
+const runOf = (entry: Entry): string => entry.path.split("/", 1)[0];
+
+/** Forget all of a run but one entry; what is still looked at is asked for again. */
+function forget(run: string, but: Entry): void {
+  for (const old of [...cache.values()]) {
+    if (old === but || runOf(old) !== run) continue;
+    cache.delete(old.path);
+    held -= old.bytes;
+    old.answer.value = {};
   }
 }
 

@@ -76,6 +76,7 @@ export interface Listed {
 
 const NONE = new Uint32Array(0);
 let last: Listed = { run: "", rows: NONE, waiting: true };
+let lastOf: Meta | undefined;
 
 /** The rows that are listed, in their order; while a search is on its way, those that were listed before. */
 export const listed = computed<Listed>(() => {
@@ -85,10 +86,11 @@ export const listed = computed<Listed>(() => {
   const { columns, complete, error } = columnsOf(meta);
   const text = found(meta, asked.q);
   if (text.bits === null && asked.q !== "") {
-    const rows = text.waiting && last.run === asked.run ? last.rows : NONE;
+    const rows = text.waiting && lastOf === meta ? last.rows : NONE;
     return { run: asked.run, rows, waiting: text.waiting, error: text.error };
   }
   const rows = select(meta.n, columns, meta.figures, asked, text.bits);
+  lastOf = meta;
   last = { run: asked.run, rows, waiting: text.waiting || !complete, error: error ?? text.error };
   return last;
 });

@@ -87,6 +87,56 @@ it("drops what was read longest ago when it holds too much, never what the page 
   expect(asked).toEqual(["b"]);
 });
 
+it("forgets what it has of a run that was replaced, says so, and asks for what is looked at again", async () => {
+  let version = "a.1";
+  const of = (path: string) => new Response(`"${path} of ${version}"`, { headers: { "X-Run": version } });
+  answer = (path) => Promise.resolve(path === "other/x" ? new Response('"other"') : of(path));
+  const seen: unknown[] = [];
+  const stop = effect(() => void seen.push(read("r/meta", true).value));
+  read("r/rows");
+  read("other/x");
+  await settled();
+  expect([seen.at(-1), cache.changed.value]).toEqual(["r/meta of a.1", ""]);
+  version = "b.1";
+  asked.length = 0;
+  read("r/new");
+  await settled();
+  expect(read("r/new").value).toBe("r/new of b.1");
+  expect(cache.changed.value).toMatch(/^The run r was replaced at \d\d:\d\d; you see the new one\.$/);
+  expect(seen.slice(-2)).toEqual([undefined, "r/meta of b.1"]);
+  expect(asked).toEqual(["r/new", "r/meta"]); // and nothing that nobody looks at
+  read("r/rows");
+  read("other/x");
+  await settled();
+  expect([read("r/rows").value, read("other/x").value]).toEqual(["r/rows of b.1", "other"]);
+  version = "b.2";
+  read("r/newer");
+  await settled();
+  expect(cache.changed.value).toContain("What is computed on r changed at");
+  stop();
+});
+
+it("does not take an answer that was on its way when its run was replaced", async () => {
+  let arrive = (_: Response) => {};
+  const late = new Promise<Response>((resolve) => (arrive = resolve));
+  const of = (version: string) => new Response(`"${version}"`, { headers: { "X-Run": version } });
+  answer = (path) => (path === "r/late" ? late : Promise.resolve(of(path === "r/old" ? "a.1" : "b.1")));
+  read("r/old");
+  await settled();
+  read("r/late");
+  read("r/new");
+  await settled();
+  const said = cache.changed.value;
+  answer = () => Promise.resolve(of("b.1"));
+  arrive(of("a.1"));
+  await settled();
+  cache.changed.value = "";
+  expect(said).toContain("replaced");
+  read("r/late");
+  await settled();
+  expect([read("r/late").value, cache.changed.value]).toEqual(["b.1", ""]);
+});
+
 it("waits until something is there", async () => {
   answer = () => text([3]);
   await expect(cache.when(() => read("later.json").value)).resolves.toEqual([3]);

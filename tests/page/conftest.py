@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from decision_traces.page.app import create_app
 from decision_traces.page.runs import PageRun
-from decision_traces.page.serve import listen
+from decision_traces.page.serve import PageServer, listen
 
 CAPTURES = ("attn", "qkv", "hidden", "resid")
 SCRIPT = (
@@ -106,14 +106,20 @@ def client(demo_run: Path, question_run: Path, choice_run: Path, bare_run: Path)
 
 
 @pytest.fixture(scope="session")
-def address(demo_run: Path, question_run: Path, choice_run: Path, bare_run: Path) -> Iterator[str]:
-    """Where a real server shows the four runs."""
+def server(demo_run: Path, question_run: Path, choice_run: Path, bare_run: Path) -> Iterator[PageServer]:
+    """A real server that shows the four runs to who has its token."""
     server = listen([demo_run, question_run, choice_run, bare_run], port=0)
     thread = server.start()
-    yield server.url
+    yield server
     server.stop()
     thread.join(10)
     server.socket.close()
+
+
+@pytest.fixture(scope="session")
+def address(server: PageServer) -> str:
+    """Where it shows them."""
+    return server.url
 
 
 def chromium() -> str | None:

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from decision_traces import TraceStore
 from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.page.app import create_app
+from decision_traces.page.guard import Entry
 from decision_traces.page.resources import bundle_paths
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import LARGEST
@@ -245,7 +246,7 @@ def test_its_own_names_are_not(client: TestClient, host: str) -> None:
 
 
 def test_a_server_for_everybody_is_asked_by_its_numbers(demo_run: Path) -> None:
-    app = create_app([PageRun("r0", demo_run)], by_number=True)
+    app = create_app([PageRun("r0", demo_run)], Entry(by_number=True))
     for host in ("192.168.1.5:8377", "[2001:db8::1]", "localhost"):
         assert TestClient(app, base_url=f"http://{host}").get("/api/runs.json").status_code == 200
     for host in ("evil.example", "192.168.1.5.evil.example"):

@@ -6,15 +6,18 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 from page.conftest import chromium
 
 from decision_traces import TraceStore
 from decision_traces.page.bundle import write_bundle
-from decision_traces.page.serve import listen
+from decision_traces.page.serve import PageServer, listen
+from decision_traces.testing.runs import DECODER, build_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
 if chromium() is None:
@@ -39,7 +42,14 @@ def browser() -> Iterator:
 
 
 @pytest.fixture
-def page(browser, address: str) -> Iterator:
+def page(stranger, server: PageServer) -> Iterator:
+    """The window of a reader who has opened the printed address before."""
+    stranger.context.request.get(server.entrance)
+    return stranger
+
+
+@pytest.fixture
+def stranger(browser) -> Iterator:
     """A window of its own, in which any request that leaves the machine and any error fails the test."""
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     context.set_default_timeout(8000)
@@ -58,7 +68,8 @@ def page(browser, address: str) -> Iterator:
     window.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
     yield window
     context.close()
-    expected = ("404", "net::ERR_CONNECTION_REFUSED")  # journeys that ask for what is not there, or of nobody
+    # Journeys that ask for what is not there, without a token, or of nobody.
+    expected = ("404", "403", "net::ERR_CONNECTION_REFUSED")
     assert left == [] and [e for e in errors if not any(sign in e for sign in expected)] == []
 
 
@@ -252,8 +263,58 @@ def test_text_is_text_and_what_is_missing_is_said(page, address: str, bare_run: 
     expect(page.get_by_role("alert").first).to_contain_text("No example 'nobody'")
 
 
+def test_the_printed_address_lets_in_and_no_other_does(stranger, server: PageServer, demo_run: Path) -> None:
+    for closed in (server.url, f"{server.url}?token=guessed", f"{server.url}?ex=a"):
+        assert stranger.goto(closed).status == 403
+        expect(stranger.get_by_role("heading")).to_have_text("No token")
+        expect(stranger.get_by_text("open it at the address that decision-traces view printed")).to_be_visible()
+    example = TraceStore(demo_run).example_id(3)
+    stranger.goto(f"{server.entrance}&ex={example}&layer=2")
+    expect(panel(stranger, "Attention").get_by_role("application")).to_be_visible()
+    assert state(stranger) == {"ex": example, "layer": "2"}  # no token in what is copied
+    stranger.reload()
+    expect(panel(stranger, "Attention").get_by_role("application")).to_be_visible()
+    cookie = stranger.context.cookies()[0]
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["value"]) == (True, "Strict", server.token)
+    assert stranger.evaluate("document.cookie") == ""
+
+
+def test_a_frame_that_keeps_no_cookies_shows_everything(stranger, server: PageServer) -> None:
+    stranger.route("**/*", lambda route: route.continue_(headers=without_cookies(route.request)))
+    stranger.goto(server.entrance)
+    for name in ("Tokens", "Lens", "Decision", "Contributions", "Attention"):
+        expect(panel(stranger, name)).to_be_visible()
+    expect(panel(stranger, "Attention").get_by_role("application")).to_be_visible()
+
+
+def without_cookies(request) -> dict[str, str]:
+    return {name: value for name, value in request.all_headers().items() if name != "cookie"}
+
+
+def test_a_run_that_is_replaced_is_said_and_the_new_one_shown(stranger, tmp_path: Path) -> None:
+    for name, seed in (("run", 1), ("new", 2)):
+        build_run(tmp_path / name, replace(DECODER, seed=seed))
+    server, thread = served(tmp_path / "run", 0)
+    stranger.goto(f"{server.entrance}&ex=tiny-validation-000000")
+    grid = panel(stranger, "Attention").get_by_role("application")
+    expect(grid).to_be_visible()
+    (tmp_path / "run").rename(tmp_path / "old")
+    (tmp_path / "new").rename(tmp_path / "run")
+    stranger.get_by_label("layer", exact=True).last.select_option("0")
+    said = stranger.get_by_role("status").filter(has_text=re.compile(r"was replaced at \d\d:\d\d; you see the new one"))
+    expect(said).to_be_visible()
+    expect(grid).to_be_visible()
+    panel(stranger, "Attention").get_by_role("button", name="data").click()
+    found = json.loads(stranger.get_by_role("dialog").locator("pre").inner_text())
+    shown = np.asarray(found["attention"], np.float32)
+    old, new = (TraceStore(tmp_path / f).attn(0, layer=0, head=found["head"], trim=True) for f in ("old", "run"))
+    assert np.allclose(shown, new, atol=0.01) and not np.allclose(shown, old, atol=0.1)
+    stopped(server, thread)
+
+
 def test_a_stopped_server_is_said_and_asked_again(page, demo_run: Path) -> None:
     server, thread = served(demo_run, 0)
+    page.context.request.get(server.entrance)
     store = open_row(page, server.url, demo_run, 1)
     stopped(server, thread)
     asked: list[str] = []
@@ -264,6 +325,7 @@ def test_a_stopped_server_is_said_and_asked_again(page, demo_run: Path) -> None:
     page.wait_for_timeout(1500)
     assert 0 < len(asked) < 40
     server, thread = served(demo_run, server.port)
+    page.context.request.get(server.entrance)
     page.get_by_role("button", name="try again").first.click()
     expect(said).to_have_count(0)
     expect(panel(page, "Tokens")).to_contain_text("says")

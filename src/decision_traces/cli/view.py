@@ -19,7 +19,8 @@ class ViewCommand:
     Attributes:
         runs: The run folder; further ones can be compared with it on the page.
         port: Port to listen at; 8377, or the next free one, where left out.
-        host: Address to listen at. Any but the default lets other machines read the runs.
+        host: Address to listen at. Any but the default lets other machines read the runs, with the token.
+        no_token: Let every user of this machine read the runs, and not only who opens the printed address.
         no_browser: Do not open the browser.
         bundle: Write the page and all it shows into this folder instead, for any file server.
         limit: With bundle: the first so many examples.
@@ -31,6 +32,7 @@ class ViewCommand:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     port: int | None = None
     host: str = "127.0.0.1"
+    no_token: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     no_browser: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     bundle: Path | None = None
     limit: int | None = None
@@ -53,19 +55,21 @@ def _serve(args: ViewCommand, console: Console) -> int:
         if there:
             raise UsageError(f"{flag} goes with --bundle.")
     # Here and not above: the help and a bundle need no server.
-    from decision_traces.page.app import is_loopback
+    from decision_traces.page.guard import is_loopback
     from decision_traces.page.serve import listen, open_browser
 
-    server = listen(args.runs, args.host, args.port)
+    server = listen(args.runs, args.host, args.port, with_token=not args.no_token)
 
     def ready() -> None:
-        console.print(f"{server.url}", markup=False, soft_wrap=True)
+        console.print(f"{server.entrance}", markup=False, soft_wrap=True)
         if not args.quiet:
             if not is_loopback(args.host):
-                console.print("Other machines can read these runs at this address.", style="yellow")
+                console.print(
+                    "Other machines can read these runs at this address; keep it to yourself.", style="yellow"
+                )
             console.print("Ctrl-C ends it.")
         if not args.no_browser:
-            open_browser(server.url)
+            open_browser(server.entrance)
 
     server.serve(ready)
     return 0

@@ -1,18 +1,15 @@
 """The figures of the example list: one number an example, to filter and to sort by."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import Float32, Float64
 
 from decision_traces.columns import RUN_COLUMNS
-from decision_traces.errors import DamagedRunError, first_line
-from decision_traces.schema import TOKENS_FILE
+from decision_traces.store.reader import TraceStore
 from decision_traces.store.results import Result
 from decision_traces.store.table import list_levels, rectangle
 
@@ -65,28 +62,17 @@ _NEXT: Final = (
 )
 
 
-def read_some(run_dir: Path, names: tuple[str, ...]) -> pa.Table:
-    """Read those of the columns that the run's token table has, and nothing else of it.
+def list_figures(store: TraceStore, objective: str) -> list[Figure]:
+    """Return the figures of a run's examples, `correct` first where it is known.
 
     Raises:
-        DamagedRunError: The file is missing or changed.
+        DamagedRunError: A table is missing or changed.
     """
-    path = run_dir / TOKENS_FILE
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        return file.read(columns=[name for name in names if name in file.schema_arrow.names])
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedRunError(f"{path} is damaged: {first_line(error)}. Restore it, or extract again.") from error
-
-
-def list_figures(run_dir: Path, objective: str) -> list[Figure]:
-    """Return the figures of a run's examples, `correct` first where it is known."""
     own = {column.name for column in RUN_COLUMNS.get(objective, ())}
-    schema = pq.read_schema(run_dir / TOKENS_FILE)
-    others = tuple(f.name for f in schema if f.name not in own | _NO_KINDS and pa.types.is_string(f.type))
+    others = tuple(f.name for f in store.schema if f.name not in own | _NO_KINDS and pa.types.is_string(f.type))
     wanted = tuple(name for name, *_ in _NEXT)
     choices = ("is_correct", "choice_probs", "choice_logits", "pred_idx")
-    table = read_some(run_dir, (*wanted, *choices, "n_tokens", *others))
+    table = store.table((*wanted, *choices, "n_tokens", *others))
     figures = [Figure(name, label, unit, _numbers(table, column)) for column, name, label, unit in _NEXT
                if column in table.column_names]  # fmt: skip
     if "choice_probs" in table.column_names:

@@ -157,15 +157,9 @@ def number(value: Any, digits: int = 6) -> float | None:
 
 def outcomes_json(run: PageRun, row: int) -> dict[str, Any] | None:
     """Return the outcome at every position, where the run kept it (`--all_positions`)."""
-    from decision_traces.schema import OUTCOMES_FILE
-
-    path = run.run_dir / OUTCOMES_FILE
-    if not path.is_file():
+    table = run.store.outcomes(row)
+    if table is None:
         return None
-    import pyarrow.parquet as pq
-
-    columns = ["pos", "true_prob", "entropy", "true_rank", "pred_token"]
-    table = pq.read_table(path, columns=columns, filters=[("row", "=", row)])
     start = int(run.store.spans.start[row])
     return {
         "pos": [int(p) - start for p in table.column("pos").to_pylist()],

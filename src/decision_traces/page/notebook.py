@@ -55,6 +55,6 @@ def view(store: "TraceStore", example: ExampleKey | None = None, height: int = _
         server = listen([folder])
         server.start()
         _servers[folder] = server
-    url = _servers[folder].url
-    query = {} if example is None else {"ex": store.example_id(store.row(example))}
-    return PageFrame(f"{url}?{urlencode(query)}" if query else url, height)
+    url = _servers[folder].entrance
+    query = "" if example is None else "&" + urlencode({"ex": store.example_id(store.row(example))})
+    return PageFrame(url + query, height)

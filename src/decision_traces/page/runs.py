@@ -1,5 +1,6 @@
 """One run as the page sees it: what it is, what it has, and what is missing with the command that makes it."""
 
+import hashlib
 import re
 import shlex
 import threading
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from decision_traces.errors import NotCapturedError, ResultError, TraceError
-from decision_traces.page.columns import Figure, depth_figures, list_figures, read_some
-from decision_traces.schema import ANALYSIS_DIR, HEAD, LAYER, META_FILE, RECORD_FILE, RESULTS
+from decision_traces.page.columns import Figure, depth_figures, list_figures
+from decision_traces.schema import ANALYSIS_DIR, HEAD, LAYER, RECORD_FILE, RESULTS
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.results import Result, find_result
+from decision_traces.store.still import FileStamp, file_stamp
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,8 +57,23 @@ def _numbered(name: str) -> Iterator[str]:
     yield from (f"{name}.{number}" for number in count(2))
 
 
+def analyses_of(run_dir: Path) -> tuple[tuple[str, FileStamp], ...]:
+    """Return what changes when something is computed on a run anew: which files there are, and their stamps."""
+    folder = run_dir / ANALYSIS_DIR
+    files = [*sorted(folder.glob("[!.]*")), *(folder / name / RECORD_FILE for name in RESULTS)]
+    found = []
+    for path in files:
+        with suppress(FileNotFoundError, NotADirectoryError):  # it may be on its way out
+            found.append((path.name, file_stamp(path.stat())))
+    return tuple(found)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
 class PageRun:
-    """A run folder behind the page. Everything is read on first use, and again once the analyses have changed."""
+    """A run folder behind the page, as it was when it was opened. Everything is read on first use and kept."""
 
     def __init__(self, key: str, run_dir: Path) -> None:
         """Open a run.
@@ -69,32 +86,16 @@ class PageRun:
             RunError: There is no complete run.
         """
         self.key = key
+        self.analyses = analyses_of(run_dir)
         self.store = TraceStore(run_dir)
         self.run_dir = self.store.run_dir
         self._lock = threading.Lock()
         self._cache: OrderedDict[Any, Any] = OrderedDict()
-        self._seen = self.identity()
 
-    def identity(self) -> tuple[int, ...]:
-        """Return what changes when the run or its analyses do: when these files were written, and their sizes."""
-        analysis = self.run_dir / ANALYSIS_DIR
-        files = [self.run_dir / META_FILE]
-        if analysis.is_dir():
-            files += sorted(p for p in analysis.iterdir() if not p.name.startswith("."))
-            files += [analysis / name / RECORD_FILE for name in RESULTS]
-        stats = [p.stat() for p in files if p.exists()]
-        return tuple(n for s in stats for n in (s.st_ino, s.st_mtime_ns, s.st_size))
-
-    def refresh(self) -> tuple[int, ...]:
-        """Forget what was read of the analyses if they changed, and return the identity."""
-        now = self.identity()
-        if now != self._seen:
-            with self._lock:
-                self._cache.clear()
-            for name in ("figures", "listed"):
-                self.__dict__.pop(name, None)
-            self._seen = now
-        return now
+    @property
+    def version(self) -> str:
+        """What changes with the run and, behind a dot, with what was computed on it."""
+        return f"{self.store.still.digest[:16]}.{_digest(self.analyses)}"
 
     def held(self, key: Any) -> Any:
         """Return what was made under a key lately; None where nothing was."""
@@ -119,7 +120,7 @@ class PageRun:
     @cached_property
     def listed(self) -> "pa.Table":
         """The columns that the list shows."""
-        return read_some(self.run_dir, _LISTED)
+        return self.store.table(_LISTED)
 
     @property
     def run_id(self) -> str:
@@ -136,7 +137,7 @@ class PageRun:
     @cached_property
     def figures(self) -> list[Figure]:
         """The figures of the example list, and those that the lens left, where it can be used."""
-        figures = list_figures(self.run_dir, self.objective)
+        figures = list_figures(self.store, self.objective)
         lens = self.result("lens")
         if lens is None:
             return figures

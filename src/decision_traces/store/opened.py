@@ -25,6 +25,7 @@ from decision_traces.schema import (
     KEY,
     KV_HEAD,
     LAYER,
+    OUTCOMES_FILE,
     POSITION,
     QUERY,
     SOURCE,
@@ -40,7 +41,7 @@ from decision_traces.store.runs import portable_path
 from decision_traces.store.selection import SIDES, ExampleKey, Index, checked_index, checked_word, not_captured
 from decision_traces.store.slots import Slots
 from decision_traces.store.still import StillThere
-from decision_traces.store.table import Spans
+from decision_traces.store.table import Spans, TableFile
 
 if TYPE_CHECKING:
     import pandas
@@ -276,6 +277,19 @@ class OpenRun:
     def text(self, eid: ExampleKey) -> str:
         """Return an example's text as it went to the tokenizer."""
         return self._examples.text(self.row(eid))
+
+    def outcomes(self, eid: ExampleKey) -> "pyarrow.Table | None":
+        """Return the outcome at every position of an example; None in runs without `--all_positions`."""
+        row = self.row(eid)
+        with self.still:
+            if self._outcomes is None:
+                return None
+            return self._outcomes.read(where=("row", row))
+
+    @cached_property
+    def _outcomes(self) -> TableFile | None:
+        path, expected = self.run_dir / OUTCOMES_FILE, self._expected(OUTCOMES_FILE)
+        return TableFile(path, expected) if path.is_file() or expected is not None else None
 
     def record(self, eid: ExampleKey) -> dict[str, Any]:
         """Return an example's row of `tokens.parquet` as Python values; the table is not made a data frame for it."""
