@@ -59,6 +59,20 @@ def test_first_token_is_added_once_where_the_tokenizer_adds_one() -> None:
     assert encoding.offsets[0].tolist() == [0, 0]
 
 
+def test_a_text_that_begins_with_the_start_token_gets_no_second_one() -> None:
+    tokenizer = byte_tokenizer(bos=True)
+    plain = tokenizer("<s>abc").input_ids
+    assert plain[:2] == [1, 1]
+    for limit in (None, 3):
+        own, other = encode(tokenizer, ["<s>abc", "abc"], limit)
+        assert own.ids.tolist() == plain[1:][:limit] and own.offsets[0].tolist() == [0, 3]
+        assert (own.own_start, other.own_start) == (True, False)
+        assert other.ids.tolist() == plain[1:][:limit]
+        assert (own.truncated, other.truncated) == (limit == 3, limit == 3)
+    assert encode(tokenizer, ["<s>abc"], None, "yes")[0].ids.tolist() == plain
+    assert encode(tokenizer, ["abc"], None, "no")[0].ids.tolist() == plain[2:]
+
+
 def test_padding_with_id_zero_is_not_taken_for_none() -> None:
     tokenizer = byte_tokenizer()
     assert tokenizer.pad_token_id == 0 and pad_id(tokenizer, 258) == 0

@@ -192,6 +192,7 @@ class RunMeta:
     mean_next_nll: Annotated[float | None, number, OMITTED] = None
     mean_next_entropy: Annotated[float | None, number, OMITTED] = None
     n_masked: Annotated[int | None, count(_EXAMPLES), OMITTED] = None
+    n_own_masks: Annotated[int | None, count(_EXAMPLES), OMITTED] = None
     masked_accuracy: Annotated[float | None, number, OMITTED] = None
     mean_masked_nll: Annotated[float | None, number, OMITTED] = None
     n_answers: Annotated[int | None, count(_EXAMPLES), OMITTED] = None

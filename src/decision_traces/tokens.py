@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from decision_traces.errors import UsageError
 from decision_traces.schema import Side, Task
 
 _TOKENISE_AT_ONCE = 1000
+SpecialTokens = Literal["auto", "yes", "no"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Encoding:
         target: What the decoder of an encoder-decoder reads; None for any other model.
         truth: (n_tokens,) the ids before some were replaced by the mask token, -1 for a mask of the text's own; None
             where there is no mask.
+        own_start: Whether the text itself begins with the start token, and the tokenizer's was left out.
     """
 
     ids: Int32[np.ndarray, " n_tokens"]
@@ -40,6 +42,7 @@ class Encoding:
     sequence_ids: Int8[np.ndarray, " n_tokens"] | None = None
     target: "Encoding | None" = None
     truth: Int32[np.ndarray, " n_tokens"] | None = None
+    own_start: bool = False
 
     @property
     def main(self) -> "Encoding":
@@ -84,10 +87,17 @@ class TokenBatch:
         return {"enc": self.lengths, "dec": self.target.lengths}
 
 
-def encode(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[Encoding]:
+def encode(tokenizer: Any, texts: Sequence[str], limit: int | None, special: SpecialTokens = "auto") -> list[Encoding]:
     """Tokenise texts with the tokenizer's own defaults; it cuts those of more than `limit` tokens as it does itself.
 
     An encoder's tokenizer keeps the separator at the end of a text that it cuts.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        texts: The texts.
+        limit: Most tokens of a text.
+        special: Whether the tokenizer's own tokens are added: yes, as it does; no; or auto: yes, but no second start
+            token to a text that begins with it (as one that a chat template made).
 
     Raises:
         UsageError: The limit leaves no room beside the tokens that the tokenizer adds to every text.
@@ -95,20 +105,41 @@ def encode(tokenizer: Any, texts: Sequence[str], limit: int | None) -> list[Enco
     encodings: list[Encoding] = []
     for start in range(0, len(texts), _TOKENISE_AT_ONCE):
         part = list(texts[start : start + _TOKENISE_AT_ONCE])
-        out = tokenizer(part, **_wanted(tokenizer, limit, pairs=False))
+        out = tokenizer(part, **_wanted(tokenizer, limit, special=special != "no"))
         encodings += [_encoding(out, i) for i in range(len(part))]
-    return encodings
+    if special != "auto":
+        return encodings
+    return [
+        _begun(tokenizer, e, text, limit) if _starts_twice(tokenizer, e) else e
+        for e, text in zip(encodings, texts, strict=True)
+    ]
 
 
-def _wanted(tokenizer: Any, limit: int | None, *, pairs: bool) -> dict[str, Any]:
+def _starts_twice(tokenizer: Any, encoding: Encoding) -> bool:
+    """Return whether the start token stands in front twice: once from the tokenizer, once from the text."""
+    first = encoding.ids[:2].tolist()
+    start = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    added, own = encoding.offsets[:2].tolist() if len(first) > 1 else ([0, 0], [0, 0])
+    return len(first) > 1 and first[0] == first[1] and first[0] in start and added == [0, 0] and own[1] > own[0]
+
+
+def _begun(tokenizer: Any, encoding: Encoding, text: str, limit: int | None) -> Encoding:
+    """Return the text without the tokenizer's start token, which it brings itself."""
+    if encoding.truncated and limit is not None:  # there is room for one more of its own
+        encoding = _encoding(tokenizer([text], **_wanted(tokenizer, limit + 1)), 0)
+    types = None if encoding.type_ids is None else encoding.type_ids[1:]
+    return replace(encoding, ids=encoding.ids[1:], offsets=encoding.offsets[1:], type_ids=types, own_start=True)
+
+
+def _wanted(tokenizer: Any, limit: int | None, *, pairs: bool = False, special: bool = True) -> dict[str, Any]:
     """Return how a tokenizer is called."""
-    added = tokenizer.num_special_tokens_to_add(pair=pairs)
+    added = tokenizer.num_special_tokens_to_add(pair=pairs) if special else 0
     if limit is not None and limit < added:
         raise UsageError(
             f"--max_seq_len {limit}: the tokenizer adds {added} tokens of its own to every text; give more than that."
         )
     told = {"truncation": "longest_first", "max_length": limit} if limit is not None else {"truncation": False}
-    return {"add_special_tokens": True, "return_offsets_mapping": True, "verbose": False, **told}
+    return {"add_special_tokens": special, "return_offsets_mapping": True, "verbose": False, **told}
 
 
 def _encoding(out: Any, i: int) -> Encoding:

@@ -113,13 +113,15 @@ def _outcome_lines(about: RunMeta) -> list[str]:
             f"Next token: {about.next_accuracy:.1%} right, mean NLL {about.mean_next_nll:.3f} nats, "
             f"mean entropy {about.mean_next_entropy:.3f} nats, over {about.n_predictions} predictions"
         ]
+    own = [f"Masks of the texts' own, whose truth is not known: {about.n_own_masks}"] if about.n_own_masks else []
     if about.n_masked:
         return [
             f"Masked tokens: {about.masked_accuracy:.1%} right, mean NLL {about.mean_masked_nll:.3f} nats, "
-            f"over {about.n_masked} masked tokens"
+            f"over {about.n_masked} masked tokens",
+            *own,
         ]
     if about.n_answers is None:
-        return []
+        return own
     sure = f"mean probability of the chosen answer {about.mean_choice_confidence:.3f}"
     right = f"{about.choice_accuracy:.1%} of {about.n_answers} right" if about.n_answers else "no answers known"
     mass = (

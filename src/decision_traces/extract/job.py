@@ -16,7 +16,7 @@ from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel, ModelSource
 from decision_traces.schema import Prefix, StorageDtype, Task
 from decision_traces.store.layout import RunLayout
-from decision_traces.tokens import Encoding, encode
+from decision_traces.tokens import Encoding, SpecialTokens, encode
 
 
 @runtime_checkable
@@ -60,9 +60,11 @@ Encoder = Callable[[LoadedModel, Sequence[Example], int | None], list[Encoding]]
 """Model with tokenizer, examples, most tokens → encodings."""
 
 
-def encode_texts(loaded: LoadedModel, examples: Sequence[Example], limit: int | None) -> list[Encoding]:
-    """Tokenise the text of each example."""
-    return encode(loaded.tokenizer, [e.text for e in examples], limit)
+def encode_texts(
+    loaded: LoadedModel, examples: Sequence[Example], limit: int | None, special: SpecialTokens = "auto"
+) -> list[Encoding]:
+    """Tokenise the text of each example; see `tokens.encode`."""
+    return encode(loaded.tokenizer, [e.text for e in examples], limit, special)
 
 
 def last_known(encoding: Encoding) -> int:

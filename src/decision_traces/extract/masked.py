@@ -18,7 +18,7 @@ from decision_traces.extract.tables import field_columns, field_types, to_table,
 from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
 from decision_traces.schema import TOKENS_FILE
-from decision_traces.tokens import Encoding, TokenBatch
+from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch
 
 DEFAULT_SHARE = 0.15
 _COLUMNS: Mapping[str, str] = {
@@ -37,7 +37,13 @@ UNKNOWN = -1
 
 
 def mask_some(
-    loaded: LoadedModel, examples: Sequence[Example], limit: int | None, *, share: float | None, seed: int
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    limit: int | None,
+    *,
+    share: float | None,
+    seed: int,
+    special: SpecialTokens,
 ) -> list[Encoding]:
     """Tokenise texts and replace some tokens by the mask token; special tokens stay, masks of the texts' own too.
 
@@ -51,27 +57,28 @@ def mask_some(
         share: Share of the tokens to mask; None for `DEFAULT_SHARE` in texts that have no mask of their own, and for
             none in those that have.
         seed: Of the choice.
+        special: See `tokens.encode`.
 
     Raises:
         ModelError: The tokenizer has no mask token.
     """
-    encodings = encode_texts(loaded, examples, limit)
-    mask, special = loaded.tokenizer.mask_token_id, set(loaded.tokenizer.all_special_ids)
+    encodings = encode_texts(loaded, examples, limit, special)
+    mask, never = loaded.tokenizer.mask_token_id, set(loaded.tokenizer.all_special_ids)
     if mask is None:
         if share == 0:
             return encodings
         raise ModelError("This tokenizer has no mask token; give --mask_prob 0 to trace the texts as they are.")
     return [
-        _masked(encoding, int(mask), special, share, np.random.default_rng([seed, zlib.crc32(e.example_id.encode())]))
+        _masked(encoding, int(mask), never, share, np.random.default_rng([seed, zlib.crc32(e.example_id.encode())]))
         for encoding, e in zip(encodings, examples, strict=True)
     ]
 
 
 def _masked(
-    encoding: Encoding, mask: int, special: set[int], share: float | None, random: np.random.Generator
+    encoding: Encoding, mask: int, never: set[int], share: float | None, random: np.random.Generator
 ) -> Encoding:
     own = encoding.ids == mask
-    words = np.flatnonzero([int(i) not in special for i in encoding.ids])
+    words = np.flatnonzero([int(i) not in never for i in encoding.ids])
     if share is None:
         share = 0.0 if own.any() else DEFAULT_SHARE
     chosen = words[random.random(len(words)) < share]

@@ -145,7 +145,7 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         capture=tuple(plan["capture"]),
         missing=dict(prepared.missing),
         settings=_settings(job),
-        conventions={**_conventions(prepared), **written.conventions},
+        conventions={**_conventions(job, prepared), **written.conventions},
         arrays={s.name: ArrayNote(layout.dims_of(s).shape(s), peaks[s.name]) for s in layout.specs},
         block_rows=layout.block_rows,
         certificate=prepared.certificate.to_meta(),
@@ -200,10 +200,14 @@ def lineage(model_path: Path | None, digest: str, say: Callable[[str], None]) ->
     return None
 
 
-def _conventions(prepared: Prepared) -> dict[str, str]:
+def _conventions(job: Job, prepared: Prepared) -> dict[str, str]:
     tokenizer = prepared.loaded.tokenizer
     added = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
     special = f"the tokenizer adds {' '.join(added)} to every text" if added else "the tokenizer adds none"
+    if job.settings.get("add_special_tokens") == "no":
+        special = "none were added (--add_special_tokens no)"
+    if begun := sum(e.own_start for e in prepared.encodings):
+        special += f"; {begun} texts begin with the start token themselves and got no second one"
     missing = {name: f"missing: {reason}" for name, reason in prepared.missing.items()}
     stack = prepared.anatomy.main
     post_attn = {"post_attn": POST_ATTN_CONVENTIONS[stack.post_attn_kind]} if "post_attn" not in stack.missing else {}

@@ -16,14 +16,14 @@ from decision_traces.columns import POSITION_COLUMNS, RUN_COLUMNS
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
 from decision_traces.extract.config import ExtractConfig
-from decision_traces.extract.job import Job, Material, as_settings, last_known
+from decision_traces.extract.job import Job, Material, as_settings, encode_texts, last_known
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, target_columns, to_table, token_columns
 from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
 from decision_traces.schema import NEXT_TOKEN_CONVENTIONS, OUTCOMES_FILE, TOKENS_FILE
-from decision_traces.tokens import Encoding, TokenBatch
+from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch
 
 _NO_IDS: Final = np.array([], np.int32)
 _IDENTITY: Final = frozenset({"row", "example_id", "pos"})
@@ -39,6 +39,9 @@ class NextTokenConfig(ExtractConfig):
     """Your own texts, instead of a data set: .txt (one a line), or .jsonl, .csv, .parquet with a text column."""
     skip_headings: bool = False
     """Leave out the headings of WikiText."""
+    add_special_tokens: SpecialTokens = "auto"
+    """Whether the tokenizer adds its own tokens: yes, no, or auto: yes, but no second start token to a text that begins
+    with it."""
     next_topk: int = 10
     """How many of the most probable tokens to keep."""
     all_positions: bool = False
@@ -71,8 +74,9 @@ def next_token_job(config: NextTokenConfig) -> Job:
         ),
         options=config.options(),
         settings=as_settings(config),
-        decisive=("next_topk", "all_positions"),
+        decisive=("next_topk", "all_positions", "add_special_tokens"),
         workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
+        encode=partial(encode_texts, special=config.add_special_tokens),
         n_tables=2 if config.all_positions else 1,
     )
 

@@ -24,7 +24,7 @@ from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.models.load import DEMO_MODEL, LoadedModel, choose_task
 from decision_traces.schema import TOKENS_FILE, Task
-from decision_traces.tokens import Encoding, TokenBatch, encode
+from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +119,12 @@ def _masked_job(config: TextConfig) -> Job:
         config,
         objective="masked",
         kind="masked",
-        decisive=("mask_prob", "seed", "next_topk"),
+        decisive=("mask_prob", "seed", "next_topk", "add_special_tokens"),
         workflow=partial(MaskedWorkflow, topk=config.next_topk),
         task="masked",
         prefixes=("enc",),
         next_position=None,
-        encode=partial(mask_some, share=config.mask_prob, seed=config.seed),
+        encode=partial(mask_some, share=config.mask_prob, seed=config.seed, special=config.add_special_tokens),
     )
 
 
@@ -133,8 +133,9 @@ def _encode_job(config: TextConfig) -> Job:
         config,
         objective="encode",
         kind="encode",
-        decisive=(),
+        decisive=("add_special_tokens",),
         workflow=EncodeWorkflow,
+        encode=partial(encode_texts, special=config.add_special_tokens),
         task="encode",
         prefixes=("enc",),
         next_position=None,
@@ -148,19 +149,19 @@ def _target_job(config: TextConfig) -> Job:
         config,
         objective="target",
         kind="seq2seq",
-        decisive=("next_topk", "all_positions"),
+        decisive=("next_topk", "all_positions", "add_special_tokens"),
         workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
         task="seq2seq",
         prefixes=("enc", "dec"),
         next_position=last_known,
         read=partial(load_with_targets, targets=targets),
-        encode=partial(encode_with_targets, longest=longest),
+        encode=partial(encode_with_targets, longest=longest, special=config.add_special_tokens),
         n_target=longest,
     )
 
 
 def encode_with_targets(
-    loaded: LoadedModel, examples: Sequence[Example], limit: int | None, *, longest: int | None
+    loaded: LoadedModel, examples: Sequence[Example], limit: int | None, *, longest: int | None, special: SpecialTokens
 ) -> list[Encoding]:
     """Tokenise the texts for the encoder and the targets for the decoder.
 
@@ -172,6 +173,7 @@ def encode_with_targets(
         examples: The texts, with the field `target_text`.
         limit: Most tokens of a text.
         longest: Most tokens that the decoder reads; None for as many as it was built for.
+        special: See `tokens.encode`.
 
     Raises:
         ModelError: The model does not say what its decoder starts with.
@@ -184,14 +186,14 @@ def encode_with_targets(
             f"give {context} or less, or auto."
         )
     longest = context if longest is None else longest
-    sources = encode_texts(loaded, examples, limit)
+    sources = encode_texts(loaded, examples, limit, special)
     texts = [e.fields[TARGET_FIELD] for e in examples]
     given = [str(text) for text in texts if text is not None]
     tokenizer: Any = loaded.tokenizer
     switch = getattr(tokenizer, "_switch_to_target_mode", None)
     if switch is not None:  # tokenizers of some translation models treat the target's language by itself
         switch()
-    labels = iter(encode(tokenizer, given, None))
+    labels = iter(encode(tokenizer, given, None, special))
     if switch is not None:
         tokenizer._switch_to_input_mode()
     return [
