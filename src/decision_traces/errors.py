@@ -4,13 +4,15 @@ The commands print these without a traceback and exit with 1. Standard parents a
 `except KeyError` or `except ValueError` in a notebook still works.
 """
 
+from decision_traces.printable import printable
+
 
 class TraceError(Exception):
     """Parent of all errors this package raises on purpose."""
 
     def __str__(self) -> str:
-        """Return the message itself (KeyError would print its repr)."""
-        return " ".join(str(a) for a in self.args)
+        """Return the message itself (KeyError would print its repr), with nothing in it that a terminal obeys."""
+        return printable(" ".join(str(a) for a in self.args))
 
 
 class UsageError(TraceError, ValueError):

@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,15 @@ def test_figures_are_called_what_they_are() -> None:
     assert all("_" not in label_of(name) for name in ATTENTION_FIGURES)
     meta = {"model": "gpt2", "dataset": "wikitext2", "split": "validation"}
     assert run_title("Heads", meta) == "Heads: gpt2 on wikitext2/validation"
+
+
+def test_comparisons_draw_no_formulas(written: Callable[[], list[str]], tmp_path: Path) -> None:
+    evil = "$\\frac{$ \x1b"
+    sections = {evil: compare_groups({evil: np.arange(6.0)}, np.arange(6) < 3, n_boot=5)}
+    save_forest(sections, tmp_path / "compare.png", evil)
+    save_head_maps(heads(), tmp_path / "heads.png", evil)
+    scores = np.full((3, 2), 0.5)
+    save_probe(ProbeResult(scores, scores, scores, scores, 3, 3), tmp_path / "probe.png", evil)
+    save_reliability(calibrate(np.full(4, 0.5), np.arange(4) < 2), tmp_path / "calibration.png", evil)
+    texts = written()
+    assert sum(text.startswith("$\\frac{$ \\x1b") for text in texts) >= 6

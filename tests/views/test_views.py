@@ -1,5 +1,6 @@
 """Tables say the right numbers; pictures draw the right lines whatever the groups hold."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,28 @@ def test_attribution_is_drawn_as_it_grows(heads: bool, drawn: list[Any], tmp_pat
         np.testing.assert_allclose(maps[0].images[0].get_array(), [[1, -2 / 3], [2, -4 / 3]], rtol=1e-6)
     else:
         assert maps == []
+
+
+WORDS = ["$5 or $6", r"$\frac{$", "\x1b]52;c;\x07\u202e", "汉 \N{GRINNING FACE}", "two\nlines", "x" * 2_000_000]
+SHOWN = ["$5 or $6", r"$\frac{$", r"\x1b]52;c;\x07\u202e", "汉 \N{GRINNING FACE}", r"two\nlines", "x" * 119 + "…"]
+
+
+@pytest.mark.parametrize(("title", "shown"), list(zip(WORDS, SHOWN, strict=True)), ids=range(len(WORDS)))
+def test_a_picture_writes_its_title_as_it_stands(
+    title: str, shown: str, written: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    race = _race([1], [1])
+    assert races.save_race(race, tmp_path / "race.png", title).read_bytes()[:8] == PNG
+    assert shown in written()
+
+
+def test_no_picture_draws_formulas(written: Callable[[], list[str]], tmp_path: Path) -> None:
+    lens = _lens([True, False])
+    trajectories.save_trajectories(lens, decision_depth(lens), tmp_path / "lens.png", "$5 or $6")
+    attributions.save_attribution(_attribution([True, False]), tmp_path / "attribution.png", "$5 or $6")
+    assert written().count("$5 or $6") == 2
+
+
+def test_a_kind_of_item_is_no_markup() -> None:
+    lens = _lens([True])
+    assert "[/bold]" in _rows(tables.kind_table(decision_depth(lens), pd.Series({"e0": "[/bold]"})))

@@ -1,9 +1,10 @@
 """What every command shares: parsing, one-line errors, exit codes, paths as users type them."""
 
 import io
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -11,8 +12,10 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 from rich.console import Console
 
+from decision_traces.cli._console import DataConsole
 from decision_traces.cli._signals import STOPPED, stopping
 from decision_traces.errors import Interrupted, TraceError
+from decision_traces.printable import printable
 from decision_traces.store.runs import portable_path
 
 CommandT = TypeVar("CommandT")
@@ -21,8 +24,13 @@ _WIDTH_WITHOUT_TERMINAL = 120
 
 def make_console(*, stderr: bool = False) -> Console:
     """Return a console that is readable in a file or a pipe as well: no colours, a fixed width."""
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
+    console = DataConsole(stderr=stderr)
+    return console if console.is_terminal else DataConsole(stderr=stderr, width=_WIDTH_WITHOUT_TERMINAL)
+
+
+def command_line(*words: str | Path) -> str:
+    """Return a command as it is typed into a shell: a name in it stays a name, whatever it is made of."""
+    return shlex.join(map(str, words))
 
 
 def _with_paths(command: Any) -> Any:
@@ -55,7 +63,7 @@ def run_command(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console of another encoding must not end the command
     console = make_console(stderr=True)
-    command = tyro.cli(command_cls, args=argv, prog=prog, use_underscores=True, config=(tyro.conf.FlagCreatePairsOff,))
+    command = _parsed(command_cls, sys.argv[1:] if argv is None else argv, prog)
     with stopping() as stop:
         try:
             code = handler(_with_paths(command))
@@ -63,11 +71,24 @@ def run_command(
             _last_words(console, str(stopped) or STOPPED)
             sys.exit(stop.exit_code)
         except TraceError as error:
-            console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            console.print(f"error: {error}", style="red", soft_wrap=True)
             sys.exit(1)
     sys.exit(code or 0)
 
 
+def _parsed(command_cls: Callable[..., CommandT], argv: Sequence[str], prog: str | None) -> CommandT:
+    """Return the command that the flags make; tyro repeats flags it cannot read, and prints them as they are."""
+    said, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(command_cls, args=argv, prog=prog, use_underscores=True, config=options)
+    except SystemExit:
+        words = said.getvalue()
+        harmless = all(flag == printable(flag) for flag in argv)
+        sys.stderr.write(words if harmless else printable(words))  # tyro's own colours stay where nothing else is
+        raise
+
+
 def _last_words(console: Console, words: str) -> None:
     with suppress(OSError):  # the terminal may be what went away
-        console.print(words, markup=False, soft_wrap=True)
+        console.print(words, soft_wrap=True)

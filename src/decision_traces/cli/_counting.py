@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from decision_traces.printable import printable
+
 
 @contextmanager
 def counting(console: Console, what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
@@ -14,11 +16,11 @@ def counting(console: Console, what: str, *, quiet: bool) -> Iterator[Callable[[
         yield None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(printable(what), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

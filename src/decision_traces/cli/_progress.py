@@ -75,7 +75,7 @@ class Lines(_Counting):
 
     def say(self, message: str) -> None:
         """Print one line."""
-        self._console.print(message, markup=False, soft_wrap=True)
+        self._console.print(message, soft_wrap=True)
 
     def finish(self) -> None:
         """Print the last line."""
@@ -95,7 +95,7 @@ class Bar(_Counting):
 
     def say(self, message: str) -> None:
         """Print one dim line."""
-        self._console.print(message, style="dim", markup=False)
+        self._console.print(message, style="dim")
 
     def finish(self) -> None:
         """Leave the bar as it stands."""
@@ -103,7 +103,8 @@ class Bar(_Counting):
         self._bar.stop()
 
     def _begin(self) -> None:
-        self._bar = Progress(BarColumn(bar_width=20), TextColumn("{task.fields[told]}"), console=self._console)
+        columns = (BarColumn(bar_width=20), TextColumn("{task.fields[told]}", markup=False))
+        self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task("", total=self._counts.n_tokens, told="")
         self._bar.start()
 

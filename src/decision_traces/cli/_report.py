@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._app import command_line, make_console, run_command
 from decision_traces.cli._progress import make_progress
 from decision_traces.extract.config import ExtractConfig
 from decision_traces.extract.cost import RunCost
@@ -43,7 +43,7 @@ def run_extraction(
         if not config.quiet:
             console = make_console()
             report(folder, console)
-            console.print(f"Check it: decision-traces index {folder} --validate", markup=False, soft_wrap=True)
+            console.print(f"Check it: {command_line('decision-traces', 'index', folder, '--validate')}", soft_wrap=True)
         return 0
 
     run_command(config_cls, handler, flags, prog=f"decision-traces {name}")
@@ -77,7 +77,7 @@ def report(folder: Path, console: Console) -> None:
     """Print what a finished run holds, in a few lines."""
     about = RunMeta.read(read_meta(folder))
     timings = about.timings
-    console.print(f"Run: {folder}", markup=False, soft_wrap=True)
+    console.print(f"Run: {folder}", soft_wrap=True)
     console.print(
         f"{about.n_examples} examples, T = {about.max_seq_len}, {len(about.arrays)} arrays, "
         f"{(about.bytes or 0) / 1e6:,.1f} MB; {timings['extract_s']:.1f} s ({timings['tokens_per_s']:,.0f} tokens/s); "
@@ -86,9 +86,9 @@ def report(folder: Path, console: Console) -> None:
     if not about.hard_links:
         console.print("This file system has no hard links: layers that arrays share are stored once for each array.")
     for name, reason in about.missing.items():
-        console.print(f"Without {name}: {reason}", markup=False, soft_wrap=True)
+        console.print(f"Without {name}: {reason}", soft_wrap=True)
     for line in _outcome_lines(about):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     if about.n_truncated:
         longest = (about.dims("enc") or about.sides["dec"]).n_positions
         console.print(f"{about.n_truncated} texts were longer than T = {longest} tokens and were cut.")

@@ -54,9 +54,9 @@ def kept_in_run(store: OpenRun, name: str, args: "DataclassInstance", console: C
     with new_result(store, name, options) as new:
         yield new.folder
     for path in sorted(result_folder(store.run_dir, name).iterdir()):
-        console.print(f"Written: {path}", markup=False, soft_wrap=True)
+        console.print(f"Written: {path}", soft_wrap=True)
     for note in new.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
 
 
 def write_result(path: Path, *results: Result) -> None:

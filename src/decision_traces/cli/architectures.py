@@ -1,7 +1,6 @@
 """`decision-traces architectures`: which of transformers' model classes can be traced, tried out one by one."""
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from decision_traces.architectures.matrix import Verdict, check_class
 from decision_traces.architectures.report import KINDS, STATUSES, counts, markdown
 from decision_traces.architectures.tiny import Kind, model_classes
-from decision_traces.cli._app import run_command
+from decision_traces.cli._app import make_console, run_command
 from decision_traces.errors import UsageError
 from decision_traces.models.load import quiet_transformers
 
@@ -41,19 +40,18 @@ def _run(config: ArchitecturesConfig) -> int:
     unknown = set(config.only) - {c.model_type for c in classes}
     if unknown:
         raise UsageError(f"--only {' '.join(sorted(unknown))}: no such model type among {', '.join(config.kind)}.")
-    verdicts = []
+    console, verdicts = make_console(), []
     torch.set_num_threads(1)  # tiny models gain nothing from threads
     logging.disable(logging.WARNING)
     with quiet_transformers():
         for which in classes:
             verdicts.append(check_class(which))
             if not config.quiet:
-                sys.stdout.write(_line(verdicts[-1]) + "\n")
-                sys.stdout.flush()
-    sys.stdout.write("\n" + _summary(verdicts) + "\n")
+                console.print(_line(verdicts[-1]), soft_wrap=True)
+    console.print("\n" + _summary(verdicts), soft_wrap=True)
     if config.out is not None:
         config.out.write_text(markdown(verdicts), encoding="utf-8")
-        sys.stdout.write(f"Table: {config.out}\n")
+        console.print(f"Table: {config.out}", soft_wrap=True)
     return 0
 
 

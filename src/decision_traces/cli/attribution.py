@@ -110,19 +110,19 @@ def _load(
     """
     missing = [name for name in ("dec_self_attn", "dec_self_v") if not store.has(name)]
     if missing:
-        console.print("Attention is not split by head: that needs --capture attn qkv resid.", markup=False)
+        console.print("Attention is not split by head: that needs --capture attn qkv resid.")
         return load_unembedding(store, args.model_path, args.device), None
     try:
         loaded = load_run_model(store, args.model_path, args.device)
     except ModelError as reason:
         unembedding = load_unembedding(store, args.model_path, args.device)
-        console.print(f"Attention is not split by head: {reason}", markup=False, soft_wrap=True)
+        console.print(f"Attention is not split by head: {reason}", soft_wrap=True)
         return unembedding, None
     unembedding = of_model(loaded, store.about.final_norm, logits_are_unembedded=store.about.logits_are_unembedded)
     try:
         return unembedding, find_head_writers(store, loaded)
     except UnsupportedArchitecture as reason:
-        console.print(f"Attention is not split by head: {reason}", markup=False, soft_wrap=True)
+        console.print(f"Attention is not split by head: {reason}", soft_wrap=True)
         return unembedding, None
 
 

@@ -199,7 +199,7 @@ def _print(found: _Findings, console: Console) -> None:
     if found.calibration is not None:
         console.print(calibration_table(found.calibration))
     for what, reason in found.left_out.items():
-        console.print(f"No {what}: {reason}", markup=False, soft_wrap=True)
+        console.print(f"No {what}: {reason}", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

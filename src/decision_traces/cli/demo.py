@@ -15,7 +15,7 @@ from decision_traces.analysis.heads import find_head_writers
 from decision_traces.analysis.lens import logit_lens
 from decision_traces.analysis.lens_grid import write_lens_grid
 from decision_traces.analysis.unembedding import load_run_model, of_model
-from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._app import command_line, make_console, run_command
 from decision_traces.cli._progress import make_progress
 from decision_traces.cli._report import report
 from decision_traces.cli._written import write_result
@@ -100,20 +100,23 @@ def _look(folder: Path, console: Console) -> None:
     console.print()
     console.print(decision_table(lens, depth))
     console.print(kind_table(depth, store.tokens.set_index("example_id")["kind"]))
-    console.print(f"\nPicture: {result_folder(folder, 'lens') / _PICTURE}", markup=False, soft_wrap=True)
+    console.print(f"\nPicture: {result_folder(folder, 'lens') / _PICTURE}", soft_wrap=True)
 
 
 def _next_steps(folder: Path, console: Console) -> None:
-    python = f"from decision_traces import TraceStore; st = TraceStore(r'{folder}'); print(st.arrays())"
+    python = (
+        f"from decision_traces import TraceStore; st = TraceStore({str(folder)!r}); print(st.arrays()); "
+        "print(st.attn(0, layer=2, head=1, trim=True).round(2))"
+    )
     lines = [
         "",
         "Next:",
-        f"  decision-traces view {folder}",
-        f"  decision-traces index {folder} --validate",
-        f'  python -c "{python}; print(st.attn(0, layer=2, head=1, trim=True).round(2))"',
+        f"  {command_line('decision-traces', 'view', folder)}",
+        f"  {command_line('decision-traces', 'index', folder, '--validate')}",
+        f"  {command_line('python', '-c', python)}",
         "  decision-traces nexttok --model gpt2 --dataset wikitext2 --limit 100 --max_seq_len 256",
     ]
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

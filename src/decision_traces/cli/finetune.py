@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
-from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._app import command_line, make_console, run_command
 from decision_traces.finetuning.config import FinetuneConfig
 from decision_traces.finetuning.train import finetune
 
@@ -11,18 +11,15 @@ from decision_traces.finetuning.train import finetune
 def run(config: FinetuneConfig) -> int:
     """Train, and say how good the checkpoint is and what to do next."""
     progress, console = make_console(stderr=True), make_console()
-    result = finetune(config, None if config.quiet else lambda line: progress.print(line, markup=False, soft_wrap=True))
+    result = finetune(config, None if config.quiet else lambda line: progress.print(line, soft_wrap=True))
     if not config.quiet:
-        console.print(f"Checkpoint: {result.folder}", markup=False, soft_wrap=True)
+        console.print(f"Checkpoint: {result.folder}", soft_wrap=True)
         console.print(
             f"Accuracy {result.accuracy:.1%} on {result.n_eval} validation questions (guessing: {result.chance:.0%})"
         )
-        data = f" --dataset {config.dataset}" if config.dataset != "csqa" else ""
-        console.print(
-            f"Trace it: decision-traces csqa-enc --model {config.model} --model_path {result.folder}{data}",
-            markup=False,
-            soft_wrap=True,
-        )
+        names = ("--model", config.model, "--model_path", result.folder)
+        data = ("--dataset", config.dataset) if config.dataset != "csqa" else ()
+        console.print(f"Trace it: {command_line('decision-traces', 'csqa-enc', *names, *data)}", soft_wrap=True)
     return 0
 
 

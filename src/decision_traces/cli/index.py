@@ -8,11 +8,10 @@ from typing import Annotated, NoReturn
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._counting import counting
 from decision_traces.errors import UncertifiedWarning, UsageError
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.index import RunIndex, index_run
@@ -57,22 +56,8 @@ def run(args: IndexCommand, console: Console) -> int:
 
 
 def _index(args: IndexCommand, console: Console) -> RunIndex:
-    if args.validate and console.is_terminal and not args.quiet:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("checking", total=None)
-            index = index_run(
-                args.run,
-                validate=True,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
-    else:
-        index = index_run(args.run, validate=args.validate)
+    with counting(console, "checking", quiet=args.quiet or not args.validate) as progress:
+        index = index_run(args.run, validate=args.validate, progress=progress)
     return _deeper(args, index) if args.deep and index.valid else index
 
 
@@ -113,16 +98,11 @@ def _checks(checks: Sequence[CheckResult]) -> Table:
         if held:
             worst = max(held, key=lambda c: -1.0 if c.worst is None else c.worst)
             where = worst.where if worst.worst else ""
-            _row(table, "ok", name, str(len(held)), _figure(worst.worst), where, worst.detail)
+            table.add_row("ok", name, str(len(held)), _figure(worst.worst), where, worst.detail)
         for c in failed:
             where = c.where if c.array in c.where else f"{c.array}: {c.where}"
-            _row(table, "FAIL", name, "1", _figure(c.worst), where, c.detail)
+            table.add_row("FAIL", name, "1", _figure(c.worst), where, c.detail, style="red")
     return table
-
-
-def _row(table: Table, *cells: str) -> None:
-    """Add a row of plain text: square brackets are indices here, not rich's markup."""
-    table.add_row(*map(Text, cells), style="red" if cells[0] == "FAIL" else None)
 
 
 def _figure(value: float | None) -> str:
@@ -131,22 +111,22 @@ def _figure(value: float | None) -> str:
 
 def _verdict(index: RunIndex, console: Console) -> int:
     if index.not_written:
-        console.print(f"{index.path} could not be written: {index.not_written}.", markup=False, soft_wrap=True)
+        console.print(f"{index.path} could not be written: {index.not_written}.", soft_wrap=True)
     if index.uncertified:
-        console.print(index.uncertified, style="red", markup=False, soft_wrap=True)
+        console.print(index.uncertified, style="red", soft_wrap=True)
     unwritten = 1 if index.not_written and not index.read_only else 0
     if index.valid is None:
         if not index.not_written:
-            console.print(f"Indexed: {index.path}. Add --validate to check it.", markup=False, soft_wrap=True)
+            console.print(f"Indexed: {index.path}. Add --validate to check it.", soft_wrap=True)
         return unwritten
     failed = [check for check in index.checks if not check.ok]
     for c in failed:
-        console.print(f"FAIL {c.name}: {c.array}: {c.where}: {c.detail}", style="red", markup=False, soft_wrap=True)
+        console.print(f"FAIL {c.name}: {c.array}: {c.where}: {c.detail}", style="red", soft_wrap=True)
     size = f"{index.bytes_on_disk / 1e6:.2f} MB on disk"
     if failed:
-        console.print(f"{len(failed)} of {len(index.checks)} checks FAILED", style="red", markup=False)
+        console.print(f"{len(failed)} of {len(index.checks)} checks FAILED", style="red")
         return 1
-    console.print(f"All {len(index.checks)} checks hold: {index.n_examples} examples, {size}.", markup=False)
+    console.print(f"All {len(index.checks)} checks hold: {index.n_examples} examples, {size}.")
     return unwritten
 
 

@@ -92,7 +92,7 @@ def _decoder(store: TraceStore, args: LensCommand, console: Console, folder: Pat
     title = f"{run_title('Logit lens', store.meta)}, {store.n} examples"
     save_trajectories(lenses[0], depth, folder / "lens_trajectories.png", title)
     error = lenses[0].model_error
-    console.print(f"At the end the lens is within {error:.2g} of every probability the run stored.", markup=False)
+    console.print(f"At the end the lens is within {error:.2g} of every probability the run stored.")
 
 
 def _stages(store: TraceStore) -> list[Stage]:

@@ -38,7 +38,7 @@ def run(args: LsCommand, console: Console) -> int:
         raise RunError(f"No folder {root}. Runs are written to {default_root()} unless --out_dir says otherwise.")
     runs = list_runs(root)
     if not runs:
-        console.print(f"No runs in {root}. `decision-traces demo` makes one in a minute.", markup=False, soft_wrap=True)
+        console.print(f"No runs in {root}. `decision-traces demo` makes one in a minute.", soft_wrap=True)
         return 0
     table = Table(title=str(root), title_justify="left")
     for heading in ("run", "state", "made", "model", "data", "examples", "captured"):

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import tyro
 from rich.console import Console
 
-from decision_traces.cli._app import make_console, run_command
+from decision_traces.cli._app import command_line, make_console, run_command
 from decision_traces.errors import UsageError
 
 
@@ -61,7 +61,7 @@ def _serve(args: ViewCommand, console: Console) -> int:
     server = listen(args.runs, args.host, args.port, with_token=not args.no_token)
 
     def ready() -> None:
-        console.print(f"{server.entrance}", markup=False, soft_wrap=True)
+        console.print(f"{server.entrance}", soft_wrap=True)
         if not args.quiet:
             if not is_loopback(args.host):
                 console.print(
@@ -85,8 +85,7 @@ def _bundle(args: ViewCommand, console: Console) -> int:
     if not args.quiet:
         console.print(
             f"Written: {args.bundle} ({written.files:,} files, {written.size / 1e6:.1f} MB). Any file server shows it, "
-            f"for example:\n  python -m http.server --directory {args.bundle}",
-            markup=False,
+            f"for example:\n  {command_line('python', '-m', 'http.server', '--directory', args.bundle)}",
             soft_wrap=True,
         )
     return 0

@@ -11,12 +11,14 @@ from decision_traces.page.example import choices, decision, table_row
 from decision_traces.page.results import Lens, contributions_json, lens_of, race_json
 from decision_traces.page.runs import PageRun
 from decision_traces.store.selection import ExampleKey
-from decision_traces.views.style import BLUE, GREY, VERMILION, new_figure, plain
+from decision_traces.views.style import BLUE, GREY, VERMILION, as_written, label, new_figure, plain
 
 if TYPE_CHECKING:
     from decision_traces.store.reader import TraceStore
 
 _OTHERS: Final = 3
+_NAME: Final = 30
+"""Most characters of a token or a choice among others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class _Question:
     position: int
 
 
+@as_written()
 def show(store: "TraceStore", example: ExampleKey) -> Still:
     """Draw one example without a server: the race through the layers, and the contributions where they were computed.
 
@@ -69,7 +72,7 @@ def show(store: "TraceStore", example: ExampleKey) -> Still:
     _race(axes[0], asked)
     if with_parts:
         _parts(axes[1], contributions_json(run, row, asked.position), asked)
-    said = _said(run, row)
+    said = label(_said(run, row))
     figure.suptitle(said, x=0.01, ha="left", fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -115,11 +118,11 @@ def _tokens(run: PageRun, lens: Lens, position: int) -> _Question:
 
 
 def _race(axis: Any, asked: _Question) -> None:
-    for token, path in asked.paths.items():
+    for token, path in asked.paths.items():  # the number first: matplotlib hides labels that begin with "_"
         colour = BLUE if token == asked.target else VERMILION if token == asked.rival else GREY
         strong = token in {asked.target, asked.rival}
         axis.plot(path, color=colour, lw=2.2 if strong else 1, marker="o" if token == asked.target else None, ms=4,
-                  label=f"{asked.names[token]} {path[-1]:.2f}")  # fmt: skip
+                  label=f"{path[-1]:.2f} {label(asked.names[token], _NAME)}")  # fmt: skip
     depths = len(next(iter(asked.paths.values())))
     plain(axis, "Race", "after layer", "probability")
     step = max(1, depths // 10)
@@ -135,10 +138,12 @@ def _parts(axis: Any, found: dict[str, Any], asked: _Question) -> None:
     axis.bar(range(len(lead)), lead, color=colours, width=0.75)
     axis.step(range(len(lead)), np.cumsum(lead), where="mid", color="#333333", lw=1)
     axis.axhline(0, color=GREY, lw=0.8)
-    names = [p.replace("attn ", "a").replace("mlp ", "m").replace("remainder", "bias") for p in found["parts"]]
+    names = [
+        label(p, _NAME).replace("attn ", "a").replace("mlp ", "m").replace("remainder", "bias") for p in found["parts"]
+    ]
     axis.set_xticks(range(len(lead)), names, rotation=90, fontsize=7)
-    lead_of = f"Contributions to {asked.names[asked.target]} over {asked.names[asked.rival]}: {lead.sum():+.2f}"
-    plain(axis, lead_of, "", "logits")
+    target, rival = (label(asked.names[token], _NAME) for token in (asked.target, asked.rival))
+    plain(axis, f"Contributions to {target} over {rival}: {lead.sum():+.2f}", "", "logits")
 
 
 def _said(run: PageRun, row: int) -> str:

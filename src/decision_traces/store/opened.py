@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from decision_traces.columns import RUN_COLUMNS
 from decision_traces.errors import DamagedRunError, NewerFormatWarning, RunError, UncertifiedWarning, UsageError
+from decision_traces.printable import printable
 from decision_traces.run_meta import RunMeta
 from decision_traces.schema import (
     ARRAYS,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 def uncertified(about: RunMeta) -> str:
     """Return the sentence that an uncertified run is opened with: which checks failed."""
-    return (
+    return printable(
         "This run is not certified (--uncertified): its traces may not be what the model computed. "
         f"Failed: {'; '.join(about.failed_checks)}."
     )
@@ -91,7 +92,8 @@ class OpenRun:
         n = "?" if about.n_examples is None else about.n_examples
         said = f"{about.model or '?'} on {about.dataset or '?'}/{about.split or '?'}, {n} examples"
         trust = ", NOT CERTIFIED" if about.uncertified else ""
-        return f"TraceStore({str(self.run_dir)!r}: {said}, captured {' '.join(about.capture) or 'nothing'}{trust})"
+        words = " ".join(about.capture) or "nothing"
+        return printable(f"TraceStore({str(self.run_dir)!r}: {said}, captured {words}{trust})")
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the place of the run and nothing that is open."""

@@ -7,12 +7,13 @@ import numpy as np
 
 from decision_traces.analysis.results import Attribution
 from decision_traces.views.groups import Group, add_legend, draw_bands, grouped
-from decision_traces.views.style import GREY, INK, new_figure, plain, save
+from decision_traces.views.style import GREY, INK, as_written, new_figure, plain, save
 
 _DIVERGING: Final = "RdBu"  # told apart by colour-blind readers; blue, as "right", is above zero
 _UNIT: Final = "logits towards the target"
 
 
+@as_written()
 def save_attribution(result: Attribution, path: Path, title: str) -> Path:
     """Draw what each part of the model adds to the lead of the target over its competitor, and save it as PNG.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from decision_traces.analysis.statistics import GroupComparison
-from decision_traces.views.style import BLUE, GREY, INK, LINES, VERMILION, label_of, new_figure, save
+from decision_traces.views.style import BLUE, GREY, INK, LINES, VERMILION, as_written, label, label_of, new_figure, save
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class _Row:
     means: str
 
 
+@as_written()
 def save_forest(sections: Mapping[str, GroupComparison], path: Path, title: str) -> Path:
     """Draw Cohen's d of every figure with its interval, section under section, and save them as PNG.
 
@@ -40,8 +41,8 @@ def save_forest(sections: Mapping[str, GroupComparison], path: Path, title: str)
     for heading, rows in parts.items():
         if not rows:
             continue
-        axis.annotate(heading, (0, -y), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
-                      va="center", fontsize=9, fontweight="bold", color=INK)  # fmt: skip
+        axis.annotate(label(heading), (0, -y), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                      textcoords="offset points", va="center", fontsize=9, fontweight="bold", color=INK)  # fmt: skip
         y += 1
         for row in rows:
             _mark(axis, row, -y)
@@ -78,7 +79,7 @@ def _mark(axis: Any, row: _Row, y: float) -> None:
 
 def _finish(axis: Any, ticks: list[float], names: list[str], depth: float, level: float) -> None:
     axis.axvline(0, color=GREY, linewidth=1)
-    axis.set_yticks(ticks, names)
+    axis.set_yticks(ticks, [label(name) for name in names])
     axis.set_ylim(-depth + 0.2, 1.2)
     reach = max([1.0, *np.abs(axis.get_xlim())])
     axis.set_xlim(-reach, reach)

@@ -7,11 +7,12 @@ import numpy as np
 
 from decision_traces.analysis.attention import HeadMeans
 from decision_traces.analysis.patterns import ATTENTION_FIGURES
-from decision_traces.views.style import INK, LABELS, MAP_COLOURS, new_figure, save
+from decision_traces.views.style import INK, LABELS, MAP_COLOURS, as_written, new_figure, save
 
 _COLUMNS = 3
 
 
+@as_written()
 def save_head_maps(heads: HeadMeans, path: Path, title: str) -> Path:
     """Draw the figures of all heads as maps, the first layer at the bottom, and save them as PNG.
 

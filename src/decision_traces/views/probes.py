@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from decision_traces.analysis.probe import ProbeResult
-from decision_traces.views.style import BLUE, GREY, VERMILION, new_figure, plain, save
+from decision_traces.views.style import BLUE, GREY, VERMILION, as_written, new_figure, plain, save
 
 _PANELS = (
     ("auroc", "control_auroc", "AUROC", BLUE),
@@ -14,6 +14,7 @@ _PANELS = (
 )
 
 
+@as_written()
 def save_probe(probe: ProbeResult, path: Path, title: str) -> Path:
     """Draw both scores of the probe over depth with their controls and save them as PNG.
 

@@ -8,11 +8,12 @@ from jaxtyping import Float
 
 from decision_traces.analysis.results import ChoiceRace
 from decision_traces.views.groups import RIGHT, UNKNOWN, WRONG, grouped
-from decision_traces.views.style import BLUE, GREY, VERMILION, new_figure, plain, save
+from decision_traces.views.style import BLUE, GREY, VERMILION, as_written, new_figure, plain, save
 
 _ACROSS = "layer (0 = embedding)"
 
 
+@as_written()
 def save_race(race: ChoiceRace, path: Path, title: str) -> Path:
     """Draw how the answers race through the layers and save it as PNG.
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from decision_traces.analysis.calibration import Calibration
-from decision_traces.views.style import BLUE, GREY, INK, new_figure, plain, save
+from decision_traces.views.style import BLUE, GREY, INK, as_written, new_figure, plain, save
 
 
+@as_written()
 def save_reliability(calibration: Calibration, path: Path, title: str) -> Path:
     """Draw accuracy against confidence, with the number of answers in each bin below, and save it as PNG.
 

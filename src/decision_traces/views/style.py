@@ -1,8 +1,12 @@
 """How all pictures look: ink, colours that colour-blind readers can tell apart, plain axes, one way to save."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from decision_traces.printable import one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,6 +18,8 @@ GREY: Final = "#7A7A7A"
 INK: Final = "#333333"
 LINES: Final = "#E6E6E6"
 MAP_COLOURS: Final = "cividis"
+
+_MOST_LABEL: Final = 120
 
 LABELS: Final = {
     "attn_entropy": ("attention entropy", "nats"),
@@ -37,6 +43,24 @@ def label_of(figure: str) -> str:
     return name if unit in {"", "share"} else f"{name} ({unit})"
 
 
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Draw words as they stand while this lasts: no dollar begins a formula, and no glyph has to be there.
+
+    It decorates every function that draws, because matplotlib asks for the setting whenever it makes a text.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
+        yield
+
+
+def label(words: str, most: int = _MOST_LABEL) -> str:
+    """Return words as they can be drawn: one line, printable, and no longer than there is room for."""
+    return one_line(words, most)
+
+
 def run_title(what: str, meta: Mapping[str, Any]) -> str:
     """Return a picture's title: what it shows, of which model on which data."""
     return f"{what}: {meta.get('model', '?')} on {meta.get('dataset', '?')}/{meta.get('split', '?')}"
@@ -54,9 +78,9 @@ def new_figure(width: float, height: float) -> "Figure":
 
 def plain(axis: Any, title: str, across: str, up: str, *, grid: str = "y") -> None:
     """Title an axis, name what runs across and up, and take away what is not read."""
-    axis.set_title(title, loc="left", fontsize=10, color=INK)
-    axis.set_xlabel(across, color=INK, fontsize=9)
-    axis.set_ylabel(up, color=INK, fontsize=9)
+    axis.set_title(label(title), loc="left", fontsize=10, color=INK)
+    axis.set_xlabel(label(across), color=INK, fontsize=9)
+    axis.set_ylabel(label(up), color=INK, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(colors=INK, labelsize=8)
     axis.grid(axis=grid, color=LINES, linewidth=0.8)
@@ -65,7 +89,7 @@ def plain(axis: Any, title: str, across: str, up: str, *, grid: str = "y") -> No
 
 def save(figure: "Figure", path: Path, title: str) -> Path:
     """Put the title over a figure and save it as PNG; its folder is made."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    figure.suptitle(label(title), x=0.01, ha="left", fontsize=11, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     return path

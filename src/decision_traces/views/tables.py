@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from decision_traces.analysis.results import Attribution, ChoiceRace, DecisionDepth, LensTrajectories
+from decision_traces.printable import printable
 from decision_traces.views.groups import grouped
 
 _NONE = "–"
@@ -77,7 +79,7 @@ def kind_table(depth: DecisionDepth, kinds: pd.Series) -> Table:
         by = [part.loc[part["correct"].eq(truth).fillna(value=False), "stable_from"] for truth in (True, False)]
         right = part["correct"].mean()
         share = _NONE if pd.isna(right) else f"{right:.1%}"
-        table.add_row(str(kind), str(len(part)), share, *(_number(s.mean(), 2) for s in by))
+        table.add_row(Text(printable(str(kind))), str(len(part)), share, *(_number(s.mean(), 2) for s in by))
     return table
 
 

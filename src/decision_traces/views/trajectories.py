@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from decision_traces.analysis.results import DecisionDepth, LensTrajectories
 from decision_traces.views.groups import Group, add_legend, draw_bands, grouped
-from decision_traces.views.style import GREY, new_figure, plain, save
+from decision_traces.views.style import GREY, as_written, new_figure, plain, save
 
 _ACROSS = "layer (0 = embedding)"
 
@@ -23,6 +23,7 @@ class _Panel:
     signed: bool = False
 
 
+@as_written()
 def save_trajectories(lens: LensTrajectories, depth: DecisionDepth, path: Path, title: str) -> Path:
     """Draw the lens trajectories of a run and save them as PNG.
 
