@@ -67,7 +67,7 @@ class Settings(Texts):
 
 def save_model(settings: Settings, folder: Path) -> Path:
     """Make the model on the device and save it with the tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=False)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=2048,
@@ -136,7 +136,8 @@ def measure(settings: Settings, scratch: Path, console: Console) -> dict[str, An
     rounds: list[dict[str, Any]] = []
     for number in range(settings.rounds):
         for capture in settings.captures:
-            model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).to(device).eval()
+            options = {"dtype": torch.bfloat16, "trust_remote_code": False}
+            model = AutoModelForCausalLM.from_pretrained(model_path, **options).to(device).eval()
             found: dict[str, Any] = {"round": number + 1, "capture": capture, "bare_s": bare(model, batches)}
             del model
             _settle()

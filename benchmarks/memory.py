@@ -34,7 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import decision_traces.extract.texts
 from benchmarks.machine import peak_rss
 with torch.device("meta"):
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(sys.argv[1]))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=False))
 print(json.dumps({"baseline": peak_rss(), "model": 4 * sum(p.numel() for p in model.parameters())}))
 """
 _LINES: Final = ((BLUE, "-"), (VERMILION, "--"), (GREY, ":"))

@@ -52,7 +52,8 @@ def family_of(model: Any) -> Family:
 
 def load(model_path: Path, attention: str) -> Any:
     """Load a decoder in float32 on the CPU."""
-    return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation=attention).eval()
+    options = {"dtype": torch.float32, "attn_implementation": attention, "trust_remote_code": False}
+    return AutoModelForCausalLM.from_pretrained(model_path, **options).eval()
 
 
 def predicted(model: Any, last_hidden: Tensor, positions: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ class Limit:
 
 def load(model_path: Path) -> Any:
     """Load a decoder in float32 with SDPA."""
-    return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, attn_implementation="sdpa").eval()
+    options = {"dtype": torch.float32, "attn_implementation": "sdpa", "trust_remote_code": False}
+    return AutoModelForCausalLM.from_pretrained(model_path, **options).eval()
 
 
 def packed(tokens: Tokens, most_slots: int = MOST_SLOTS, batch_cost: int = BATCH_COST) -> list[Batch]:

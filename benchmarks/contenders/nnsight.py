@@ -30,7 +30,7 @@ class NNsight:
 
         model = load(task.model_path, task.attention)
         family, tokens = family_of(model), task.tokens()
-        tokenizer = AutoTokenizer.from_pretrained(task.model_path)
+        tokenizer = AutoTokenizer.from_pretrained(task.model_path, trust_remote_code=False)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # nnsight asks for one; ids come padded
         traced = TransformersModel(model, tokenizer=tokenizer, task="text-generation")
         start = time.perf_counter()

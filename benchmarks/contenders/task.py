@@ -66,7 +66,7 @@ class Task:
     def tokens(self) -> list[list[int]]:
         """Return the token ids of every example, cut after T."""
         source = DataSource(self.dataset, self.split, self.data_dir, limit=self.limit)
-        tokenizer = AutoTokenizer.from_pretrained(self.model_path)
+        tokenizer = AutoTokenizer.from_pretrained(self.model_path, trust_remote_code=False)
         texts = [example.text for example in load_examples(source)]
         return [ids[: self.max_seq_len] for ids in tokenizer(texts, verbose=False)["input_ids"]]
 

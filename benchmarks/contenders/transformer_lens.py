@@ -67,7 +67,7 @@ def _boot(task: Task) -> tuple[Any, Any]:
 
     model = load(task.model_path, "eager")
     head = model.get_output_embeddings()
-    tokenizer = AutoTokenizer.from_pretrained(task.model_path)
+    tokenizer = AutoTokenizer.from_pretrained(task.model_path, trust_remote_code=False)
     bridge = TransformerBridge.boot_transformers(
         str(task.model_path), hf_model=model, tokenizer=tokenizer, device="cpu"
     )

@@ -25,13 +25,16 @@ from decision_traces.store.reader import TraceStore
 _STEP_BYTES: Final = 64 << 20
 
 
-def load_head(store: TraceStore, model_path: Path | None = None, device: str = "auto") -> ChoiceHead:
+def load_head(
+    store: TraceStore, model_path: Path | None = None, device: str = "auto", *, trust_remote_code: bool = False
+) -> ChoiceHead:
     """Load the head of the encoder a run was made with: from the run itself where it holds it, else the model's.
 
     Args:
         store: A multiple-choice run.
         model_path: Where the model lies now, if not where it lay then.
         device: "auto" (a GPU if there is one) or a torch device.
+        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
 
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
@@ -39,7 +42,7 @@ def load_head(store: TraceStore, model_path: Path | None = None, device: str = "
     folder = store.run_dir / UNEMBED_DIR
     if model_path is None and holds_choice_head(folder):
         return load_choice_head(folder)
-    loaded = load_run_model(store, model_path, device)
+    loaded = load_run_model(store, model_path, device, trust_remote_code=trust_remote_code)
     return choice_head(loaded, find_anatomy(loaded.model, loaded.vocab_size, loaded.task))
 
 

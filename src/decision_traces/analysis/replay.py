@@ -28,7 +28,13 @@ _ROUNDING: Final = {"float16": 2.0**-9, "float32": 0.0}
 
 
 def replay_rows(
-    store: TraceStore, n_rows: int, *, model_path: Path | None = None, device: str = "auto", seed: int = 0
+    store: TraceStore,
+    n_rows: int,
+    *,
+    model_path: Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> Iterator[CheckResult]:
     """Load the model of a run, compare its weights, and run sampled rows alone against the stored arrays.
 
@@ -38,6 +44,7 @@ def replay_rows(
         model_path: Where the model lies now, if not where it lay then.
         device: As for extraction.
         seed: Of the sample.
+        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
 
     Yields:
         The check of the weights, then one for every array with the largest relative difference.
@@ -50,7 +57,7 @@ def replay_rows(
     if n_rows < 1:
         raise UsageError(f"--rows {n_rows}: needs at least 1.")
     attention: Literal["eager", "sdpa"] = "eager" if store.about.attention_implementation == "eager" else "sdpa"
-    loaded = load_run_model(store, model_path, device, attention)
+    loaded = load_run_model(store, model_path, device, attention, trust_remote_code=trust_remote_code)
     yield CheckResult("weights are those of the run", True, 0.0, "", "SHA-256 of all weights", "model")
     replay = _Replay(store, loaded)
     rows = sorted(np.random.default_rng(seed).permutation(store.n)[:n_rows].tolist())

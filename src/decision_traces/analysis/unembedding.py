@@ -1,7 +1,9 @@
 """The model's own way from a residual vector to logits: final norm and output embedding, without the layers."""
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -23,10 +25,18 @@ from decision_traces.models.load import (
     load_tokenizer,
     resolve_device,
 )
-from decision_traces.models.unembed_file import UNEMBED_DIR, UNEMBED_FILE, load_unembedding_file
+from decision_traces.models.unembed_file import (
+    UNEMBED_DIR,
+    UNEMBED_FILE,
+    holds_words,
+    load_unembedding_file,
+    load_words,
+)
+from decision_traces.printable import printable
 from decision_traces.store.folder import problem_of, read_manifest
 from decision_traces.store.reader import TraceStore
 
+_LOG: Final = logging.getLogger("decision_traces")
 # Bytes of float32 logits at a time: a few such arrays are alive at once. The fewer the portions, the less often the
 # whole embedding goes through the processor.
 _LOGIT_BYTES: Final = {"cpu": 64 << 20, "cuda": 256 << 20}
@@ -129,7 +139,9 @@ def _usable(model: str, final_norm: str | None, logits_are_unembedded: bool) -> 
     return final_norm
 
 
-def load_unembedding(store: TraceStore, model_path: Path | None = None, device: str = "auto") -> Unembedding:
+def load_unembedding(
+    store: TraceStore, model_path: Path | None = None, device: str = "auto", *, trust_remote_code: bool = False
+) -> Unembedding:
     """Load the unembedding of the model a run was made with.
 
     A run that holds its own (`unembed/`) needs no model; else, or where `model_path` is given, the model is loaded.
@@ -138,6 +150,7 @@ def load_unembedding(store: TraceStore, model_path: Path | None = None, device: 
         store: The run.
         model_path: Where the model lies now, if not where it lay then.
         device: "auto" (a GPU if there is one) or a torch device.
+        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
 
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
@@ -147,14 +160,18 @@ def load_unembedding(store: TraceStore, model_path: Path | None = None, device: 
     about = store.about
     folder = store.run_dir / UNEMBED_DIR
     if model_path is not None or not (folder / UNEMBED_FILE).is_file():
-        loaded = load_run_model(store, model_path, device)
+        loaded = load_run_model(store, model_path, device, trust_remote_code=trust_remote_code)
         return of_model(loaded, about.final_norm, logits_are_unembedded=about.logits_are_unembedded)
     name = _usable(about.model_class or about.model, about.final_norm, about.logits_are_unembedded)
+    _refuse_changed(store, folder)
+    return Unembedding(*load_unembedding_file(folder, name, resolve_device(device)))
+
+
+def _refuse_changed(store: TraceStore, folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         listed = read_manifest(store.run_dir).get(f"{UNEMBED_DIR}/{path.name}")
         if listed is not None and problem_of(path, listed) is not None:
             raise DamagedRunError(f"{path} is not as written. Restore it, or name the model with --model_path.")
-    return Unembedding(*load_unembedding_file(folder, name, resolve_device(device)))
 
 
 def load_run_model(
@@ -162,20 +179,25 @@ def load_run_model(
     model_path: Path | None = None,
     device: str = "auto",
     attention: Literal["eager", "sdpa"] = "sdpa",
+    *,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load the model a run was made with, and check that it is the same.
+
+    Where it is the run that names it, what is about to be loaded is logged first (`decision_traces`).
 
     Args:
         store: The run.
         model_path: Where the model lies now, if not where it lay then.
         device: "auto" (a GPU if there is one) or a torch device.
         attention: Which attention implementation to load it with.
+        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
 
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
     """
     about = store.about
-    source = _source(store, model_path, device, attention)
+    source = replace(_source(store, model_path, device, attention), trust_remote_code=trust_remote_code)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(about.seed)  # what the checkpoint lacks is drawn as it was for the run
         loaded = load_model(source, about.task or ("causal" if store.arch == "dec" else "multiple_choice"))
@@ -187,10 +209,17 @@ def load_run_model(
     return loaded
 
 
-def find_tokenizer(store: TraceStore, model_path: Path | None = None) -> Any | None:
-    """Return the tokenizer of the model a run was made with, None where it is not to be had (`unembed/` alone)."""
+def find_tokenizer(store: TraceStore, model_path: Path | None = None, *, trust_remote_code: bool = False) -> Any | None:
+    """Return the tokenizer of the model a run was made with, None where it is not to be had.
+
+    A run that holds its own (`unembed/`) needs no model; else it is loaded as `load_run_model` loads.
+    """
+    folder = store.run_dir / UNEMBED_DIR
+    if model_path is None and holds_words(folder):
+        _refuse_changed(store, folder)
+        return load_words(folder)
     try:
-        return load_tokenizer(_source(store, model_path, "cpu"))
+        return load_tokenizer(replace(_source(store, model_path, "cpu"), trust_remote_code=trust_remote_code))
     except ModelError:
         return None
 
@@ -198,18 +227,29 @@ def find_tokenizer(store: TraceStore, model_path: Path | None = None) -> Any | N
 def _source(
     store: TraceStore, model_path: Path | None, device: str, attention: Literal["eager", "sdpa"] = "sdpa"
 ) -> ModelSource:
-    """Return where the model of a run lies."""
+    """Return where the model of a run lies; where it is the run that says so, that is told before it is loaded."""
     about = store.about
     if not about.model:
         raise ModelError(f"{store.run_dir} does not say by which model it was made. Name its folder with --model_path.")
+    named_by_run = model_path is None and about.model != DEMO_MODEL
     if model_path is None:
-        model_path = demo.MODEL_DIR if about.model == DEMO_MODEL else _path_of(store)
+        model_path = _path_of(store) if named_by_run else demo.MODEL_DIR
     dtype, revision = about.model_dtype or "auto", about.setting("revision")
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ModelError(f"{store.run_dir} says that its model computed in {dtype!r}, which is none of the types here.")
-    return ModelSource(
+    source = ModelSource(
         about.model, model_path, about.setting("gguf_file"), revision, device, cast(ModelDtype, dtype), attention
     )
+    if named_by_run:
+        where = "the Hugging Face hub or its cache:" if model_path is None else "the folder"
+        _tell(f"Loading the model that {store.run_dir.name} names, from {where} {source.location}")
+    return source
+
+
+@cache
+def _tell(sentence: str) -> None:
+    """Say something once: on stderr, unless logging was set up otherwise."""
+    _LOG.warning(printable(sentence))
 
 
 def _path_of(store: TraceStore) -> Path | None:

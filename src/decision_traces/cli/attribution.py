@@ -40,6 +40,7 @@ class AttributionCommand:
         all_positions: Decoders: split every position for the page (`decision-traces view`), not only that of the
             decision.
         device: auto, cpu, cuda, cuda:1, mps.
+        trust_remote_code: Run Python that the model brings along; only for models of people you trust.
         quiet: Print nothing; the files are written.
     """
 
@@ -48,6 +49,7 @@ class AttributionCommand:
     top_k: int = 8
     all_positions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
+    trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -76,7 +78,7 @@ def _print(result: Attribution, args: AttributionCommand, console: Console) -> N
 
 def _encoder(store: TraceStore, args: AttributionCommand, folder: Path) -> Attribution:
     """Attribute the lead of the right choice, with all norms frozen."""
-    loaded = load_run_model(store, args.model_path, args.device)
+    loaded = load_run_model(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
     with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
         parts = choice_parts(store, loaded, progress=progress)
     result = lead_of_the_right(store, parts)
@@ -97,7 +99,8 @@ def _decoder(store: TraceStore, args: AttributionCommand, console: Console, fold
             store, unembedding, heads, folder, all_positions=args.all_positions, progress=progress
         )
     with quiet_transformers():
-        write_words(folder, store, ids, find_tokenizer(store, args.model_path))
+        tokenizer = find_tokenizer(store, args.model_path, trust_remote_code=args.trust_remote_code)
+        write_words(folder, store, ids, tokenizer)
     return result
 
 
@@ -111,11 +114,11 @@ def _load(
     missing = [name for name in ("dec_self_attn", "dec_self_v") if not store.has(name)]
     if missing:
         console.print("Attention is not split by head: that needs --capture attn qkv resid.")
-        return load_unembedding(store, args.model_path, args.device), None
+        return load_unembedding(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code), None
     try:
-        loaded = load_run_model(store, args.model_path, args.device)
+        loaded = load_run_model(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
     except ModelError as reason:
-        unembedding = load_unembedding(store, args.model_path, args.device)
+        unembedding = load_unembedding(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
         console.print(f"Attention is not split by head: {reason}", soft_wrap=True)
         return unembedding, None
     unembedding = of_model(loaded, store.about.final_norm, logits_are_unembedded=store.about.logits_are_unembedded)

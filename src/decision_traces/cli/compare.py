@@ -45,6 +45,7 @@ class CompareCommand:
         folds: Of the probe's cross-validation.
         max_examples: Let the probe use no more examples than these.
         model_path: Where the model lies now, for the decision depth.
+        trust_remote_code: Run Python that the model brings along; only for models of people you trust.
         quiet: Print nothing; the files are written.
     """
 
@@ -54,6 +55,7 @@ class CompareCommand:
     folds: int = 5
     max_examples: int | None = None
     model_path: Path | None = None
+    trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -113,7 +115,7 @@ def _add_depth(found: _Findings, store: TraceStore, answers: FinalAnswers, args:
     from decision_traces.analysis.run_depth import run_depth
 
     try:
-        depth = run_depth(store, args.model_path)
+        depth = run_depth(store, args.model_path, trust_remote_code=args.trust_remote_code)
     except TraceError as reason:
         found.left_out["decision depth"] = str(reason)
         return

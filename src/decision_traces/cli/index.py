@@ -29,6 +29,7 @@ class IndexCommand:
         rows: How many rows deep samples.
         model_path: Where the model lies now, if not where it lay then; for deep.
         device: Where deep runs it: auto, cpu, cuda.
+        trust_remote_code: Run Python that the model brings along; only for models of people you trust.
         quiet: Print failures only.
     """
 
@@ -38,6 +39,7 @@ class IndexCommand:
     rows: int = 8
     model_path: Path | None = None
     device: str = "auto"
+    trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -66,7 +68,8 @@ def _deeper(args: IndexCommand, index: RunIndex) -> RunIndex:
     from decision_traces.analysis.replay import replay_rows  # loads torch
 
     store = TraceStore(args.run)
-    found = tuple(replay_rows(store, args.rows, model_path=args.model_path, device=args.device))
+    trust = args.trust_remote_code
+    found = replay_rows(store, args.rows, model_path=args.model_path, device=args.device, trust_remote_code=trust)
     return replace(index, checks=(*index.checks, *found))
 
 

@@ -42,6 +42,7 @@ class LensCommand:
         all_positions: Decoders: look at every position for the page (`decision-traces view`), not only at that of the
             decision.
         device: auto, cpu, cuda, cuda:1, mps.
+        trust_remote_code: Run Python that the model brings along; only for models of people you trust.
         quiet: Print nothing; the files are written.
     """
 
@@ -50,6 +51,7 @@ class LensCommand:
     top_k: int = 5
     all_positions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
+    trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -68,7 +70,7 @@ def run(args: LensCommand) -> int:
 def _encoder(store: TraceStore, args: LensCommand, console: Console, folder: Path) -> None:
     """Let the choices race through the layers."""
     need_hidden(store)
-    head = load_head(store, args.model_path, args.device)
+    head = load_head(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
     with counting(make_console(stderr=True), "race", quiet=args.quiet) as progress:
         race = encoder_race(store, head, progress=progress)
     write_result(folder / "depth.parquet", _show_race(race, store, console, folder))
@@ -78,7 +80,7 @@ def _encoder(store: TraceStore, args: LensCommand, console: Console, folder: Pat
 def _decoder(store: TraceStore, args: LensCommand, console: Console, folder: Path) -> None:
     """Look through the unembedding at every stage; where there are answers, let them race."""
     decisions_of(store), path_of(store, "hidden")  # what the run lacks is said before a model is loaded
-    unembedding = load_unembedding(store, args.model_path, args.device)
+    unembedding = load_unembedding(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
     lenses = [_look(store, unembedding, stage, args) for stage in _stages(store)]
     console.print(lens_table(lenses))
     write_result(folder / "lens.parquet", *lenses)
@@ -117,7 +119,8 @@ def _for_the_page(store: TraceStore, unembedding: Unembedding, args: LensCommand
             progress=progress,
         )
     with quiet_transformers():
-        write_words(folder, store, ids, find_tokenizer(store, args.model_path))
+        tokenizer = find_tokenizer(store, args.model_path, trust_remote_code=args.trust_remote_code)
+        write_words(folder, store, ids, tokenizer)
 
 
 def _show_race(race: ChoiceRace, store: TraceStore, console: Console, folder: Path) -> DecisionDepth:

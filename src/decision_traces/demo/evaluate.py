@@ -89,7 +89,7 @@ class Figures:
 
 def main(settings: Settings) -> None:
     """Judge the model, print the figures and write them down."""
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
     model = GPT2LMHeadModel.from_pretrained(settings.model).eval()
     training = json.loads((settings.model / "training.json").read_text(encoding="utf-8"))
     examples = list(tinyworld.examples(settings.split, settings.limit))

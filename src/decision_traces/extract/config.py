@@ -24,6 +24,8 @@ class ExtractConfig:
     """Name of a GGUF file in the model's folder or repository."""
     revision: str | None = None
     """Branch, tag or commit of the model on the hub."""
+    trust_remote_code: bool = False
+    """Run Python that the model brings along; only for models of people you trust."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     model_dtype: ModelDtype = "auto"
@@ -73,7 +75,15 @@ class ExtractConfig:
     def model_source(self, default: str | None = None) -> ModelSource:
         """Return where the model comes from; `default` is the hub id when nothing was named."""
         model = default if self.model is None and self.model_path is None else self.model
-        return ModelSource(model, self.model_path, self.gguf_file, self.revision, self.device, self.model_dtype)
+        return ModelSource(
+            model,
+            self.model_path,
+            self.gguf_file,
+            self.revision,
+            self.device,
+            self.model_dtype,
+            trust_remote_code=self.trust_remote_code,
+        )
 
     def options(self) -> JobOptions:
         """Return the options in the form a job takes them."""

@@ -22,6 +22,8 @@ class FinetuneConfig:
     """Local folder with config, weights and tokenizer."""
     revision: str | None = None
     """Branch, tag or commit of the model on the hub."""
+    trust_remote_code: bool = False
+    """Run Python that the model brings along; only for models of people you trust."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     dataset: Literal["csqa", "tinyworld"] = "csqa"
@@ -70,7 +72,8 @@ class FinetuneConfig:
     def model_source(self) -> ModelSource:
         """Return where the base model comes from."""
         model = DEFAULT_MODEL if self.model is None and self.model_path is None else self.model
-        return ModelSource(model, self.model_path, None, self.revision, self.device, "float32")
+        trust = self.trust_remote_code
+        return ModelSource(model, self.model_path, None, self.revision, self.device, "float32", trust_remote_code=trust)
 
 
 def check_flags(config: FinetuneConfig) -> None:

@@ -14,7 +14,17 @@ from decision_traces.store.place import default_root, run_id
 
 PLAN_FILE: Final = "finetune_plan.json"
 _FREE_TO_CHANGE: Final = frozenset(
-    {"out_dir", "resume", "overwrite", "quiet", "anonymous", "device", "epochs", "early_stopping"}
+    {
+        "out_dir",
+        "resume",
+        "overwrite",
+        "quiet",
+        "anonymous",
+        "device",
+        "epochs",
+        "early_stopping",
+        "trust_remote_code",
+    }
 )
 
 

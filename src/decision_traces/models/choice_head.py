@@ -151,7 +151,8 @@ def load_choice_head(folder: Path) -> ChoiceHead:
     """
     try:
         told = json.loads((folder / _PLAN_FILE).read_text(encoding="utf-8"))
-        model = AutoModelForMultipleChoice.from_config(AutoConfig.from_pretrained(folder, local_files_only=True)).eval()
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForMultipleChoice.from_config(config, trust_remote_code=False).eval()
         weights = load_file(folder / _WEIGHTS_FILE)
         unknown = model.load_state_dict(weights, strict=False).unexpected_keys
         plan = HeadPlan(tuple(told["layers"]), told["place"], told["returned"], told["final_norm"])

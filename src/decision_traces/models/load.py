@@ -67,6 +67,7 @@ class ModelSource:
         device: "auto", or a torch device such as "cpu", "cuda:0", "mps".
         model_dtype: Type of weights and computation; "auto" is float32 on CPU and the checkpoint's own elsewhere.
         attention: "eager" where attention probabilities are wanted, else "sdpa".
+        trust_remote_code: Run Python that the model brings along, from its folder or repository.
     """
 
     model: str | None = None
@@ -76,6 +77,7 @@ class ModelSource:
     device: str = "auto"
     model_dtype: ModelDtype = "auto"
     attention: Literal["eager", "sdpa"] = "sdpa"
+    trust_remote_code: bool = False
 
     @property
     def name(self) -> str:
@@ -174,6 +176,8 @@ def _load_error(source: ModelSource, error: Exception) -> ModelError:
     """Turn what transformers says into what was asked, what is there, and what to do."""
     reason = first_line(error)
     path = source.model_path
+    if _asks_for_trust(error):
+        return _untrusted(source)
     if path is not None and not path.is_dir():
         return ModelError(f"--model_path {path}: {_no_folder(path)}")
     if path is not None:
@@ -182,6 +186,17 @@ def _load_error(source: ModelSource, error: Exception) -> ModelError:
     return ModelError(
         f"--model {source.name}: not to be had from the Hugging Face hub or its local cache ({reason}). "
         "Check the name and the network, or give a local folder with --model_path."
+    )
+
+
+def _asks_for_trust(error: Exception) -> bool:
+    return isinstance(error, ValueError) and "trust_remote_code" in str(error)
+
+
+def _untrusted(source: ModelSource) -> ModelError:
+    return ModelError(
+        f"{source.location} brings Python code of its own, and nothing of it was run. Read it; if you trust who wrote "
+        "it, give --trust_remote_code."
     )
 
 
@@ -217,12 +232,17 @@ def _refuse_other_kinds(source: ModelSource, config: Any, task: Task) -> None:
         "encode": not getattr(config, "is_decoder", False),
         "seq2seq": two,
     }[task]
-    if not fits:
+    if not fits and not _brings(config, task):
         what, needs = _NEEDS[task]
         built = ", ".join(getattr(config, "architectures", None) or ("unknown",))
         raise ModelError(
             f"{source.location} is not {what}: model type {kind!r}, built as {built}. This command needs {needs}."
         )
+
+
+def _brings(config: Any, task: Task) -> bool:
+    """Return whether the model comes with a class of its own for a task; without trust, loading it says so."""
+    return _HEADS[task].__name__ in (getattr(config, "auto_map", None) or {})
 
 
 def choose_task(source: ModelSource) -> Task:
@@ -238,7 +258,7 @@ def choose_task(source: ModelSource) -> Task:
         return "seq2seq"
     if config.model_type in MASKED and not getattr(config, "is_decoder", False):
         return "masked" if any(word in built for word in ("MaskedLM", "PreTraining", "WithLMHead")) else "encode"
-    return "causal" if config.model_type in CAUSAL else "encode"
+    return "causal" if config.model_type in CAUSAL or _brings(config, "causal") else "encode"
 
 
 def _no_folder(path: Path) -> str:
@@ -281,7 +301,9 @@ def load_model(source: ModelSource, task: Task) -> LoadedModel:
 
 def _load_options(source: ModelSource) -> dict[str, Any]:
     """Return what every `from_pretrained` gets besides the place; a place that is not there is refused."""
-    options: dict[str, Any] = {"revision": source.revision} if source.revision else {}
+    options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    if source.revision:
+        options["revision"] = source.revision
     if source.model_path is None and not hub_reachable():
         options["local_files_only"] = True
     if source.gguf_file:
@@ -350,6 +372,8 @@ def _load_tokenizer(source: ModelSource, options: dict[str, Any]) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
     except (*_LOAD_ERRORS, ImportError) as error:
+        if _asks_for_trust(error):
+            raise _untrusted(source) from error
         reason = first_line(error)
         raise ModelError(f"{source.location} has no tokenizer that can be loaded ({reason}).") from error
     if not tokenizer.is_fast:

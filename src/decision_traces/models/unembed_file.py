@@ -1,10 +1,13 @@
 """The way from the residual stream to logits as a small file: final norm and output embedding, without the model.
 
-`unembed/` in a run folder holds `config.json` and `unembed.safetensors`. With it a run can be read through the lens
-where its model is not to be had. The architecture is built from the config without memory for its weights; the two
-modules are taken from it and filled from the file.
+`unembed/` in a run folder holds `config.json`, `unembed.safetensors`, and the text of every token as `words.json`. With
+it a run can be read through the lens where its model is not to be had. The architecture is built from the config
+without memory for its weights; the two modules are taken from it and filled from the file.
 """
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +25,22 @@ from decision_traces.models.load import LoadedModel
 UNEMBED_DIR: Final = "unembed"
 UNEMBED_FILE: Final = "unembed.safetensors"
 _CONFIG_FILE: Final = "config.json"
+_WORDS_FILE: Final = "words.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The text of every token, in the place of a tokenizer.
+
+    Attributes:
+        texts: By id, each as the tokenizer decodes it alone.
+    """
+
+    texts: tuple[str, ...]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the texts of some ids, one behind the other; those the tokenizer did not know have none."""
+        return "".join(self.texts[i] for i in ids if i < len(self.texts))
 
 
 def save_unembedding(loaded: LoadedModel, final_norm: str | None, folder: Path) -> Path:
@@ -47,7 +66,30 @@ def save_unembedding(loaded: LoadedModel, final_norm: str | None, folder: Path) 
     (folder / _CONFIG_FILE).write_text(loaded.config.to_json_string(use_diff=True), encoding="utf-8")
     # Not save_file, which lets nobody but the owner read what it writes.
     (folder / UNEMBED_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
+    words = loaded.tokenizer.batch_decode([[i] for i in range(len(loaded.tokenizer))])
+    (folder / _WORDS_FILE).write_text(json.dumps(words), encoding="utf-8")
     return folder
+
+
+def holds_words(folder: Path) -> bool:
+    """Return whether `save_unembedding` wrote the text of every token to a folder."""
+    return (folder / _WORDS_FILE).is_file()
+
+
+def load_words(folder: Path) -> Words:
+    """Return the text of every token from a folder.
+
+    Raises:
+        ModelError: The file is damaged.
+    """
+    path = folder / _WORDS_FILE
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read ({first_line(error)}). Name the model with --model_path.") from error
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ModelError(f"{path} is no list of texts. Name the model with --model_path.")
+    return Words(tuple(texts))
 
 
 def load_unembedding_file(
@@ -64,9 +106,9 @@ def load_unembedding_file(
         ModelError: A file is missing or damaged, or does not hold what the architecture needs.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         modules = _modules(model, final_norm)
         with safe_open(folder / UNEMBED_FILE, framework="pt") as file:
             for name, module in modules.items():
