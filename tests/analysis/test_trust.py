@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,38 +105,46 @@ def test_who_trusts_says_so_every_time_and_the_run_tells(own: Path, ran: Path, t
     assert _exit_code(lens.main, str(out), "--quiet", "--trust_remote_code") == 0
 
 
-def test_what_a_run_names_is_said_before_it_is_loaded(
-    tiny_folder, tmp_path: Path, traced, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = TraceStore(traced("gpt2"))
+@pytest.fixture
+def told_before_loading(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was said by the time something was to be loaded; nothing is."""
     told: list[str] = []
 
-    def loading(*_: object) -> None:
+    def load(*_: object) -> None:
         told.extend(caplog.messages)
-        raise ModelError("stopped here")
+        caplog.clear()
+        raise ModelError("nothing is loaded here")
 
-    monkeypatch.setattr("decision_traces.analysis.unembedding.load_model", loading)
-    store.meta["model_path"] = f"{tmp_path}/\x1b]0;x\x07"
-    with pytest.raises(ModelError, match="stopped"):
-        load_run_model(store)
-    assert told == [f"Loading the model that {store.run_dir.name} names, from the folder {tmp_path}/\\x1b]0;x\\x07"]
-    store.meta["model_path"], store.meta["model"] = None, f"../../etc/{tmp_path.name}"
-    caplog.clear()
-    for load in (load_run_model, load_run_model, find_tokenizer):  # said once
-        monkeypatch.setattr("decision_traces.analysis.unembedding.load_tokenizer", loading)
-        if load is find_tokenizer:
-            assert load(store) is None
-            continue
-        with pytest.raises(ModelError, match="stopped"):
-            load(store)
-    assert caplog.messages == [
-        f"Loading the model that {store.run_dir.name} names, from the Hugging Face hub or its cache: "
-        f"../../etc/{tmp_path.name}"
-    ]
-    caplog.clear()
-    with pytest.raises(ModelError, match="stopped"):
-        load_run_model(store, tiny_folder("gpt2"))  # the user's own words
-    assert caplog.messages == []
+    for name in ("load_model", "load_tokenizer"):
+        monkeypatch.setattr(f"decision_traces.analysis.unembedding.{name}", load)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "where"),
+    [
+        ("{tmp}/\x1b]0;x\x07", "mine", r"the folder {tmp}/\x1b]0;x\x07"),
+        (None, "../../etc{tmp}", "the Hugging Face hub or its cache: ../../etc{tmp}"),
+        (None, "https://x{tmp}", "the Hugging Face hub or its cache: https://x{tmp}"),
+    ],
+)
+def test_what_a_run_names_is_said_once_before_it_is_loaded(
+    path: str | None, model: str, where: str, tmp_path: Path, traced, told_before_loading: list[str]
+) -> None:
+    store = TraceStore(traced("gpt2"))
+    path = None if path is None else path.format(tmp=tmp_path)
+    store.about = replace(store.about, model_path=path, model=model.format(tmp=tmp_path))
+    for _ in range(2):
+        with pytest.raises(ModelError, match="nothing is loaded"):
+            load_run_model(store)
+    assert find_tokenizer(store) is None
+    assert told_before_loading == [f"Loading the model that run names, from {where.format(tmp=tmp_path)}"]
+
+
+def test_what_the_user_names_needs_no_saying(tiny_folder, traced, told_before_loading: list[str]) -> None:
+    with pytest.raises(ModelError, match="nothing is loaded"):
+        load_run_model(TraceStore(traced("gpt2")), tiny_folder("gpt2"))
+    assert told_before_loading == []
 
 
 def test_a_run_with_its_own_head_and_words_needs_nothing(

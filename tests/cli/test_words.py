@@ -14,6 +14,7 @@ from decision_traces.cli._counting import counting
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import UsageError
 from decision_traces.printable import one_line, printable
+from decision_traces.run_meta import RunMeta
 from decision_traces.store.opened import uncertified
 
 EVIL = "[/bold]\x1b]52;c;aGk=\x07\x1b]8;;http:x\x07\x9b31m\u202e"
@@ -108,7 +109,7 @@ def test_bars_are_drawn_around_what_is_said(printed: Callable[[], str]) -> None:
 
 def test_python_says_the_same(evil_run: Path) -> None:
     store = TraceStore(evil_run)
-    failed = {"certificate": {"checks": [{"name": EVIL, "passed": False}]}}
+    failed = RunMeta.read({"certificate": {"checks": [{"name": EVIL, "passed": False}]}})
     for told in (repr(store), uncertified(failed), str(UsageError(EVIL))):
         assert SEEN in told and OBEYED.search(told) is None
 

@@ -17,9 +17,10 @@ def run(config: FinetuneConfig) -> int:
         console.print(
             f"Accuracy {result.accuracy:.1%} on {result.n_eval} validation questions (guessing: {result.chance:.0%})"
         )
-        names = ("--model", config.model, "--model_path", result.folder)
-        data = ("--dataset", config.dataset) if config.dataset != "csqa" else ()
-        console.print(f"Trace it: {command_line('decision-traces', 'csqa-enc', *names, *data)}", soft_wrap=True)
+        name = () if config.model is None else ("--model", config.model)
+        data = () if config.dataset == "csqa" else ("--dataset", config.dataset)
+        trace = command_line("decision-traces", "csqa-enc", *name, "--model_path", result.folder, *data)
+        console.print(f"Trace it: {trace}", soft_wrap=True)
     return 0
 
 
