@@ -279,3 +279,25 @@ def test_the_list_shows_no_flipped_bit(run: Path) -> None:
         assert all(found in {None, whole[name]} for name, found in listed(run).items()), seed
         back()
     assert listed(run) == whole
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "gone": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "noise": lambda path: path.write_bytes(random.Random(0).randbytes(path.stat().st_size)),
+}
+ASKED = ("meta.json", "rows/0.json", "e/0/c0/tokens.json", "e/0/outcomes.json", "e/0/lens.json", "e/0/c0/attn/0/0.u8")
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS.keys())
+def test_no_damaged_or_vanished_file_is_a_fault_of_the_server(run: Path, harm: Callable[[Path], object]) -> None:
+    attention = [path for path in sorted((run / "dec_self_attn.zarr" / "attn").rglob("*")) if path.is_file()]
+    files = [run / "tokens.parquet", run / "manifest.json", *attention[::3]]
+    for path in files:
+        content, client = path.read_bytes(), asking(run)
+        harm(path)
+        answers = {asked: client.get(f"/api/r/{asked}") for asked in ASKED}
+        assert all(a.status_code < 500 and (a.status_code == 200 or a.json()["error"]) for a in answers.values()), path
+        if path in attention:  # one panel says so, the rest works
+            assert [answers[asked].status_code for asked in ASKED[1:3]] == [200, 200]
+        path.write_bytes(content)

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from decision_traces.errors import NotCapturedError, ResultError, TraceError
+from decision_traces.errors import DamagedRunError, NotCapturedError, ResultError, TraceError
 from decision_traces.page.columns import Figure, depth_figures, list_figures
 from decision_traces.schema import ANALYSIS_DIR, HEAD, LAYER, RECORD_FILE, RESULTS
 from decision_traces.store.reader import TraceStore
@@ -159,8 +159,10 @@ class PageRun:
 
     @property
     def attention(self) -> "StoredArray | None":
-        """The array of attention, or None."""
-        return self.store.array(self.attention_name) if self.store.has(self.attention_name) else None
+        """The array of attention; None where there is none that can be read, see `missing`."""
+        with suppress(NotCapturedError, DamagedRunError):
+            return self.store.array(self.attention_name)
+        return None
 
     @property
     def races(self) -> bool:

@@ -142,7 +142,7 @@ class OpenRun:
     @property
     def n(self) -> int:
         """Number of examples."""
-        return self._size("n_examples", (EXAMPLE,)) or self._examples.n
+        return self._main.n_examples if self._main else self._size("n_examples", (EXAMPLE,)) or self._examples.n
 
     @property
     def T(self) -> int:
@@ -181,7 +181,7 @@ class OpenRun:
     @property
     def n_choices(self) -> int | None:
         """Choices per example of a multiple-choice run, else None."""
-        return self._size("n_choices", (CHOICE,))
+        return self.about.n_choices if self.about.sides else self._size("n_choices", (CHOICE,))
 
     @property
     def arch(self) -> str:
