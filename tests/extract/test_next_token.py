@@ -389,6 +389,6 @@ def test_every_array_opens_alone_in_zarr_and_xarray(config) -> None:
         expected = store.gather(name, position=2)
         plain_zarr = zarr.open_group(run / group, mode="r")[key][:]
         np.testing.assert_array_equal(plain_zarr.take(2, axis=-2), expected)
-        opened = xarray.open_zarr(run / group, consolidated=False, chunks=None)[key]
+        opened = xarray.open_zarr(run / group, chunks=None)[key]  # without a warning: here it would be an error
         assert opened.dims == store.to_xarray(name).dims
         np.testing.assert_array_equal(opened.isel(position=2).to_numpy(), expected)

@@ -20,6 +20,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from decision_traces.errors import first_line
 from decision_traces.schema import DEPTH, EXAMPLE, HEAD, LAYER
 from decision_traces.store.arrays import DECODE_ERRORS
+from decision_traces.store.consolidated import consolidate
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.results import Result
 from decision_traces.store.shard_reader import ShardReader, shard_reader
@@ -141,6 +142,7 @@ class GridWriter:
     def finish(self, attributes: Mapping[str, Any]) -> None:
         """Add attributes."""
         self._group.attrs.update(attributes)
+        consolidate(self.path)
 
 
 def rows_at_once(row_bytes: int, n: int) -> int:

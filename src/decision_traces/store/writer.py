@@ -21,6 +21,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from decision_traces.errors import RunError, RunExistsError
 from decision_traces.schema import META_FILE, ArraySpec, Site
 from decision_traces.store.appender import Appender
+from decision_traces.store.consolidated import consolidate
 from decision_traces.store.disk import disk_errors, refuse_existing
 from decision_traces.store.folder import (
     canonical_json,
@@ -170,7 +171,8 @@ class RunWriter:
         self.links = self._can_link()
 
     def _create_arrays(self) -> None:
-        for group in dict.fromkeys(spec.group for spec in self.layout.specs):
+        groups = tuple(dict.fromkeys(spec.group for spec in self.layout.specs))
+        for group in groups:
             zarr.create_group(self.folder / group)
         for spec in self.layout.specs:
             self._arrays[spec.name] = zarr.create_array(
@@ -192,6 +194,8 @@ class RunWriter:
                 fill_value=-1,
                 dimension_names=(path.rsplit("/", 1)[1],),
             )
+        for group in groups:
+            consolidate(self.folder / group)
 
     def _can_link(self) -> bool:
         """Return whether the file system has hard links."""
