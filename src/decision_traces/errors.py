@@ -19,6 +19,10 @@ class UsageError(TraceError, ValueError):
     """A flag or an argument that cannot be honoured."""
 
 
+class PathError(TraceError):
+    """A path that is none of this machine. No ValueError: a parser of flags would print it as its own."""
+
+
 class DataError(TraceError, ValueError):
     """A data set, split, column or file that is not there or cannot be read."""
 

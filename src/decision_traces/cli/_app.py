@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,8 +15,8 @@ from rich.console import Console
 from decision_traces.cli._console import DataConsole
 from decision_traces.cli._signals import STOPPED, stopping
 from decision_traces.errors import Interrupted, TraceError
+from decision_traces.paths import portable_fields
 from decision_traces.printable import printable
-from decision_traces.store.runs import portable_path
 
 CommandT = TypeVar("CommandT")
 _WIDTH_WITHOUT_TERMINAL = 120
@@ -37,8 +37,7 @@ def _with_paths(command: Any) -> Any:
     """Return a dataclass with all its paths made ones of this system."""
     if not is_dataclass(command) or isinstance(command, type):
         return command
-    paths = {f.name: portable_path(v) for f in fields(command) if isinstance(v := getattr(command, f.name), Path)}
-    return replace(command, **paths)
+    return replace(command, **portable_fields(command))
 
 
 def run_command(
@@ -63,9 +62,9 @@ def run_command(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console of another encoding must not end the command
     console = make_console(stderr=True)
-    command = _parsed(command_cls, sys.argv[1:] if argv is None else argv, prog)
     with stopping() as stop:
         try:
+            command = _parsed(command_cls, sys.argv[1:] if argv is None else argv, prog)
             code = handler(_with_paths(command))
         except (Interrupted, KeyboardInterrupt) as stopped:
             _last_words(console, str(stopped) or STOPPED)

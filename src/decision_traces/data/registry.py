@@ -16,6 +16,7 @@ from decision_traces.data.text_files import text_file_examples
 from decision_traces.data.ud_ewt import UD_EWT
 from decision_traces.data.wikitext import WIKITEXT2, WIKITEXT103
 from decision_traces.errors import DataError, UsageError
+from decision_traces.paths import portable_path
 
 DatasetName = Literal["tinyworld", "wikitext2", "wikitext103", "ud_ewt", "go_emotions", "csqa"]
 SPLITS: Final = ("train", "validation", "test")
@@ -123,4 +124,4 @@ def _stream(source: DataSource) -> Iterator[Example]:
 
 def _data_dir_from_environment() -> Path | None:
     value = os.environ.get(DATA_DIR_VARIABLE)
-    return Path(value) if value else None
+    return portable_path(value) if value else None

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import tyro
 
 from decision_traces.extract.job import JobOptions
-from decision_traces.extract.selection import Selection
+from decision_traces.extract.selection import Selection, as_numbers, as_words
 from decision_traces.models.load import ModelDtype, ModelSource
+from decision_traces.paths import portable_fields
 from decision_traces.schema import Capture, StorageDtype
 
 
@@ -71,6 +72,17 @@ class ExtractConfig:
     quiet: bool = False
     """No progress."""
     command: Annotated[tuple[str, ...], tyro.conf.Suppress] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        """Take what Python users give: paths as text, and words and numbers as lists.
+
+        Raises:
+            UsageError: A value is of a kind that its flag does not take.
+        """
+        found = portable_fields(self) | {"capture": as_words(self.capture, "capture")}
+        found |= {name: as_numbers(getattr(self, name), name) for name in ("layers", "heads", "positions")}
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     def model_source(self, default: str | None = None) -> ModelSource:
         """Return where the model comes from; `default` is the hub id when nothing was named."""

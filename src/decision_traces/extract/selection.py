@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Final
 
 from decision_traces.capture.evidence import stack_dims
@@ -60,6 +61,33 @@ class Selection:
                 f"--positions {self.positions}: there are positions 0 to {n_positions - 1} (--max_seq_len)."
             )
         return numbers
+
+
+def as_words(given: object, name: str) -> tuple[str, ...]:
+    """Return the words that a field holds: as a list, or in one text as on the command line.
+
+    Raises:
+        UsageError: The field holds something else.
+    """
+    words = given.split() if isinstance(given, str) else given
+    found = tuple(words) if isinstance(words, Iterable) else ()
+    if not isinstance(words, Iterable) or not all(isinstance(word, str) for word in found):
+        raise UsageError(f"{name}={given!r}: give words, such as {name}=('hidden', 'attn').")
+    return found
+
+
+def as_numbers(given: object, name: str) -> str:
+    """Return the text that a flag of numbers takes, from a number, a list of numbers, or the text itself.
+
+    Raises:
+        UsageError: The field holds something else.
+    """
+    if isinstance(given, str):
+        return given
+    numbers = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(number, Integral) for number in numbers):
+        raise UsageError(f"{name}={given!r}: give 'all', or numbers such as {name}=[0, 5, -1].")
+    return ",".join(str(int(number)) for number in numbers)
 
 
 def parse_numbers(text: str, size: int | None, flag: str, what: str) -> tuple[int, ...] | None:

@@ -8,6 +8,7 @@ import torch
 
 from decision_traces.errors import UsageError
 from decision_traces.models.load import ModelSource
+from decision_traces.paths import portable_fields
 
 DEFAULT_MODEL: Final = "roberta-base"
 
@@ -68,6 +69,11 @@ class FinetuneConfig:
     """Leave all paths out of what the checkpoint says of itself."""
     quiet: bool = False
     """No progress."""
+
+    def __post_init__(self) -> None:
+        """Take paths that are given as text."""
+        for name, value in portable_fields(self).items():
+            object.__setattr__(self, name, value)
 
     def model_source(self) -> ModelSource:
         """Return where the base model comes from."""

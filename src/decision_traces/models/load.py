@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from decision_traces.errors import ModelError, UsageError, first_line
 from decision_traces.hub import hub_reachable
+from decision_traces.paths import portable_path
 from decision_traces.schema import Task
 
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -78,6 +79,11 @@ class ModelSource:
     model_dtype: ModelDtype = "auto"
     attention: Literal["eager", "sdpa"] = "sdpa"
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Take a folder that is given as text."""
+        if self.model_path is not None:
+            object.__setattr__(self, "model_path", portable_path(self.model_path))
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from decision_traces.columns import RUN_COLUMNS
 from decision_traces.errors import DamagedRunError, NewerFormatWarning, RunError, UncertifiedWarning, UsageError
+from decision_traces.paths import portable_path
 from decision_traces.printable import printable
 from decision_traces.run_meta import RunMeta
 from decision_traces.schema import (
@@ -38,7 +39,6 @@ from decision_traces.store.about import newer, read_about
 from decision_traces.store.arrays import StoredArray, is_stored, open_array
 from decision_traces.store.examples import Examples
 from decision_traces.store.folder import FileRecord, read_manifest, read_meta
-from decision_traces.store.runs import portable_path
 from decision_traces.store.selection import SIDES, ExampleKey, Index, checked_index, checked_word, not_captured
 from decision_traces.store.slots import Slots
 from decision_traces.store.still import StillThere

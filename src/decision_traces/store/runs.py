@@ -1,6 +1,5 @@
 """Finding run folders: by path, and all of a directory."""
 
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import PathLike
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from decision_traces.errors import RunError
+from decision_traces.paths import portable_path
 from decision_traces.schema import META_FILE
 from decision_traces.store.about import read_about
 from decision_traces.store.folder import read_meta
@@ -50,18 +50,6 @@ class RunSummary:
     def complete(self) -> bool:
         """Whether the run can be opened."""
         return self.state in {"complete", "uncertified"}
-
-
-def portable_path(path: str | PathLike[str]) -> Path:
-    r"""Return a path as given, or with its backslashes as slashes: the usage document has `traces\RUN`.
-
-    Args:
-        path: A path. The replacement is made only where nothing exists under the literal name.
-    """
-    given = Path(path)
-    if os.sep == "/" and "\\" in str(path) and not given.exists():
-        return Path(str(path).replace("\\", "/"))
-    return given
 
 
 def list_runs(root: str | PathLike[str]) -> list[RunSummary]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from decision_traces.columns import POSITION_COLUMNS
 from decision_traces.errors import DamagedRunError, UsageError
+from decision_traces.paths import portable_path
 from decision_traces.schema import KEY, META_FILE, OUTCOMES_FILE, TOKENS_FILE
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.checks import CheckResult
@@ -27,7 +28,6 @@ from decision_traces.store.checks_results import check_results
 from decision_traces.store.checks_tables import check_columns, check_tokens, token_columns
 from decision_traces.store.checks_values import Seen, SlotsOf, check_values, row_sum_tolerance
 from decision_traces.store.opened import OpenRun
-from decision_traces.store.runs import portable_path
 from decision_traces.store.table import Spans, read_table
 
 Progress = Callable[[int, int], None]

@@ -1,0 +1,59 @@
+"""Paths as users give them: as text, with backslashes, with a `~`; what is no path is refused."""
+
+import os
+import re
+from dataclasses import fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final, get_args, get_type_hints
+
+from decision_traces.errors import PathError, UsageError
+
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one letter is a drive of Windows
+
+
+def portable_path(path: str | PathLike[str]) -> Path:
+    r"""Return a path as given, with its backslashes as slashes (the usage document has `traces\RUN`) and `~` expanded.
+
+    Args:
+        path: A path. Backslashes, and the `~` of another user, are left where something exists under the literal name.
+
+    Raises:
+        PathError: It is an address of an object store or a server, or `~` stands for nobody.
+    """
+    given = Path(path)
+    if _ADDRESS.match(str(path)):
+        raise PathError(
+            f"{path} is an address, where a path of this machine belongs: object stores and servers cannot be read or "
+            "written yet. Copy or mount it, and give that folder."
+        )
+    if os.sep == "/" and "\\" in str(path) and not given.exists():
+        given = Path(str(path).replace("\\", "/"))
+    if given.parts[:1] != ("~",) and given.exists():
+        return given
+    try:
+        return given.expanduser()
+    except RuntimeError as error:
+        raise PathError(f"{path}: there is no home folder of {given.parts[0]}. Give the path from / on.") from error
+
+
+def portable_fields(command: Any) -> dict[str, Any]:
+    """Return those fields of a dataclass that hold paths (one or several, as paths or as text), made portable.
+
+    Raises:
+        PathError: One is none of this machine.
+        UsageError: One is no path at all.
+    """
+    found: dict[str, Any] = {}
+    hints = get_type_hints(type(command))
+    for name in (f.name for f in fields(command)):
+        wanted, value = {hints[name], *get_args(hints[name])}, getattr(command, name)
+        if Path not in wanted or value is None:
+            continue
+        if isinstance(value, str | PathLike):
+            found[name] = portable_path(value)
+        elif isinstance(value, tuple | list) and all(isinstance(v, str | PathLike) for v in value):
+            found[name] = tuple(map(portable_path, value))
+        else:
+            raise UsageError(f"{name}={value!r}: give a path, as text or as a pathlib.Path.")
+    return found
