@@ -330,6 +330,7 @@ CONVENTIONS: Final[Mapping[str, str]] = {
 }
 NEXT_TOKEN_CONVENTIONS: Final[Mapping[str, str]] = {
     "next_pos": "n_tokens - 2; the prediction is made there, its truth is the token at next_pos + 1",
+    "after_pos": "n_tokens - 1; the prediction of what comes after the text, whose truth is not known",
     "entropy": "nats",
 }
 STAGE_CONVENTIONS: Final[Mapping[str, str]] = {

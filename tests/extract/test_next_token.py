@@ -54,7 +54,7 @@ def config(tiny_folder, lines: Path, tmp_path: Path):
 def test_tables_have_the_columns_of_the_schema_in_order(config) -> None:
     run = extract_next_token(config())
     names = pq.read_schema(run / "tokens.parquet").names
-    assert names == [c.name for c in (*TOKEN_COLUMNS, *NEXT_TOKEN_COLUMNS) if not c.optional]
+    assert names == [c.name for c in (*TOKEN_COLUMNS, *NEXT_TOKEN_COLUMNS) if c.name != "token_type_ids"]
     tokens = TraceStore(run).tokens
     assert tokens["text"].tolist() == LINES
     assert tokens["example_id"].is_unique
@@ -78,6 +78,30 @@ def test_all_positions_hold_what_a_longer_and_longer_text_would_predict(config, 
     tokens = TraceStore(run).tokens
     np.testing.assert_array_equal(last["pred_id"], tokens["next_pred_id"])
     np.testing.assert_array_equal(last["true_prob"], tokens["next_true_prob"])
+
+
+@pytest.mark.parametrize("all_positions", [False, True])
+def test_what_comes_after_the_text_is_an_outcome_too(config, tiny_folder, tmp_path: Path, all_positions: bool) -> None:
+    texts = ["The capital of France is", "x", "longer, so that rows are padded beside it"]
+    (tmp_path / "prompts.txt").write_text("\n".join(texts))
+    store = TraceStore(extract_next_token(config(text_file=tmp_path / "prompts.txt", all_positions=all_positions)))
+    assert not failures(validate_run(store.run_dir))
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder("gpt2"), dtype=torch.float32)
+    assert store.tokens["next_pos"].tolist() == [22, -1, 39]
+    for row, text in enumerate(texts):
+        ids, kept = byte_tokenizer()(text)["input_ids"], store.tokens.iloc[row]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1].double()
+        probs = torch.softmax(logits, -1).numpy()
+        best = np.argsort(-probs)
+        assert (kept["after_pos"], kept["after_pred_id"]) == (len(ids) - 1, best[0])
+        assert kept["after_pred_token"] == byte_tokenizer().decode([best[0]])
+        assert kept["after_topk_ids"].tolist() == best[:10].tolist()
+        np.testing.assert_allclose(kept["after_topk_probs"], probs[best[:10]], rtol=1e-4)
+        np.testing.assert_allclose(kept["after_pred_prob"], probs[best[0]], rtol=1e-4)
+        np.testing.assert_allclose(kept["after_entropy"], -(probs * np.log(probs)).sum(), rtol=1e-4)
+        gap = float(logits[best[0]] - logits[best[1]])
+        np.testing.assert_allclose(kept["after_margin"], gap, rtol=1e-3, atol=1e-5)
 
 
 def test_example_ids_do_not_depend_on_the_limit(config, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def run_layers(loaded: LoadedModel, batch: TokenBatch) -> None:
     if loaded.task in {"encode", "multiple_choice"} or not projects(loaded.model):
         logits_of(loaded, batch)
         return
-    with project_only(loaded.model, torch.zeros(len(batch.rows), dtype=torch.long, device=loaded.device)):
+    with project_only(loaded.model, torch.zeros(len(batch.rows), 1, dtype=torch.long, device=loaded.device)):
         logits_of(loaded, batch)
 
 

@@ -21,8 +21,8 @@ def projects(model: nn.Module) -> bool:
 
 
 @contextmanager
-def project_only(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator[None]:
-    """Let the unembedding see one position a row: for GPT-2 the full projection is a quarter of the computation.
+def project_only(model: nn.Module, positions: Int[Tensor, "batch picks"]) -> Iterator[None]:
+    """Let the unembedding see a few positions a row: for GPT-2 the full projection is a quarter of the computation.
 
     The positions are picked in front of the output embedding, so that whatever the model does with its logits
     afterwards (caps, scales) is done to these as well.
@@ -31,8 +31,8 @@ def project_only(model: nn.Module, positions: Int[Tensor, " batch"]) -> Iterator
 
     def pick(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return (hidden[rows, positions].unsqueeze(1), *args[1:])
+        rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
+        return (hidden[rows, positions], *args[1:])
 
     handle = head.register_forward_pre_hook(pick)
     try:
@@ -65,27 +65,28 @@ def all_logits(
 def logits_at(
     model: nn.Module,
     batch: TokenBatch,
-    positions: Int[Tensor, " batch"],
+    positions: Int[Tensor, "batch ..."],
     device: torch.device,
     task: Task = "causal",
     *,
     whole: bool = False,
-) -> Float[Tensor, "batch vocab"]:
-    """Run the model and return the logits of one position a row (of the target, where there is one).
+) -> Float[Tensor, "batch ... vocab"]:
+    """Run the model and return the logits of one position a row, or of a few (of the target, where there is one).
 
     Args:
         model: A model with a language-modelling head.
         batch: The examples.
-        positions: The position of each row whose logits are wanted.
+        positions: The position, or positions, of each row whose logits are wanted.
         device: Where the model is.
         task: What the head does.
         whole: Compute the logits of all positions all the same, because they are recorded.
     """
-    at = positions.to(device)
+    at = positions.to(device).reshape(len(positions), -1)
     if whole or not projects(model):
-        return all_logits(model, batch, device, task)[torch.arange(len(at), device=device), at]
-    with project_only(model, at):
-        logits = all_logits(model, batch, device, task)
-    if logits.shape[1] != 1:
+        logits = all_logits(model, batch, device, task)[torch.arange(len(at), device=device)[:, None], at]
+    else:
+        with project_only(model, at):
+            logits = all_logits(model, batch, device, task)
+    if logits.shape[1] != at.shape[1]:
         raise CaptureError("the model does not compute its logits through its output embedding")
-    return logits[:, 0]
+    return logits.reshape(*positions.shape, logits.shape[-1])

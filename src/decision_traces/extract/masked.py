@@ -16,7 +16,7 @@ from decision_traces.errors import ModelError
 from decision_traces.extract.job import Material, encode_texts
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.models.load import LoadedModel
-from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
+from decision_traces.outcomes.next_token import UNKNOWN, NextTokenOutcomes, next_token_outcomes
 from decision_traces.schema import TOKENS_FILE
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch
 
@@ -33,7 +33,6 @@ _COLUMNS: Mapping[str, str] = {
 
 
 _OF_TRUTH = frozenset({"true_ids", "true_probs", "true_ranks", "correct"})
-UNKNOWN = -1
 
 
 def mask_some(

@@ -16,12 +16,12 @@ from decision_traces.columns import POSITION_COLUMNS, RUN_COLUMNS
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
 from decision_traces.extract.config import ExtractConfig
-from decision_traces.extract.job import Job, Material, as_settings, encode_texts, last_known
+from decision_traces.extract.job import Job, Material, as_settings, encode_texts, last_known, last_token
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, target_columns, to_table, token_columns
 from decision_traces.models.load import LoadedModel
-from decision_traces.outcomes.next_token import NextTokenOutcomes, next_token_outcomes
+from decision_traces.outcomes.next_token import UNKNOWN, NextTokenOutcomes, next_token_outcomes
 from decision_traces.schema import NEXT_TOKEN_CONVENTIONS, OUTCOMES_FILE, TOKENS_FILE
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch
 
@@ -97,27 +97,32 @@ class NextTokenWorkflow:
         self._field_types = field_types(material.examples)
         self._text: dict[int, str] = {}
         self._rows: dict[int, NextTokenOutcomes] = {}
+        self._after: dict[int, NextTokenOutcomes] = {}
         self._positions: dict[int, NextTokenOutcomes] = {}
 
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
         """Run the model, projecting on the vocabulary only where an outcome is wanted."""
         main = batch.main
-        last = torch.tensor([max(0, n - 2) for n in main.lengths])
         if self._all:
             self._keep_all(all_logits(loaded.model, batch, loaded.device, loaded.task), main, first_row)
             return
-        logits = logits_at(loaded.model, batch, last, loaded.device, loaded.task, whole=self._whole)
-        truth = main.input_ids[torch.arange(len(last)), (last + 1).clamp(max=main.input_ids.shape[1] - 1)]
-        outcomes = next_token_outcomes(logits, truth, self._topk)
+        last = torch.tensor(main.lengths) - 1
+        ends = torch.stack([(last - 1).clamp(min=0), last], dim=1)
+        logits = logits_at(loaded.model, batch, ends, loaded.device, loaded.task, whole=self._whole)
+        outcomes = next_token_outcomes(logits[:, 0], main.input_ids[torch.arange(len(last)), last], self._topk)
+        after = next_token_outcomes(logits[:, 1], torch.full_like(last, UNKNOWN), self._topk)
         for i, (row, n) in enumerate(zip(main.rows, main.lengths, strict=True)):
+            self._after[first_row + row] = after.rows(slice(i, i + 1))
             if n > 1:
                 self._rows[first_row + row] = outcomes.rows(slice(i, i + 1))
 
     def _keep_all(self, logits: torch.Tensor, batch: TokenBatch, first_row: int) -> None:
         for i, (row, n) in enumerate(zip(batch.rows, batch.lengths, strict=True)):
+            truth = torch.cat([batch.input_ids[i, 1:n], torch.tensor([UNKNOWN])])
+            found = next_token_outcomes(logits[i, :n], truth, self._topk)
+            self._after[first_row + row] = found.rows(slice(n - 1, n))
             if n > 1:
-                found = next_token_outcomes(logits[i, : n - 1], batch.input_ids[i, 1:n], self._topk)
-                self._positions[first_row + row] = found
+                self._positions[first_row + row] = found.rows(slice(0, n - 1))
                 self._rows[first_row + row] = found.rows(slice(n - 2, n - 1))
 
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
@@ -134,13 +139,16 @@ class NextTokenWorkflow:
         return tables
 
     def _outcome_columns(self, rows: range, encodings: Sequence[Encoding]) -> dict[str, Any]:
-        """Return the `next_` columns; rows without a prediction are null."""
-        kept = {row: self._rows.pop(row) for row in rows if row in self._rows}
-        arrow = self._arrow(list(kept.values()))
-        place = {row: i for i, row in enumerate(kept)}
-        index = pa.array([place.get(row) for row in rows], pa.int32())
-        columns: dict[str, Any] = {f"next_{name}": values.take(index) for name, values in arrow.items()}
+        """Return the `next_` and the `after_` columns; rows without a prediction are null."""
+        columns: dict[str, Any] = {}
+        for prefix, kept in (("next", self._rows), ("after", self._after)):
+            found = {row: kept.pop(row) for row in rows if row in kept}
+            place = {row: i for i, row in enumerate(found)}
+            index = pa.array([place.get(row) for row in rows], pa.int32())
+            arrow = self._arrow(list(found.values()))
+            columns |= {f"{prefix}_{name}": values.take(index) for name, values in arrow.items()}
         columns["next_pos"] = [last_known(e) for e in encodings]
+        columns["after_pos"] = [last_token(e) for e in encodings]
         return columns
 
     def _arrow(self, outcomes: Sequence[NextTokenOutcomes]) -> dict[str, pa.Array]:
@@ -157,9 +165,9 @@ class NextTokenWorkflow:
 
     def _texts(self, ids: Int32[np.ndarray, " n"]) -> list[str]:
         """Return the text of each id, each distinct one decoded once."""
-        for token in set(ids.tolist()) - self._text.keys():
+        for token in set(ids.tolist()) - self._text.keys() - {UNKNOWN}:
             self._text[token] = self._loaded.tokenizer.decode([token])
-        return [self._text[token] for token in ids.tolist()]
+        return [self._text.get(token, "") for token in ids.tolist()]
 
     def conventions(self) -> Mapping[str, str]:
         """Return what the outcome columns mean."""

@@ -1,6 +1,7 @@
 """Next-token outcomes: from logits and the actual next tokens to the columns of a table."""
 
 from dataclasses import dataclass, fields
+from typing import Final
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from decision_traces.errors import NonFiniteError
 from decision_traces.outcomes.distribution import distribution
+
+UNKNOWN: Final = -1
+"""In place of the id of an actual token that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,22 @@ def check_next_token(
     yield from check_outcomes(part, columns, truth, [ids[r] for r in rows], vocab_size, TOKENS_FILE)
 
 
+def check_after(table: pa.Table, spans: Spans, usable: set[str], vocab_size: int | None) -> Iterator[CheckResult]:
+    """Check the `after_` columns of tokens.parquet, where there are any."""
+    if "after_pos" not in usable or spans.start.ndim > 1:
+        return
+    ids = table.column("example_id").to_pylist()
+    wanted = np.where(spans.n_tokens >= 1, spans.stop - 1, -1)
+    position = pc.fill_null(table.column("after_pos"), -2).to_numpy()
+    yield rule("after_pos", position != wanted, ids, "after_pos is n_tokens − 1, or −1 without a token")
+    columns = {c: f"after_{c}" for c in (*_SCALARS, "topk_ids", "topk_probs") if f"after_{c}" in usable}
+    rows = np.flatnonzero(wanted >= 0)
+    part = table.take(pa.array(rows))
+    nulls = sum(part.column(name).null_count for name in columns.values())
+    yield CheckResult("predictions after the text", nulls == 0, float(nulls), TOKENS_FILE, "none is null", TOKENS_FILE)
+    yield from check_outcomes(part, columns, None, [ids[r] for r in rows], vocab_size, TOKENS_FILE)
+
+
 def _truth(table: pa.Table, rows: np.ndarray, positions: np.ndarray, input_ids: str) -> np.ndarray | None:
     if list_levels(table.column(input_ids)) is None:
         return None

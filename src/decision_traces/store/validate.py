@@ -23,7 +23,7 @@ from decision_traces.store.checks_files import (
     check_presence,
 )
 from decision_traces.store.checks_masked import check_masked
-from decision_traces.store.checks_outcomes import check_choices, check_next_token, check_positions
+from decision_traces.store.checks_outcomes import check_after, check_choices, check_next_token, check_positions
 from decision_traces.store.checks_results import check_results
 from decision_traces.store.checks_tables import check_columns, check_tokens, token_columns
 from decision_traces.store.checks_values import Seen, SlotsOf, check_values, row_sum_tolerance
@@ -106,6 +106,7 @@ def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None]:
     # In encoder-decoders it is the decoder that predicts, from its own tokens.
     read = f"{store.token_prefix(store.sides[0])}input_ids"
     results += check_next_token(table, spans, usable, vocab, read)
+    results += check_after(table, spans, usable, vocab)
     results += check_masked(table, spans, usable, vocab)
     results += check_choices(table)
     results += _outcomes_table(store, table, spans, read)
