@@ -15,14 +15,15 @@ from typing import Any
 
 def import_everything() -> None:
     """Load what the commands load, and start nothing: threads would not survive a fork."""
+    import matplotlib.figure
     import transformers
     import xarray  # noqa: F401
 
     from decision_traces.analysis import replay  # noqa: F401
-    from decision_traces.cli import csqa_enc, index, nexttok  # noqa: F401
+    from decision_traces.cli import attention, attribution, compare, csqa_enc, index, lens, nexttok  # noqa: F401
     from decision_traces.store import validate  # noqa: F401
 
-    _ = transformers.AutoModelForCausalLM, transformers.GPT2LMHeadModel, transformers.AutoTokenizer
+    _ = matplotlib.figure, transformers.AutoModelForCausalLM, transformers.GPT2LMHeadModel, transformers.AutoTokenizer
 
 
 def serve() -> list[str]:

@@ -127,6 +127,7 @@ class GridWriter:
                 chunks=tuple(max(1, n) for n in inner),
                 shards=tuple(max(1, n) for n in (self.rows, *shape[1:])),
                 compressors=(ZstdCodec(), Crc32cCodec()),  # a checksum for other readers too, chunk by chunk
+                chunk_key_encoding={"name": "default", "separator": "."},  # no folders to walk through
                 dimension_names=array.axes,
                 fill_value=0,
             )

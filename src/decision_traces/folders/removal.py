@@ -1,6 +1,7 @@
 """Removing a folder file by file, and only what is proved to be ours."""
 
 import os
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
@@ -16,10 +17,10 @@ def files_in(folder: Path) -> Iterator[str]:
     Links are named and not followed; so are pipes, sockets and devices.
     """
     for at, folders, files in os.walk(folder, followlinks=False):
-        inside = Path(at)
-        links = [name for name in folders if (inside / name).is_symlink()]
-        for name in sorted([*files, *links]):
-            yield (inside / name).relative_to(folder).as_posix()
+        links = [name for name in folders if stat.S_ISLNK(os.lstat(f"{at}/{name}").st_mode)]
+        inside = Path(at).relative_to(folder).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        yield from (prefix + name for name in sorted([*files, *links]))
 
 
 def refuse_strangers(folder: Path, ours: Collection[str], what: str) -> None:
