@@ -316,7 +316,7 @@ def is_whole(run: Path, before: dict[str, bytes], command: str) -> bool:
 @pytest.mark.parametrize(
     ("command", "points"),
     [
-        ("attention", (2, 9, 15)),
+        ("attention", (2, 12, 20)),
         pytest.param("attention", range(1, 60), marks=ALL),
         pytest.param("compare", range(1, 90, 3), marks=ALL),
         pytest.param("attribution", range(1, 260, 5), marks=ALL),
@@ -334,7 +334,7 @@ def test_a_kill_before_any_call_leaves_the_old_result_or_the_new(command: str, p
         assert ended.code == -9, ended.err
         counts["new" if is_whole(run, before, command) else "old"] += 1
     print(command, counts)  # noqa: T201
-    assert counts["old"] >= min(3, len(points))
+    assert counts["old"] >= 2 and counts["new"] >= 1
     assert call(command, run, *FLAGS[command]) == 0
     assert sorted(p.name for p in (run / "analysis").iterdir()) == sorted(RESULTS)
     assert failures(validate_run(run)) == []
