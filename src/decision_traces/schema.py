@@ -16,6 +16,14 @@ OUTCOMES_FILE: Final = "token_outcomes.parquet"
 INDEX_FILE: Final = "index.json"
 MANIFEST_FILE: Final = "manifest.json"
 ANALYSIS_DIR: Final = "analysis"
+UNEMBED_DIR: Final = "unembed"
+HEAD_CONFIG_FILE: Final = "config.json"
+HEAD_WORDS_FILE: Final = "words.json"
+UNEMBED_FILE: Final = "unembed.safetensors"
+CHOICE_HEAD_FILE: Final = "choice_head.json"
+CHOICE_WEIGHTS_FILE: Final = "choice_head.safetensors"
+HEAD_FILES: Final = (HEAD_CONFIG_FILE, HEAD_WORDS_FILE, UNEMBED_FILE, CHOICE_HEAD_FILE, CHOICE_WEIGHTS_FILE)
+"""What may lie in `unembed`: the way to logits, or the multiple-choice head, without the model."""
 FINETUNE_FILE: Final = "finetune_meta.json"  # beside a checkpoint of our trainer
 
 RECORD_FILE: Final = "record.json"

@@ -100,12 +100,23 @@ class Commands:
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
-    def start(self, module: str, *flags: object, nohup: bool = False, **streams: str | None) -> Process:
-        """Start `python -m MODULE FLAGS`; `stdout` and `stderr` go to files unless a path (None: closed) is given."""
+    def start(
+        self,
+        module: str,
+        *flags: object,
+        nohup: bool = False,
+        instants: dict[str, Any] | None = None,
+        **streams: str | None,
+    ) -> Process:
+        """Start `python -m MODULE FLAGS`; `stdout` and `stderr` go to files unless a path (None: closed) is given.
+
+        `instants` are the arguments of `instants.install`.
+        """
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
         argv = [module, *map(str, flags)]
         request = {"argv": argv, "cwd": str(ROOT), "env": {}, "nohup": nohup, "stdout": str(out), "stderr": str(err)}
+        request["instants"] = instants
         return Process(self._ask(request | streams), out, err, self._ask)
 
     def run(self, module: str, *flags: object) -> Ended:

@@ -12,6 +12,8 @@ import signal
 import sys
 from typing import Any
 
+from instants import install  # beside this file, which is run as a script
+
 
 def import_everything() -> None:
     """Load what the commands load, and start nothing: threads would not survive a fork."""
@@ -60,6 +62,8 @@ def become(request: dict[str, Any]) -> None:
     os.setsid()
     os.chdir(request["cwd"])
     os.environ |= request["env"]
+    if request["instants"]:
+        install(**request["instants"])
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     signal.signal(signal.SIGHUP, signal.SIG_IGN if request["nohup"] else signal.SIG_DFL)
     for number, name, way in ((0, "/dev/null", os.O_RDONLY), (1, "stdout", os.O_WRONLY), (2, "stderr", os.O_WRONLY)):

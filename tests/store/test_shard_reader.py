@@ -11,7 +11,7 @@ from decision_traces.pieces import Pieces
 from decision_traces.schema import Dims, arrays_for
 from decision_traces.store.layout import RunLayout
 from decision_traces.store.shard_reader import shard_reader
-from decision_traces.store.writer import RunWriter
+from decision_traces.store.writer import RunPlace, RunWriter
 
 LENGTHS = (6, 1, 0, 4, 5)
 
@@ -23,7 +23,8 @@ def run(tmp_path_factory):
     layout = RunLayout(tuple(specs), {"dec": Dims(5, 2, 2, 2, 4, 1500, 6)}, "float32", 2)
     rng = np.random.default_rng(0)
     place = tmp_path_factory.mktemp("shards") / "run"
-    with RunWriter.create(place, layout, {}, overwrite=False) as writer:
+    with RunPlace(place) as held:
+        writer = RunWriter.create(held, layout, {})
         for number in range(3):
             block, rows = writer.open_block(number), layout.rows(number)
             for site, ((spec, _), *_) in layout.places().items():

@@ -17,8 +17,7 @@ from decision_traces.analysis.unembedding import load_run_model
 from decision_traces.errors import UsageError
 from decision_traces.models.choice_head import ChoiceHead, choice_head, holds_choice_head, load_choice_head
 from decision_traces.models.probe import find_anatomy
-from decision_traces.models.unembed_file import UNEMBED_DIR
-from decision_traces.schema import DEPTH, EXAMPLE
+from decision_traces.schema import DEPTH, EXAMPLE, UNEMBED_DIR
 from decision_traces.store.reader import TraceStore
 
 # Bytes of hidden states of one depth at a time.

@@ -26,13 +26,12 @@ from decision_traces.models.load import (
     resolve_device,
 )
 from decision_traces.models.unembed_file import (
-    UNEMBED_DIR,
-    UNEMBED_FILE,
     holds_words,
     load_unembedding_file,
     load_words,
 )
 from decision_traces.printable import printable
+from decision_traces.schema import UNEMBED_DIR, UNEMBED_FILE
 from decision_traces.store.folder import problem_of, read_manifest
 from decision_traces.store.reader import TraceStore
 

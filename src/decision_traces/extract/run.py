@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -30,11 +30,13 @@ from decision_traces.extract.progress import Progress
 from decision_traces.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.models.choice_head import choice_head
 from decision_traces.models.kernels import any_shape_of_batch
-from decision_traces.models.unembed_file import UNEMBED_DIR, save_unembedding
-from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE
-from decision_traces.store.disk import free_bytes, refuse_existing
+from decision_traces.models.unembed_file import save_unembedding
+from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE, UNEMBED_DIR
+from decision_traces.store.disk import free_bytes
 from decision_traces.store.place import default_root, run_id
-from decision_traces.store.writer import RunWriter, refuse_unfinished
+from decision_traces.store.proof import is_whole
+from decision_traces.store.run_place import RunPlace
+from decision_traces.store.writer import RunWriter
 
 
 @any_shape_of_batch()
@@ -46,24 +48,33 @@ def run_job(job: Job, progress: Progress) -> Path:
             "--positions next: these runs have no one position of their prediction. Give last, or numbers."
         )
     clock = Clock()
-    with _in_a_sentence(lambda: "Nothing was written."):
-        prepared = prepare(job, progress, clock)
-    now = datetime.now().astimezone()
-    run = (job.options.out_dir or default_root() / _name(job, now, len(prepared.examples))).absolute()
+    with ExitStack() as held:
+        place = None if job.options.out_dir is None else held.enter_context(_place(job.options, job.options.out_dir))
+        with _in_a_sentence(lambda: "Nothing was written."):
+            prepared = prepare(job, progress, clock)
+        now = datetime.now().astimezone()
+        if place is None:
+            name = _name(job, now, len(prepared.examples))
+            place = held.enter_context(_place(job.options, default_root() / name))
+        return _run(job, prepared, place, progress, clock, now)
+
+
+def _run(job: Job, prepared: Prepared, place: RunPlace, progress: Progress, clock: Clock, now: datetime) -> Path:
+    """Write the run into its place, which is held."""
     plan = run_plan(job, prepared)
     told = lineage(job.model.model_path, plan["weights_digest"], progress.say)
     prepared = replace(prepared, lineage=told)
     # Before anything is written: a workflow may find that it cannot be done with this model.
     workflow = job.workflow(_material(prepared))
-    with _open_writer(job, run, prepared, plan) as writer:
-        if writer.complete:
-            return writer.finish()
-        if job.options.store_unembed:
-            _store_head(prepared, writer)
-        give_back(prepared.loaded.model)
-        clock.lap("plan_s")
-        with _in_a_sentence(lambda: _what_is_left(writer, prepared)):
-            return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
+    writer = _open_writer(job, place, prepared, plan)
+    if writer.complete:
+        return writer.finish()
+    if job.options.store_unembed:
+        _store_head(prepared, writer)
+    give_back(prepared.loaded.model)
+    clock.lap("plan_s")
+    with _in_a_sentence(lambda: _what_is_left(writer, prepared)):
+        return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
 
 
 @any_shape_of_batch()
@@ -74,6 +85,9 @@ def plan_job(job: Job, progress: Progress) -> RunCost:
         TraceError: One of its children: what would stop the extraction before its first block stops this.
     """
     _check_options(job.options)
+    if job.options.out_dir is not None:
+        with _place(job.options, job.options.out_dir):
+            pass  # what is in the way of the extraction is said here too
     with _in_a_sentence(lambda: "Nothing was written."):
         prepared = prepare(job, progress, Clock())
     cost = cost_of(prepared, token_budget(prepared.loaded.device), n_tables=job.n_tables)
@@ -166,27 +180,26 @@ def _check_options(options: JobOptions) -> None:
         raise UsageError(f"--max_seq_len {options.max_seq_len}: needs at least 1, or auto.")
     if options.resume and options.out_dir is None:
         raise UsageError("--resume needs --out_dir: the folder of the run to go on with.")
-    if options.out_dir is not None:
-        run = options.out_dir.absolute()
-        refuse_existing(run, overwrite=options.overwrite)
-        refuse_unfinished(run, overwrite=options.overwrite, resume=options.resume)
+
+
+def _place(options: JobOptions, run: Path) -> RunPlace:
+    return RunPlace(run, overwrite=options.overwrite, resume=options.resume)
 
 
 def _name(job: Job, now: datetime, n: int) -> str:
     return run_id(now, job.model.name.split("/")[-1], job.data.name, job.data.split_name, n, job.kind)
 
 
-def _open_writer(job: Job, run: Path, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:
-    options = job.options
-    if options.resume:
-        return RunWriter.resume(run, prepared.layout, plan)
-    writer = RunWriter.create(run, prepared.layout, plan, overwrite=options.overwrite)
+def _open_writer(job: Job, place: RunPlace, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:
+    if job.options.resume:
+        return RunWriter.resume(place, prepared.layout, plan)
+    writer = RunWriter.create(place, prepared.layout, plan)
     need = disk_estimate(prepared.layout, prepared.encodings, links=writer.links)
     free = free_bytes(writer.folder)
     if need > free:
         writer.discard()
         raise DiskSpaceError(
-            f"This run may take {need / 1e9:,.2f} GB and {run.parent} has {free / 1e9:,.2f} GB free. "
+            f"This run may take {need / 1e9:,.2f} GB and {place.run.parent} has {free / 1e9:,.2f} GB free. "
             "Keep less (--capture, --limit, --max_seq_len), or choose another place with --out_dir."
         )
     return writer
@@ -225,6 +238,8 @@ def _extract(
 
 def _what_is_left(writer: RunWriter, prepared: Prepared) -> str:
     """Remove a partial folder without a finished block, or say what is in it."""
+    if not writer.folder.is_dir() and is_whole(writer.run):
+        return f"It came too late: {writer.run} is finished."
     if not writer.done:
         writer.discard()
         return "No block was written yet; nothing is left behind."

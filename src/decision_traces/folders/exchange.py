@@ -18,6 +18,7 @@ _EXCHANGE: Final = 2  # RENAME_EXCHANGE of Linux' renameat2; RENAME_SWAP of macO
 _CANNOT: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM})
 _OLD: Final = ".old"
 _PARTIAL: Final = ".partial"
+_OURS: Final = re.compile(rf"\.(.+)\.[0-9a-f]{{16}}(?:{re.escape(_OLD)}|{re.escape(_PARTIAL)})", re.DOTALL)
 _WAIT_S: Final = 1.0
 
 
@@ -28,9 +29,14 @@ def staging_folder(target: Path) -> Path:
 
 def leftovers(target: Path) -> list[Path]:
     """Return the folders beside a target that a killed process may have left: built, or put aside, under our names."""
-    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}({_OLD}|{_PARTIAL})")
-    named = (path for path in target.parent.glob(f".{_quoted(target.name)}.*") if ours.fullmatch(path.name))
+    named = (path for path in target.parent.glob(f".{_quoted(target.name)}.*") if name_of_leftover(path) == target.name)
     return sorted(path for path in named if path.is_dir() and not path.is_symlink())
+
+
+def name_of_leftover(path: Path) -> str | None:
+    """Return the name of the folder that a path was built for or put aside from; None where its name is not of ours."""
+    found = _OURS.fullmatch(path.name)
+    return found[1] if found else None
 
 
 def put_in_place(new: Path, target: Path) -> Path | None:

@@ -1,6 +1,7 @@
 """One writer for a folder, from its first write to its last rename, and for what is computed on it."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -45,10 +46,12 @@ class FolderLock:
             raise RunError(f"{self.path} cannot be written ({error.strerror or error}).") from error
 
     def release(self) -> None:
-        """Give the lock up and take its file away; nothing happens where it is not held."""
+        """Give the lock up and take its file away, if it is an empty one; nothing happens where it is not held."""
         if self._lock.is_locked:
             # While it is held: who has opened this file already finds it nameless, and tries again.
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # it may be gone with its folder; one that cannot be removed locks nobody out
+                if self.path.lstat().st_size == 0:
+                    self.path.unlink()
             self._lock.release()
 
     def __enter__(self) -> "FolderLock":

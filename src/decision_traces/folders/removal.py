@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -43,23 +43,30 @@ def refuse_strangers(folder: Path, ours: Collection[str], what: str) -> None:
         )
 
 
-def remove(folder: Path, ours: Collection[str]) -> list[str]:
+def remove(folder: Path, ours: Collection[str], proof: Sequence[str] = ()) -> list[str]:
     """Remove the named files of a folder, and the folders that are empty then; return what is left, usually nothing.
 
     A file that came after `refuse_strangers` stays, with the folders it lies in.
 
+    Args:
+        folder: Where; nothing happens where it is gone, or is a link.
+        ours: The files, as relative paths with forward slashes.
+        proof: Those of them that prove the others ours: they go last, in this order, so that after a kill what is left
+            can still be proved.
+
     Raises:
         OSError: Something cannot be removed.
     """
-    there = list(files_in(folder))
-    for name in there:
-        if name in ours:
-            (folder / name).unlink(missing_ok=True)
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    there = [name for name in files_in(folder) if name in ours and name not in proof]
+    for name in (*there, *(name for name in proof if name in ours)):
+        (folder / name).unlink(missing_ok=True)
     for at, folders, _ in os.walk(folder, topdown=False, followlinks=False):
         for name in folders:
             _remove_if_empty(Path(at) / name)
     _remove_if_empty(folder)
-    return list(files_in(folder)) if folder.exists() else []
+    return list(files_in(folder))
 
 
 def _remove_if_empty(folder: Path) -> None:

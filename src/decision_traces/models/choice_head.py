@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,10 +22,7 @@ from transformers import AutoConfig, AutoModelForMultipleChoice
 from decision_traces.errors import ModelError, first_line
 from decision_traces.models.anatomy import IDENTITY, Anatomy
 from decision_traces.models.load import LoadedModel
-
-_PLAN_FILE: Final = "choice_head.json"
-_WEIGHTS_FILE: Final = "choice_head.safetensors"
-_CONFIG_FILE: Final = "config.json"
+from decision_traces.schema import CHOICE_HEAD_FILE, CHOICE_WEIGHTS_FILE, HEAD_CONFIG_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +102,9 @@ class ChoiceHead:
         }
         folder.mkdir(parents=True, exist_ok=True)
         config: Any = self.model.config
-        (folder / _CONFIG_FILE).write_text(config.to_json_string(use_diff=True), encoding="utf-8")
-        (folder / _PLAN_FILE).write_text(json.dumps(asdict(self.plan), indent=2) + "\n", encoding="utf-8")
-        save_file(kept, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
+        (folder / HEAD_CONFIG_FILE).write_text(config.to_json_string(use_diff=True), encoding="utf-8")
+        (folder / CHOICE_HEAD_FILE).write_text(json.dumps(asdict(self.plan), indent=2) + "\n", encoding="utf-8")
+        save_file(kept, folder / CHOICE_WEIGHTS_FILE, metadata={"format": "pt"})
         return folder
 
 
@@ -140,7 +137,7 @@ def choice_head(loaded: LoadedModel, anatomy: Anatomy) -> ChoiceHead:
 
 def holds_choice_head(folder: Path) -> bool:
     """Return whether `ChoiceHead.save` wrote to a folder."""
-    return (folder / _PLAN_FILE).is_file()
+    return (folder / CHOICE_HEAD_FILE).is_file()
 
 
 def load_choice_head(folder: Path) -> ChoiceHead:
@@ -150,10 +147,10 @@ def load_choice_head(folder: Path) -> ChoiceHead:
         ModelError: A file is missing or damaged.
     """
     try:
-        told = json.loads((folder / _PLAN_FILE).read_text(encoding="utf-8"))
+        told = json.loads((folder / CHOICE_HEAD_FILE).read_text(encoding="utf-8"))
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = AutoModelForMultipleChoice.from_config(config, trust_remote_code=False).eval()
-        weights = load_file(folder / _WEIGHTS_FILE)
+        weights = load_file(folder / CHOICE_WEIGHTS_FILE)
         unknown = model.load_state_dict(weights, strict=False).unexpected_keys
         plan = HeadPlan(tuple(told["layers"]), told["place"], told["returned"], told["final_norm"])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,11 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from decision_traces.errors import ModelError, UnsupportedArchitecture, first_line
 from decision_traces.models.anatomy import IDENTITY
 from decision_traces.models.load import LoadedModel
-
-UNEMBED_DIR: Final = "unembed"
-UNEMBED_FILE: Final = "unembed.safetensors"
-_CONFIG_FILE: Final = "config.json"
-_WORDS_FILE: Final = "words.json"
+from decision_traces.schema import HEAD_CONFIG_FILE, HEAD_WORDS_FILE, UNEMBED_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +59,17 @@ def save_unembedding(loaded: LoadedModel, final_norm: str | None, folder: Path) 
         for key, value in chain(module.named_parameters(), module.named_buffers()):
             tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()  # tied weights share memory
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _CONFIG_FILE).write_text(loaded.config.to_json_string(use_diff=True), encoding="utf-8")
+    (folder / HEAD_CONFIG_FILE).write_text(loaded.config.to_json_string(use_diff=True), encoding="utf-8")
     # Not save_file, which lets nobody but the owner read what it writes.
     (folder / UNEMBED_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
     words = loaded.tokenizer.batch_decode([[i] for i in range(len(loaded.tokenizer))])
-    (folder / _WORDS_FILE).write_text(json.dumps(words), encoding="utf-8")
+    (folder / HEAD_WORDS_FILE).write_text(json.dumps(words), encoding="utf-8")
     return folder
 
 
 def holds_words(folder: Path) -> bool:
     """Return whether `save_unembedding` wrote the text of every token to a folder."""
-    return (folder / _WORDS_FILE).is_file()
+    return (folder / HEAD_WORDS_FILE).is_file()
 
 
 def load_words(folder: Path) -> Words:
@@ -82,7 +78,7 @@ def load_words(folder: Path) -> Words:
     Raises:
         ModelError: The file is damaged.
     """
-    path = folder / _WORDS_FILE
+    path = folder / HEAD_WORDS_FILE
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

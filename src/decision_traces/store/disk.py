@@ -1,4 +1,4 @@
-"""The disk a run goes to: whether there is room, whether something is in the way, and what its errors mean."""
+"""The disk a run goes to: whether there is room, and what its errors mean."""
 
 import errno
 import os
@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from decision_traces.errors import DiskSpaceError, RunError, RunExistsError
-from decision_traces.schema import META_FILE
+from decision_traces.errors import DiskSpaceError, RunError
 
 _DISK_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _KEPT: Final = (
@@ -55,22 +54,3 @@ def free_bytes(folder: Path) -> int:
     """Return the free space of the disk that a folder (or the nearest parent that exists) lies on."""
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     return shutil.disk_usage(there).free
-
-
-def refuse_existing(run: Path, *, overwrite: bool) -> None:
-    """Raise if a run cannot go where it is to go: found out before a model is loaded.
-
-    Raises:
-        RunError: The place cannot be written.
-        RunExistsError: Says what is there.
-    """
-    there = next(p for p in (run, *run.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "is a read-only folder" if there.is_dir() else "is a file"
-        raise RunError(f"{run} cannot be written: {there} {what}. Choose another --out_dir.")
-    if not run.exists() or not any(run.iterdir()):
-        return
-    if not (run / META_FILE).is_file():
-        raise RunExistsError(f"{run} is there and is not a run folder (no {META_FILE}); it will not be touched.")
-    if not overwrite:
-        raise RunExistsError(f"{run} already holds a run. Replace it with --overwrite, or choose another --out_dir.")

@@ -1,4 +1,7 @@
-"""The ledger of an unfinished run: one JSON line for its plan and one for every finished block, fsynced."""
+"""The ledger of an unfinished run: one JSON line for its plan and one for every finished block, fsynced.
+
+The first line is there before anything else of the run, and whole: it proves that the folder is one of this package.
+"""
 
 import json
 import os
@@ -7,9 +10,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Final
 
-from decision_traces.errors import RunError
+from decision_traces.errors import DamagedRunError, RunError
+from decision_traces.folders.plain import new_file, open_plain
 
 LEDGER_FILE: Final = "ledger.jsonl"
+_MADE_BY: Final = {"made_by": "decision-traces"}
 
 
 class Ledger:
@@ -66,8 +71,22 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def begin_ledger(path: Path, plan: Mapping[str, Any]) -> None:
+    """Write the first line: what made the folder, and what a resumed run must agree with."""
+    rewrite_ledger(path, [{**_MADE_BY, "plan": plan}])
+
+
+def is_begun(folder: Path) -> bool:
+    """Return whether a folder has a ledger of this package."""
+    try:
+        with open_plain(folder, folder / LEDGER_FILE) as file:
+            first = json.loads(file.readline())
+    except (OSError, DamagedRunError, ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and first.items() >= _MADE_BY.items() and isinstance(first.get("plan"), dict)
+
+
 def rewrite_ledger(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Leave a torn last line out, so that what is appended begins on a line of its own."""
-    whole = path.with_name(f".{path.name}.partial")
-    whole.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    whole.replace(path)
+    """Write the whole ledger: a torn last line is left out, so that what is appended begins on a line of its own."""
+    with new_file(path) as whole:
+        whole.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())

@@ -39,6 +39,7 @@ from decision_traces.store.about import newer, read_about
 from decision_traces.store.arrays import StoredArray, is_stored, open_array
 from decision_traces.store.examples import Examples
 from decision_traces.store.folder import FileRecord, read_manifest, read_meta
+from decision_traces.store.proof import found_run
 from decision_traces.store.selection import SIDES, ExampleKey, Index, checked_index, checked_word, not_captured
 from decision_traces.store.slots import Slots
 from decision_traces.store.still import StillThere
@@ -72,6 +73,7 @@ class OpenRun:
             DamagedRunError: `meta.json` is not readable.
         """
         self.run_dir: Path = portable_path(run_dir)
+        found_run(self.run_dir)
         self.still = StillThere(self.run_dir)
         self.meta: dict[str, Any] = read_meta(self.run_dir)
         self.still.check()

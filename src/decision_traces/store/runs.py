@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from decision_traces.errors import RunError
+from decision_traces.folders.exchange import name_of_leftover
 from decision_traces.paths import portable_path
 from decision_traces.schema import META_FILE
 from decision_traces.store.about import read_about
 from decision_traces.store.folder import read_meta
+from decision_traces.store.proof import found_run
 
 PARTIAL_SUFFIX: Final = ".partial"
 _FAR: Final = 1 << 36
@@ -57,7 +59,9 @@ def list_runs(root: str | PathLike[str]) -> list[RunSummary]:
     folder = portable_path(root)
     if not folder.is_dir():
         return []
-    runs = (_summary(path) for path in folder.iterdir())
+    for name in {target for path in folder.iterdir() if (target := name_of_leftover(path)) is not None}:
+        found_run(folder / name)
+    runs = (_summary(path) for path in folder.iterdir() if name_of_leftover(path) is None)
     return sorted((run for run in runs if run is not None), key=lambda run: (-run.modified, run.run_id))
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from decision_traces.errors import RunError, RunExistsError
-from decision_traces.schema import META_FILE, ArraySpec, Site
+from decision_traces.errors import RunError
+from decision_traces.schema import ArraySpec, Site
 from decision_traces.store.appender import Appender
 from decision_traces.store.consolidated import consolidate
-from decision_traces.store.disk import disk_errors, refuse_existing
+from decision_traces.store.disk import disk_errors
 from decision_traces.store.folder import (
     canonical_json,
     checksum,
@@ -32,125 +32,78 @@ from decision_traces.store.folder import (
 )
 from decision_traces.store.frames import FrameMaker
 from decision_traces.store.layout import RunLayout
-from decision_traces.store.ledger import LEDGER_FILE, Ledger, read_ledger, rewrite_ledger
-from decision_traces.store.lock import LOCK_FILE, FolderLock
+from decision_traces.store.ledger import LEDGER_FILE, Ledger, begin_ledger, read_ledger, rewrite_ledger
 from decision_traces.store.open_block import OpenBlock
+from decision_traces.store.owned import PARTS_DIR, PROBES, is_kept
 from decision_traces.store.processes import ShardProcess
+from decision_traces.store.run_place import UNTOUCHED, RunPlace
 from decision_traces.store.shards import LEVEL, frame_maker
 from decision_traces.store.table import write_table
 
-__all__ = ["RunLayout", "RunWriter", "Site", "partial_folder"]
-
-_PARTS: Final = "parts"
-_UNTOUCHED: Final = "Nothing was written. Free some space, or choose another place with --out_dir"
-_PROBES: Final = ("probe", "probe-link")
-
-
-def partial_folder(run: Path) -> Path:
-    """Return where a run is built before it gets its name."""
-    return run.with_name(f".{run.name}.partial")
-
-
-def refuse_unfinished(run: Path, *, overwrite: bool, resume: bool = False) -> None:
-    """Raise if an unfinished run is in the way, or is being written now: found out before a model is loaded.
-
-    Raises:
-        RunExistsError: Says what is there and what to do.
-    """
-    folder = partial_folder(run)
-    if not folder.exists():
-        return
-    with disk_errors(folder, kept=_UNTOUCHED):
-        lock = FolderLock(folder)
-        lock.take()
-        lock.release()
-    ledger = folder / LEDGER_FILE
-    begun = ledger.is_file() and ledger.stat().st_size > 0  # else it was killed before there was anything to go on with
-    if begun and not overwrite and not resume:
-        raise RunExistsError(
-            f"{folder} holds an unfinished run. Go on with it by --resume, discard it by --overwrite, or choose "
-            "another --out_dir."
-        )
+__all__ = ["RunLayout", "RunPlace", "RunWriter", "Site"]
 
 
 class RunWriter:
     """Builds one run folder. Create with `RunWriter.create` or `RunWriter.resume`."""
 
-    def __init__(self, run: Path, layout: RunLayout) -> None:
-        self.run, self.layout = run, layout
-        self.folder = partial_folder(run)
+    def __init__(self, place: RunPlace, layout: RunLayout) -> None:
+        self.place, self.layout = place, layout
+        self.run, self.folder = place.run, place.folder
         self.done: dict[int, dict[str, Any]] = {}
         self.bytes_written = 0
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._frames: dict[str, FrameMaker] = {}
         self.links = True
         self.appender = Appender()
-        self._lock, self._ledger = FolderLock(self.folder), Ledger(self.folder / LEDGER_FILE)
-
-    def __enter__(self) -> "RunWriter":
-        """Return itself; the folder is locked already."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Let another process write the folder."""
-        self._lock.release()
+        self._ledger = Ledger(self.folder / LEDGER_FILE)
 
     # -- beginning ------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, run: Path, layout: RunLayout, plan: Mapping[str, Any], *, overwrite: bool) -> "RunWriter":
+    def create(cls, place: RunPlace, layout: RunLayout, plan: Mapping[str, Any]) -> "RunWriter":
         """Begin a new run.
 
         Args:
-            run: The run's folder, not yet there (or a run, with `overwrite`).
+            place: Its name, held until the run is finished.
             layout: What it will hold.
             plan: What a resumed run must agree with; written as the ledger's first line.
-            overwrite: Whether a complete run at `run` may be replaced once the new one is complete, and an
-                unfinished one be discarded.
 
         Raises:
-            RunExistsError: There is something already.
+            RunExistsError: Something that is not ours is in the way.
             RunError: The folder cannot be written.
         """
-        refuse_existing(run, overwrite=overwrite)
-        refuse_unfinished(run, overwrite=overwrite)
-        writer = cls(run, layout)
-        with disk_errors(run.parent, kept=_UNTOUCHED):
-            run.parent.mkdir(parents=True, exist_ok=True)
-            if writer.folder.exists():
-                shutil.rmtree(writer.folder)
-            writer.folder.mkdir()  # an error if another process was quicker
-            writer._lock.take()
-        try:
-            with disk_errors(run.parent, kept=_UNTOUCHED):
-                (writer.folder / _PARTS).mkdir()
-                writer._create_arrays()
-                writer._ledger.append({"plan": plan})
-                writer.links = writer._can_link()
-        except RunError:
-            writer.discard()
-            raise
+        writer = cls(place, layout)
+        writer._begin(plan)
         return writer
 
     @classmethod
-    def resume(cls, run: Path, layout: RunLayout, plan: Mapping[str, Any]) -> "RunWriter":
+    def resume(cls, place: RunPlace, layout: RunLayout, plan: Mapping[str, Any]) -> "RunWriter":
         """Go on with an unfinished run.
 
         Raises:
             RunError: There is none, or it was begun with other settings; the message names them.
         """
-        writer = cls(run, layout)
+        writer = cls(place, layout)
         ledger = writer.folder / LEDGER_FILE
         if not ledger.is_file():
             raise RunError(f"--resume: there is no unfinished run at {writer.folder}. Leave --resume out to begin one.")
-        writer._lock.take()
-        try:
-            with disk_errors(writer.folder):
-                writer._go_on(plan)
-        except BaseException:
-            writer._lock.release()
-            raise
+        with disk_errors(writer.folder):
+            writer._go_on(plan)
         return writer
+
+    def _begin(self, plan: Mapping[str, Any]) -> None:
+        """Make the folder, and in it everything but the blocks."""
+        with disk_errors(self.run.parent, kept=UNTOUCHED):
+            self.place.begin()
+        try:
+            with disk_errors(self.run.parent, kept=UNTOUCHED):
+                begin_ledger(self.folder / LEDGER_FILE, plan)
+                (self.folder / PARTS_DIR).mkdir(exist_ok=True)
+                self._create_arrays()
+                self.links = self._can_link()
+        except RunError:
+            self.discard()
+            raise
 
     def _go_on(self, plan: Mapping[str, Any]) -> None:
         """Compare the plan with what was begun, and find out which blocks are whole."""
@@ -163,8 +116,11 @@ class RunWriter:
             raise RunError(f"--resume: {self.folder} was begun with other settings: {named}.")
         if self.complete:
             return
-        rewrite_ledger(ledger, [begun, *blocks])
         self.done = {record["block"]: record for record in blocks if self._intact(record)}
+        if not self.done:
+            self._begin(plan)
+            return
+        rewrite_ledger(ledger, [begun, *blocks])
         self.bytes_written = sum(record["bytes"] for record in self.done.values())
         for spec in self.layout.specs:
             self._arrays[spec.name] = zarr.open_array(self.folder / spec.path, mode="r+")
@@ -199,7 +155,7 @@ class RunWriter:
 
     def _can_link(self) -> bool:
         """Return whether the file system has hard links."""
-        probe, link = (self.folder / name for name in _PROBES)
+        probe, link = (self.folder / name for name in PROBES)
         probe.write_bytes(b"")
         try:
             link.hardlink_to(probe)
@@ -246,7 +202,7 @@ class RunWriter:
         block = record["block"]
         for name, table in tables.items():
             write_table(self._part(name, block), table)
-        record["parts"] = {f"{_PARTS}/{self._part(n, block).name}": checksum(self._part(n, block)) for n in tables}
+        record["parts"] = {f"{PARTS_DIR}/{self._part(n, block).name}": checksum(self._part(n, block)) for n in tables}
         self._ledger.append(record)
         self.done[block] = record
 
@@ -260,7 +216,7 @@ class RunWriter:
             shutil.copyfile(source, target)
 
     def _part(self, name: str, block: int) -> Path:
-        return self.folder / _PARTS / f"{block:06d}-{name}"
+        return self.folder / PARTS_DIR / f"{block:06d}-{name}"
 
     def _intact(self, record: Mapping[str, Any]) -> bool:
         """Return whether a block of the ledger is still there byte for byte."""
@@ -276,7 +232,7 @@ class RunWriter:
     def join_tables(self) -> None:
         """Make the run's Parquet tables from the blocks' parts."""
         with disk_errors(self.folder):
-            names = {path.name.split("-", 1)[1] for path in (self.folder / _PARTS).iterdir()}
+            names = {path.name.split("-", 1)[1] for path in (self.folder / PARTS_DIR).iterdir()}
             for name in sorted(names):
                 _join_parts([self._part(name, b) for b in range(self.layout.n_blocks)], self.folder / name)
 
@@ -288,9 +244,7 @@ class RunWriter:
         """
         with disk_errors(self.folder):
             files = {name: tuple(r) for record in self.done.values() for name, r in record["files"].items()}
-            others = {
-                n: checksum(self.folder / n) for n in run_files(self.folder) if n not in files and not _scaffold(n)
-            }
+            others = {n: checksum(self.folder / n) for n in run_files(self.folder) if n not in files and is_kept(n)}
             manifest = write_manifest(self.folder, {**files, **others})
             size = sum(record["bytes"] for record in self.done.values()) + sum(size for size, _ in others.values())
             write_meta(self.folder, {**meta, "bytes": size, "hard_links": self.links, "manifest_crc32c": manifest})
@@ -299,40 +253,20 @@ class RunWriter:
     @property
     def complete(self) -> bool:
         """Whether only the name is missing: a commit that was interrupted after `meta.json`."""
-        return (self.folder / META_FILE).is_file()
+        return self.place.complete
 
     def finish(self) -> Path:
         """Remove what only the writing needed and give the folder its name."""
         with disk_errors(self.folder):
-            shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
             self._ledger.let_go()
-            self._lock.release()
-            (self.folder / LOCK_FILE).unlink(missing_ok=True)
-            self._rename()
-            (self.run / LEDGER_FILE).unlink(missing_ok=True)
+            self.place.finish()
         return self.run
-
-    def _rename(self) -> None:
-        """Put the finished folder in place; a run that is replaced goes only now."""
-        old = self.run.with_name(f".{self.run.name}.old")
-        if old.exists():
-            shutil.rmtree(old)
-        if self.run.exists():
-            self.run.rename(old)
-        self.folder.rename(self.run)
-        if old.exists():
-            shutil.rmtree(old)
 
     def discard(self) -> None:
         """Remove the partial folder."""
-        self._ledger.let_go()
-        self._lock.release()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _scaffold(name: str) -> bool:
-    """Return whether a file is there only for the writing."""
-    return name in {LEDGER_FILE, *_PROBES} or name.startswith((f"{_PARTS}/", "."))
+        with disk_errors(self.folder):
+            self._ledger.let_go()
+            self.place.discard()
 
 
 def _join_parts(parts: Sequence[Path], path: Path) -> None:
