@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from decision_traces import demo
 from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
+from decision_traces.folders.plain import PlainFolder, refuse_strange_inside
 from decision_traces.models.anatomy import IDENTITY
 from decision_traces.models.digest import weights_digest
 from decision_traces.models.load import (
@@ -158,7 +159,7 @@ def load_unembedding(
     """
     about = store.about
     folder = store.run_dir / UNEMBED_DIR
-    if model_path is not None or not (folder / UNEMBED_FILE).is_file():
+    if model_path is not None or not PlainFolder(store.run_dir).has(folder / UNEMBED_FILE):
         loaded = load_run_model(store, model_path, device, trust_remote_code=trust_remote_code)
         return of_model(loaded, about.final_norm, logits_are_unembedded=about.logits_are_unembedded)
     name = _usable(about.model_class or about.model, about.final_norm, about.logits_are_unembedded)
@@ -167,9 +168,11 @@ def load_unembedding(
 
 
 def _refuse_changed(store: TraceStore, folder: Path) -> None:
+    refuse_strange_inside(store.run_dir, folder)
+    plain = PlainFolder(store.run_dir)
     for path in sorted(folder.iterdir()):
         listed = read_manifest(store.run_dir).get(f"{UNEMBED_DIR}/{path.name}")
-        if listed is not None and problem_of(path, listed) is not None:
+        if listed is not None and problem_of(plain, path, listed) is not None:
             raise DamagedRunError(f"{path} is not as written. Restore it, or name the model with --model_path.")
 
 

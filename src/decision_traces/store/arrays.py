@@ -15,6 +15,7 @@ from jaxtyping import Int64, Shaped
 from zarr import Array
 
 from decision_traces.errors import DamagedRunError
+from decision_traces.folders.plain import PlainFolder
 from decision_traces.schema import ATTN, CHOICE, DEPTH, EXAMPLE, HEAD, KEY, KV_HEAD, LAYER, ArraySpec, Dims
 from decision_traces.store.folder import FileRecord, problem_of
 from decision_traces.store.shard_reader import Box, ShardReader, shard_reader
@@ -24,6 +25,8 @@ from decision_traces.store.table import Spans
 
 _PIPELINE: Final = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 """Zarr's own, whatever the user has set: the Rust one (zarrs 0.2.3) does not look at the checksum of a single chunk."""
+
+_METADATA: Final = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 DECODE_ERRORS: Final = (
     RuntimeError,
@@ -49,6 +52,7 @@ class StoredArray:
         folder: The array's folder.
         zarr: The open Zarr array.
         shards: Reads its files directly; None where they are of another make, and Zarr reads them.
+        plain: Finds links and devices in their place.
         slots: Gives what stands on one of the position axes (position, query, key, source), by its name.
         still: Finds that the run was replaced.
         dims: The sizes of its side of the model and what of it is kept; None in runs older than format 1.1, which
@@ -59,6 +63,7 @@ class StoredArray:
     folder: Path
     zarr: "Array[Any]"
     shards: ShardReader | None
+    plain: PlainFolder
     slots: Callable[[str], Slots]
     still: StillThere
     dims: Dims | None = None
@@ -174,7 +179,7 @@ class StoredArray:
     def _there(self, box: Box) -> None:
         """Raise if a file of a box is missing though it covers tokens."""
         for path, covered in self.files(box):
-            if not path.is_file() and self._holds_tokens(covered):
+            if not self.plain.has(path) and self._holds_tokens(covered):
                 raise DamagedRunError(f"{path} is missing ({self.place(covered)}). {RESTORE}")
 
     def files(self, box: Box) -> Iterator[tuple[Path, Box]]:
@@ -196,9 +201,10 @@ class StoredArray:
             return None
         inodes = []
         for path, _ in self.files(box):
-            if not path.is_file():
+            if not self.plain.has(path):
                 return None
-            inodes.append((path.stat().st_dev, path.stat().st_ino))
+            status = path.lstat()
+            inodes.append((status.st_dev, status.st_ino))
         codecs = self.zarr.metadata.to_dict().get("codecs")
         return (box[0].start, box[0].stop, self.files_shape[0], str(self.dtype), str(codecs), tuple(inodes))
 
@@ -254,8 +260,18 @@ class StoredArray:
 
 def is_stored(run: Path, spec: ArraySpec) -> bool:
     """Return whether the run folder has this array, in Zarr format 3 or 2."""
-    folder = run / spec.group / spec.key
-    return any((folder / name).is_file() for name in ("zarr.json", ".zarray"))
+    folder, plain = run / spec.group / spec.key, PlainFolder(run)
+    return any(plain.has(folder / name) for name in ("zarr.json", ".zarray"))
+
+
+def refuse_strange_metadata(plain: PlainFolder, folder: Path) -> None:
+    """Raise if what Zarr would read of an array or a group on opening it is a link, a pipe or a device.
+
+    Raises:
+        DamagedRunError: Names it.
+    """
+    for name in _METADATA:
+        plain.has(folder / name)
 
 
 def open_array(
@@ -280,9 +296,10 @@ def open_array(
     Raises:
         DamagedRunError: The array's metadata is changed, unreadable or not of this format.
     """
-    folder = run / spec.group / spec.key
+    folder, plain = run / spec.group / spec.key, PlainFolder(run)
     path = folder / "zarr.json"
-    if expected is not None and (problem := problem_of(path, expected)) is not None:
+    refuse_strange_metadata(plain, folder)
+    if expected is not None and (problem := problem_of(plain, path, expected)) is not None:
         raise DamagedRunError(f"{path} is damaged: it is not the file the manifest names ({problem}). {RESTORE}")
     try:
         with zarr.config.set({"codec_pipeline.path": _PIPELINE}):
@@ -292,7 +309,7 @@ def open_array(
     problem = _layout_problem(array, spec)
     if problem:
         raise DamagedRunError(f"{folder} is not the array {spec.name}: {problem}. {RESTORE}")
-    return StoredArray(spec, folder, array, shard_reader(array, folder), slots, still, dims)
+    return StoredArray(spec, folder, array, shard_reader(array, folder, plain), plain, slots, still, dims)
 
 
 def _layout_problem(array: "Array[Any]", spec: ArraySpec) -> str | None:

@@ -1,12 +1,15 @@
 """Checks of the coordinate arrays that tell other readers which layers, heads and positions a run keeps."""
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 import zarr
 
+from decision_traces.errors import DamagedRunError
+from decision_traces.folders.plain import refuse_strange_inside
 from decision_traces.schema import DEPTH, HEAD, KV_HEAD, LAYER, POSITION, QUERY
 from decision_traces.store.arrays import DECODE_ERRORS, StoredArray
 from decision_traces.store.checks import CheckResult
@@ -26,13 +29,14 @@ def check_coordinates(store: OpenRun, array: StoredArray) -> Iterator[CheckResul
     group = store.run_dir / spec.group
     for axis in (a for a in _AXES if a in spec.axes):
         wanted = needed.get(axis, array.numbers(axis))
-        if not (group / axis).is_dir():
+        if not os.path.lexists(group / axis):
             problems += [f"{spec.group}/{axis} is missing"] if axis in needed else []
             continue
         try:
+            refuse_strange_inside(store.run_dir, group / axis)
             stored = zarr.open_array(group / axis, mode="r")
             values = np.asarray(stored[...])
-        except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError) as error:
+        except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError, DamagedRunError) as error:
             problems.append(f"{spec.group}/{axis} is damaged: {error}")
             continue
         names = getattr(stored.metadata, "dimension_names", None)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 import zarr
 
 from decision_traces.errors import DamagedRunError
+from decision_traces.folders.plain import PlainFolder, strange_files
 from decision_traces.run_meta import FIRST_FORMAT, OUR_FORMAT, RunMeta
 from decision_traces.schema import (
     ARRAYS,
@@ -26,7 +28,7 @@ from decision_traces.schema import (
     Side,
     arrays_for,
 )
-from decision_traces.store.arrays import DECODE_ERRORS, StoredArray
+from decision_traces.store.arrays import DECODE_ERRORS, StoredArray, refuse_strange_metadata
 from decision_traces.store.checks import NAMED_FAILURES, CheckResult
 from decision_traces.store.folder import (
     FileRecord,
@@ -81,11 +83,23 @@ def _noted(store: OpenRun) -> Iterable[Any]:
 def check_index(run: Path) -> Iterator[CheckResult]:
     """Check index.json, where there is one, against its digest; indexing writes it anew."""
     path = run / INDEX_FILE
-    if path.is_file():
+    if os.path.lexists(path):
         problem = sealed_problem(path)
         yield CheckResult(
             "index.json unchanged", problem is None, where=INDEX_FILE, detail=problem or "", array=INDEX_FILE
         )
+
+
+def check_plain(run: Path) -> Iterator[CheckResult]:
+    """Check that a run and what was computed on it is files and folders, without a link, pipe, socket or device."""
+    name, found = "files and folders only", list(strange_files(run))
+    for file, kind in found[:NAMED_FAILURES]:
+        yield CheckResult(name, False, where=file, detail=f"{kind}; it was not opened", array=file)
+    if len(found) > NAMED_FAILURES:
+        rest = len(found) - NAMED_FAILURES
+        yield CheckResult(name, False, float(len(found)), "", f"and {rest} more")
+    if not found:
+        yield CheckResult(name, True, 0.0, detail="no links, pipes, sockets or devices")
 
 
 def check_files(store: OpenRun) -> Iterator[CheckResult]:
@@ -121,14 +135,14 @@ def _ours(file: str) -> bool:
 
 
 def _file_failures(store: OpenRun, manifest: Mapping[str, FileRecord]) -> Iterator[CheckResult]:
-    run, about = store.run_dir, store.about
+    run, about, plain = store.run_dir, store.about, PlainFolder(store.run_dir)
     known: dict[tuple[Any, ...], str | None] = {}
     for file, expected in manifest.items():
         path = run / file
         # Hard links are one file: its bytes are read once, and hold for whoever expects the same of them.
         key = (*inode_of(path), expected)
         if key not in known:
-            known[key] = problem_of(path, expected)
+            known[key] = problem_of(plain, path, expected)
         if (what := known[key]) is not None:
             yield CheckResult("files match the manifest", False, where=describe(file, about), detail=what, array=file)
 
@@ -203,8 +217,9 @@ def check_layout(store: OpenRun, array: StoredArray, n_rows: int | None) -> Chec
     if about.block_rows not in {None, array.files_shape[0]}:
         problems.append(f"{array.files_shape[0]} rows per file, the meta says {about.block_rows}")
     try:
+        refuse_strange_metadata(PlainFolder(store.run_dir), store.run_dir / spec.group)
         zarr.open_group(store.run_dir / spec.group, mode="r")
-    except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError) as error:
+    except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError, DamagedRunError) as error:
         problems.append(f"the group {spec.group} does not open: {error}")
     detail = "; ".join(problems) or f"{array.dtype} {array.shape}"
     return CheckResult("layout", not problems, float(len(problems)), spec.path, detail, spec.name)

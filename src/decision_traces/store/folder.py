@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, Final, NoReturn
 from crc32c import crc32c
 
 from decision_traces.errors import DamagedRunError, RunError, first_line
-from decision_traces.folders.plain import new_file, open_plain
+from decision_traces.folders.plain import PlainFolder, new_file, open_plain
+from decision_traces.folders.removal import files_in
 from decision_traces.schema import ANALYSIS_DIR, INDEX_FILE, MANIFEST_FILE, META_FILE
 
 _CHUNK: Final = 1 << 22
@@ -36,8 +37,13 @@ def write_json(path: Path, value: object) -> None:
 
 
 def checksum(path: Path) -> FileRecord:
-    """Return size and CRC-32C of one file, read in pieces."""
-    with path.open("rb") as stream:
+    """Return size and CRC-32C of one file, read in pieces.
+
+    Raises:
+        DamagedRunError: It is a link, or no file.
+        OSError: It is not there, or cannot be read.
+    """
+    with open_plain(path.parent, path) as stream:
         return stream_checksum(stream)
 
 
@@ -50,12 +56,15 @@ def stream_checksum(stream: BinaryIO) -> FileRecord:
     return size, f"{crc:08x}"
 
 
-def problem_of(path: Path, expected: FileRecord) -> str | None:
-    """Return how a file differs from what is recorded of it, None where it does not."""
-    if not path.is_file():
-        return "missing"
+def problem_of(plain: PlainFolder, path: Path, expected: FileRecord) -> str | None:
+    """Return how a file of a run differs from what is recorded of it, None where it does not."""
     try:
-        size, crc = checksum(path)
+        with plain.open(path) as stream:
+            size, crc = stream_checksum(stream)
+    except DamagedRunError as error:
+        return str(error)
+    except FileNotFoundError:
+        return "missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     if size != expected[0]:
@@ -66,7 +75,7 @@ def problem_of(path: Path, expected: FileRecord) -> str | None:
 def inode_of(path: Path) -> tuple[int, int] | tuple[Path]:
     """Return what is equal for two names of one file; the name itself where there is none."""
     try:
-        status = path.stat()
+        status = path.lstat()
     except OSError:
         return (path,)
     return status.st_dev, status.st_ino
@@ -122,7 +131,7 @@ def run_digest(run: Path) -> str:
         DamagedRunError: The file is a link, or no file.
         OSError: It cannot be read.
     """
-    name = MANIFEST_FILE if (run / MANIFEST_FILE).exists() else META_FILE
+    name = MANIFEST_FILE if PlainFolder(run).has(run / MANIFEST_FILE) else META_FILE
     with open_plain(run, run / name) as file:
         digest = hashlib.sha256()
         while piece := file.read(_CHUNK):
@@ -137,7 +146,8 @@ def write_meta(run: Path, meta: Mapping[str, Any]) -> None:
 
 def _load_object(path: Path, help_: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes().decode(), parse_constant=_no_json)
+        with open_plain(path.parent, path) as file:
+            value = json.loads(file.read().decode(), parse_constant=_no_json)
     except OSError as error:
         raise DamagedRunError(f"{path} cannot be read ({error.strerror}). {help_}") from error
     except (ValueError, RecursionError) as error:
@@ -172,7 +182,7 @@ def read_meta(run: Path) -> dict[str, Any]:
     if not run.is_dir():
         raise RunError(f"No run folder at {run}. `decision-traces ls` lists the runs that are there.")
     path = run / META_FILE
-    if not path.is_file():
+    if not PlainFolder(run).has(path):
         raise RunError(f"{run} is not a complete run: it has no {META_FILE}, which is written last.")
     return _load_sealed(path, "Restore it from a copy, or extract the run again.")
 
@@ -195,7 +205,8 @@ def sealed_problem(path: Path) -> str | None:
         return None
     body = {k: v for k, v in value.items() if k != "digest"}
     expected = canonical_json({**body, "digest": _digest(body)}).encode()
-    return None if path.read_bytes() == expected else f"{path.name} differs from its own digest"
+    with open_plain(path.parent, path) as file:
+        return None if file.read() == expected else f"{path.name} differs from its own digest"
 
 
 def read_manifest(run: Path) -> dict[str, FileRecord]:
@@ -206,13 +217,15 @@ def read_manifest(run: Path) -> dict[str, FileRecord]:
     """
     meta, path = read_meta(run), run / MANIFEST_FILE
     named = meta.get("manifest_crc32c")
-    if named is None and not path.exists():
+    there = PlainFolder(run).has(path)
+    if named is None and not there:
         return {}
-    if not path.is_file():
+    if not there:
         raise DamagedRunError(f"{path} is missing. Restore it from a copy, or extract the run again.")
     help_ = "Restore it from a copy, or extract the run again."
     try:
-        raw = path.read_bytes()
+        with open_plain(run, path) as file:
+            raw = file.read()
     except OSError as error:
         raise DamagedRunError(f"{path} cannot be read ({error.strerror}). {help_}") from error
     if f"{crc32c(raw):08x}" != named:
@@ -239,11 +252,11 @@ def _listed(files: object) -> dict[str, FileRecord]:
 
 
 def run_files(run: Path) -> Iterable[str]:
-    """Yield the run's files as relative paths with forward slashes.
+    """Yield what the run has beside folders, as relative paths with forward slashes.
 
-    The JSON files of `UNLISTED` and what analyses have put into the run's analysis folder do not count.
+    Links are named, not followed. The JSON files of `UNLISTED` and what analyses have put into the run's analysis
+    folder do not count.
     """
-    for path in sorted(run.rglob("*")):
-        name = path.relative_to(run).as_posix()
-        if path.is_file() and name not in UNLISTED and not name.startswith(f"{ANALYSIS_DIR}/"):
+    for name in files_in(run):
+        if name not in UNLISTED and not name.startswith(f"{ANALYSIS_DIR}/"):
             yield name

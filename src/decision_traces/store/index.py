@@ -13,6 +13,7 @@ import numpy as np
 
 from decision_traces.errors import DamagedRunError, RunError
 from decision_traces.folders.lock import FolderLock
+from decision_traces.folders.plain import plain_files
 from decision_traces.schema import FORMAT_VERSION, INDEX_FILE
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.folder import write_sealed
@@ -142,7 +143,7 @@ def _build(store: OpenRun, checks: Sequence[CheckResult], *, validate: bool) -> 
         model=about.model,
         dataset=about.data,
         n_examples=arrays[0].shape[0] if arrays else about.n_examples or 0,
-        bytes_on_disk=_bytes(store.run_dir.rglob("*")),
+        bytes_on_disk=_bytes(store.run_dir),
         arrays=tuple(arrays),
         columns=columns,
         checks=tuple(checks),
@@ -163,7 +164,7 @@ def _columns(store: OpenRun, *, validate: bool) -> tuple[str, ...]:
 
 def _array(store: OpenRun, name: str) -> ArrayIndex:
     array = store.array(name)
-    files = [p for p in array.folder.rglob("*") if p.is_file() and not _is_metadata(p)]
+    files = [p for p in plain_files(array.folder) if not _is_metadata(p)]
     return ArrayIndex(
         name=name,
         path=array.spec.path,
@@ -180,10 +181,10 @@ def _is_metadata(path: Path) -> bool:
     return path.name in {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
 
 
-def _bytes(paths: Any) -> int:
+def _bytes(run: Path) -> int:
     sizes = {}
-    for path in paths:
-        if path.is_file() and path.name != INDEX_FILE:
+    for path in plain_files(run):
+        if path.name != INDEX_FILE:
             status = path.stat()
             sizes[status.st_dev, status.st_ino] = status.st_size
     return sum(sizes.values())

@@ -81,9 +81,9 @@ def _read(path: Path) -> RunSummary | None:
     if path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX):
         run_id = path.name.removeprefix(".").removesuffix(PARTIAL_SUFFIX)
         return RunSummary(path, run_id, "partial", "", "", "", None, (), path.stat().st_mtime)
-    if not (path / META_FILE).is_file():
+    if not os.path.lexists(path / META_FILE):
         return None
-    modified = (path / META_FILE).stat().st_mtime
+    modified = (path / META_FILE).lstat().st_mtime
     try:
         about = read_about(path, read_meta(path))
     except RunError as error:

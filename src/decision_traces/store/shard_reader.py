@@ -5,6 +5,7 @@ for is one chunk, or the chunks of many examples at one layer; here that is one 
 each, straight into the result. Arrays of any other make go through Zarr itself.
 """
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from crc32c import crc32c
 from numcodecs import Zstd  # type: ignore[import-untyped]
 from zarr import Array
 
+from decision_traces.folders.plain import PlainFolder
 from decision_traces.store.frames import CRC_BYTES, stored_bytes
 
 _ABSENT: Final = np.iinfo(np.uint64).max
@@ -53,6 +55,7 @@ class ShardReader:
         chunk: Of one chunk.
         dtype: Of the numbers.
         folder: The array's folder.
+        plain: Opens its files.
         names: Gives the name of a shard file by its place in the grid.
     """
 
@@ -61,6 +64,7 @@ class ShardReader:
     chunk: tuple[int, ...]
     dtype: np.dtype[Any]
     folder: Path
+    plain: PlainFolder
     names: Any
     _shards: OrderedDict[Path, _Shard] = field(default_factory=OrderedDict)
 
@@ -74,9 +78,10 @@ class ShardReader:
         """
         result = np.zeros([s.stop - s.start for s in box], self.dtype)
         for path, origin, inside in self._files(box):
-            if not path.is_file():
+            opened = self.plain.find(path)
+            if opened is None:
                 continue
-            with path.open("rb", buffering=0) as file:
+            with opened as file:
                 shard = self._shard(path, file)
                 for number, corner in self._chunks(origin, inside):
                     self._fill(result, box, corner, file, shard, number)
@@ -99,9 +104,10 @@ class ShardReader:
         result = np.zeros((len(at), self.chunk[-1]), self.dtype)
         lines = result.view(np.uint8)
         for path, origin, inside in self._files(box):
-            if not path.is_file():
+            opened = self.plain.find(path)
+            if opened is None:
                 continue
-            with path.open("rb", buffering=0) as file:
+            with opened as file:
                 shard = self._shard(path, file)
                 for number, corner in self._chunks(origin, inside):
                     row = corner[0] - box[0].start
@@ -141,7 +147,7 @@ class ShardReader:
 
     def _shard(self, path: Path, file: FileIO) -> _Shard:
         """Return what is known of a file; its index is read again when the file is another one."""
-        status = path.stat()
+        status = os.fstat(file.fileno())
         stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
         known = self._shards.get(path)
         if known is None or known.stamp != stamp:
@@ -196,7 +202,7 @@ class ShardReader:
             target[...] = room[tuple(slice(a - c, b - c) for a, b, c, _ in common)]
 
 
-def shard_reader(array: "Array[Any]", folder: Path) -> ShardReader | None:
+def shard_reader(array: "Array[Any]", folder: Path, plain: PlainFolder) -> ShardReader | None:
     """Return what reads an array's shards, or None if they are not of the kind that this package writes."""
     codecs: Any = array.metadata.to_dict().get("codecs")
     if not isinstance(codecs, list | tuple) or [c["name"] for c in codecs] != ["sharding_indexed"]:
@@ -218,7 +224,7 @@ def shard_reader(array: "Array[Any]", folder: Path) -> ShardReader | None:
     if not ours or array.shards is None or array.fill_value not in (0, None):
         return None
     name = array.metadata.encode_chunk_key
-    return ShardReader(array.shape, array.shards, array.chunks, np.dtype(array.dtype), folder, name)
+    return ShardReader(array.shape, array.shards, array.chunks, np.dtype(array.dtype), folder, plain, name)
 
 
 def _read(file: FileIO, length: int) -> bytes:

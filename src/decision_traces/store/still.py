@@ -4,10 +4,10 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from stat import S_ISREG
 from typing import Final
 
-from decision_traces.errors import ReplacedRunError, RunError
+from decision_traces.errors import DamagedRunError, ReplacedRunError, RunError
+from decision_traces.folders.plain import open_plain
 from decision_traces.schema import META_FILE
 
 _WAIT_S: Final = 0.05
@@ -58,7 +58,7 @@ class StillThere:
         """
         for _ in range(_TRIES):
             try:
-                status = self._file.stat()
+                status = self._file.lstat()
             except OSError:
                 time.sleep(_WAIT_S)
                 continue
@@ -75,11 +75,10 @@ class StillThere:
 
     def _look(self) -> tuple[FileStamp | None, str]:
         try:
-            status = self._file.stat()
-            content = self._file.read_bytes() if S_ISREG(status.st_mode) else b""
-        except OSError:
+            with open_plain(self._run, self._file) as file:
+                return file_stamp(os.fstat(file.fileno())), hashlib.file_digest(file, "sha256").hexdigest()
+        except (OSError, DamagedRunError):
             return None, ""
-        return file_stamp(status), hashlib.sha256(content).hexdigest()
 
     def __enter__(self) -> None:
         """Begin to read: nothing is looked at yet."""

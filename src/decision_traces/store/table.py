@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64
 
 from decision_traces.errors import DamagedRunError
+from decision_traces.folders.plain import open_plain
 from decision_traces.store.folder import FileRecord, stream_checksum
 from decision_traces.store.still import FileStamp, file_stamp, settled
 
@@ -72,7 +73,7 @@ class TableFile:
     def _opened(self) -> Iterator[BinaryIO]:
         """Yield the open file with its bytes checked; it must be the same at the end."""
         try:
-            raw = self.path.open("rb")
+            raw = open_plain(self.path.parent, self.path)
         except OSError as error:
             raise DamagedRunError(f"{self.path} cannot be read ({error.strerror}). {_RESTORE}") from error
         with raw:

@@ -1,5 +1,6 @@
 """Checking a run folder from the disk alone: every byte, every number, every prediction."""
 
+import os
 from collections.abc import Callable, Iterator
 from os import PathLike
 
@@ -20,6 +21,7 @@ from decision_traces.store.checks_files import (
     check_layout,
     check_max_abs,
     check_meta,
+    check_plain,
     check_presence,
 )
 from decision_traces.store.checks_masked import check_masked
@@ -47,7 +49,7 @@ def validate_run(run_dir: str | PathLike[str], progress: Progress | None = None)
         RunError: There is no run folder, or none that is complete.
     """
     run = portable_path(run_dir)
-    results = list(check_index(run))
+    results = [*check_plain(run), *check_index(run)]
     try:
         store = OpenRun(run, lenient=True)
     except DamagedRunError as error:
@@ -115,7 +117,7 @@ def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None]:
 
 def _outcomes_table(store: OpenRun, tokens: pa.Table, spans: Spans, read: str) -> Iterator[CheckResult]:
     path = store.run_dir / OUTCOMES_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     try:
         table = read_table(path)
