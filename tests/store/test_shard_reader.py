@@ -7,6 +7,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decision_traces.folders.plain import PlainFolder
 from decision_traces.pieces import Pieces
 from decision_traces.schema import Dims, arrays_for
 from decision_traces.store.layout import RunLayout
@@ -43,7 +44,7 @@ def run(tmp_path_factory):
 def _array(run, name):
     folder = run / name
     array = zarr.open_array(folder, mode="r")
-    return array, shard_reader(array, folder)
+    return array, shard_reader(array, folder, PlainFolder(folder))
 
 
 @given(data=st.data(), name=st.sampled_from(["dec_hidden.zarr/h", "dec_self_attn.zarr/attn"]))
@@ -101,5 +102,5 @@ def test_a_changed_file_is_found_also_after_it_was_read(run, tmp_path, place, re
 def test_arrays_of_another_make_are_left_to_zarr(tmp_path):
     plain = zarr.create_array(tmp_path / "plain", shape=(4, 4), chunks=(1, 4), dtype="float32")
     ends = zarr.create_array(tmp_path / "blosc", shape=(4, 4), chunks=(1, 4), shards=(2, 4), dtype="float32")
-    assert shard_reader(plain, tmp_path / "plain") is None
-    assert shard_reader(ends, tmp_path / "blosc") is None
+    assert shard_reader(plain, tmp_path / "plain", PlainFolder(tmp_path / "plain")) is None
+    assert shard_reader(ends, tmp_path / "blosc", PlainFolder(tmp_path / "blosc")) is None

@@ -18,6 +18,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import first_line
+from decision_traces.folders.plain import PlainFolder
 from decision_traces.schema import DEPTH, EXAMPLE, HEAD, LAYER
 from decision_traces.store.arrays import DECODE_ERRORS
 from decision_traces.store.consolidated import consolidate
@@ -210,7 +211,7 @@ class Grid:
                 opened = zarr.open_array(path.parent, mode="r")
             except (*DECODE_ERRORS, AttributeError, RecursionError) as error:
                 raise self._result.damaged(f"{place}/zarr.json: {first_line(error)}") from error
-            reader = shard_reader(opened, path.parent)
+            reader = shard_reader(opened, path.parent, PlainFolder(self._result.run))
             if reader is None or not self._as_written(self._specs[array], reader):
                 raise self._result.damaged(f"{place} is not laid out as this package writes it")
             self._readers[array] = reader

@@ -61,7 +61,7 @@ class PlainFolder:
     def __init__(self, root: Path) -> None:
         """Name the folder; nothing is looked at."""
         self._root = root
-        self._plain = {root}
+        self._plain = {str(root)}
 
     def has(self, path: Path) -> bool:
         """Return whether there is a file.
@@ -69,7 +69,8 @@ class PlainFolder:
         Raises:
             DamagedRunError: It is, or leads through, a link, or is a pipe, a socket or a device.
         """
-        self._look_at(path.parent)
+        if str(path).rpartition(os.sep)[0] not in self._plain:  # on every read of a few numbers: no Path is made for it
+            self._look_at(path.parent)
         try:
             mode = path.lstat().st_mode
         except (FileNotFoundError, NotADirectoryError):
@@ -101,7 +102,7 @@ class PlainFolder:
         return file
 
     def _look_at(self, folder: Path) -> None:
-        if folder in self._plain:
+        if str(folder) in self._plain:
             return
         if not folder.is_relative_to(self._root) or ".." in folder.parts[len(self._root.parts) :]:
             raise DamagedRunError(f"{folder} does not lie in {self._root}. {_ADVICE}")
@@ -112,7 +113,7 @@ class PlainFolder:
             return
         if kind is not None:
             raise _refused(folder, kind)
-        self._plain.add(folder)
+        self._plain.add(str(folder))
 
 
 def refuse_strange(root: Path, path: Path) -> None:
@@ -137,7 +138,7 @@ def _refused(path: Path, kind: str) -> DamagedRunError:
     return DamagedRunError(f"{path} is {kind}. {_ADVICE}")
 
 
-def open_plain(root: Path, path: Path) -> BinaryIO:
+def open_plain(root: Path, path: Path) -> BufferedReader:
     """Open a file inside a folder for reading, never through a link, and without waiting for a pipe.
 
     Raises:

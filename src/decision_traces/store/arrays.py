@@ -17,7 +17,7 @@ from zarr import Array
 from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import PlainFolder
 from decision_traces.schema import ATTN, CHOICE, DEPTH, EXAMPLE, HEAD, KEY, KV_HEAD, LAYER, ArraySpec, Dims
-from decision_traces.store.folder import FileRecord, problem_of
+from decision_traces.store.folder import FileRecord, inode_of, problem_of
 from decision_traces.store.shard_reader import Box, ShardReader, shard_reader
 from decision_traces.store.slots import Slots
 from decision_traces.store.still import StillThere
@@ -201,10 +201,10 @@ class StoredArray:
             return None
         inodes = []
         for path, _ in self.files(box):
-            if not self.plain.has(path):
+            inode = inode_of(path)
+            if len(inode) == 1:
                 return None
-            status = path.lstat()
-            inodes.append((status.st_dev, status.st_ino))
+            inodes.append(inode)
         codecs = self.zarr.metadata.to_dict().get("codecs")
         return (box[0].start, box[0].stop, self.files_shape[0], str(self.dtype), str(codecs), tuple(inodes))
 
@@ -259,9 +259,12 @@ class StoredArray:
 
 
 def is_stored(run: Path, spec: ArraySpec) -> bool:
-    """Return whether the run folder has this array, in Zarr format 3 or 2."""
+    """Return whether the run folder has this array, in Zarr format 3 or 2, or something strange in its place."""
     folder, plain = run / spec.group / spec.key, PlainFolder(run)
-    return any(plain.has(folder / name) for name in ("zarr.json", ".zarray"))
+    try:
+        return any(plain.has(folder / name) for name in ("zarr.json", ".zarray"))
+    except DamagedRunError:  # to be said by whoever opens it
+        return True
 
 
 def refuse_strange_metadata(plain: PlainFolder, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Finding run folders: by path, and all of a directory."""
 
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from os import PathLike

@@ -19,6 +19,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import RunError
+from decision_traces.folders.plain import refuse_strange_inside
 from decision_traces.schema import ArraySpec, Site
 from decision_traces.store.appender import Appender
 from decision_traces.store.consolidated import consolidate
@@ -87,6 +88,7 @@ class RunWriter:
         ledger = writer.folder / LEDGER_FILE
         if not ledger.is_file():
             raise RunError(f"--resume: there is no unfinished run at {writer.folder}. Leave --resume out to begin one.")
+        refuse_strange_inside(writer.folder, writer.folder)
         with disk_errors(writer.folder):
             writer._go_on(plan)
         return writer
