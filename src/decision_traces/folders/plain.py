@@ -129,7 +129,8 @@ def refuse_strange(root: Path, path: Path) -> None:
 
 def refuse_strange_inside(root: Path, folder: Path) -> None:
     """Raise as `refuse_strange` does for a folder and for all that is in it."""
-    refuse_strange(root, folder)
+    if folder != root:
+        refuse_strange(root, folder)
     for name, kind in strange_files(folder):
         raise _refused(folder / name, kind)
 
