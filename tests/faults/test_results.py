@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -354,6 +355,18 @@ def test_kills_at_random_instants(copy, commands) -> None:
     assert killed > 30
     assert call("lens", run) == 0 and failures(validate_run(run)) == []
     assert sorted(p.name for p in (run / "analysis").iterdir()) == sorted(RESULTS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_says_so_and_leaves_the_state_before(number: int, copy, commands) -> None:
+    run = copy()
+    before = files_of(run.parent)
+    process = commands.start("src.cli.lens_traces", run)
+    until(lambda: any((run / "analysis").glob(".lens.*/record.json")))
+    process.signal(number)
+    ended = process.wait()
+    assert ended.code == 128 + number and ended.said() == "Stopped; nothing was left half-done."
+    assert files_of(run.parent) == before
 
 
 # -- two at once -------------------------------------------------------------------------------------------------

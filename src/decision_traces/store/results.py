@@ -170,7 +170,7 @@ def find_result(run: Path, name: str) -> Result | None:
             return None
         return _checked(run, name, read_record(run, folder))
     except OSError as error:
-        raise _damaged(run, name, f"{RECORD_FILE} cannot be read ({error.strerror})") from error
+        raise _damaged(run, name, f"it cannot be read ({error.strerror}: {error.filename})") from error
     except DamagedRunError as error:
         raise _damaged(run, name, str(error).removesuffix(".")) from error
 
