@@ -19,6 +19,8 @@ export interface Meta {
   key: string;
   run_id: string;
   path: string;
+  /** The lines that open the run. */
+  python: string;
   model: string | null;
   dataset: string | null;
   split: string | null;
@@ -106,7 +108,7 @@ export interface Tokens {
   decisions: Decision[] | null;
   choices: Choice[] | null;
   attention: AttentionLayout | null;
-  python: string;
+  python: { tokens: string; decision: string; attention: string | null };
 }
 
 export interface Outcomes {
@@ -126,7 +128,7 @@ export interface LensHead {
   states_per_block: number;
   candidates: number[][];
   words: Record<number, string>;
-  python: string;
+  python: { lens: string; race: string };
 }
 
 export interface Contributions {

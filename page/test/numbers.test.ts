@@ -23,7 +23,7 @@ it("puts the blocks of a lens together", () => {
   };
   const head = {
     pos: [0, 4], known: [1, 0], depths: 2, top: 1, statistics: ["prob", "rank"], states_per_block: 3,
-    candidates: [[1], [2]], words: {}, python: "",
+    candidates: [[1], [2]], words: {}, python: { lens: "", race: "" },
   };
   // Three states, then one: ranks, ids; probabilities of target, of the most probable, of the candidate.
   const first = block([4, 50_257, 6, 7, 8, 9], [one, half, zero, one, half, zero, half, one, one]);

@@ -9,7 +9,7 @@ export const layout = (more: Partial<AttentionLayout> = {}): AttentionLayout => 
 
 export function metaOf(more: Partial<Meta> = {}): Meta {
   return {
-    key: "r0", run_id: "run", path: "/run", model: null, dataset: null, split: null, capture: null,
+    key: "r0", run_id: "run", path: "/run", python: "st = TraceStore('/run')", model: null, dataset: null, split: null, capture: null,
     objective: "next_token", n: 10, T: 8, L: 2, H: 2, by_choice: false, n_choices: null,
     attention: { array: "dec_self_attn", layers: [0, 1], heads: [0, 1] },
     lens: { all_positions: true, scale: { entropy: 4, kl: 8 }, vocab_size: 100 },
@@ -23,7 +23,7 @@ export function lensOf(probs: [number, number][], rank: number, known = 1): Lens
   const depths = probs.length;
   return {
     pos: [2], known: [known], depths, top: 2, statistics: ["prob", "rank", "entropy", "kl"], states_per_block: depths,
-    candidates: [[7, 8]], words: { 7: " cat", 8: " dog" }, python: "",
+    candidates: [[7, 8]], words: { 7: " cat", 8: " dog" }, python: { lens: "", race: "" },
     values: {
       prob: Float32Array.from(probs, ([p]) => p), rank: new Float32Array(depths).fill(rank),
       entropy: new Float32Array(depths), kl: new Float32Array(depths),
@@ -38,7 +38,8 @@ export function lensOf(probs: [number, number][], rank: number, known = 1): Lens
 export function sideWith(lens: Lens, more: Partial<Side> = {}): Side {
   const tokens: Tokens = {
     example_id: "tiny-1", row: 1, choice: 0, text: "", question: null, tokens: ["a", " b", " c", " d"], n_tokens: 4,
-    padding: 0, decision: null, decisions: null, choices: null, attention: layout(), python: "",
+    padding: 0, decision: null, decisions: null, choices: null, attention: layout(),
+    python: { tokens: "st.encodings('tiny-1')", decision: "", attention: null },
   };
   return {
     place: { run: "r0", ex: "tiny-1", pos: 2, choice: 0 }, meta: metaOf(), row: 1, tokens, lens: { value: lens },

@@ -5,6 +5,7 @@ import { colours, SCALES, theme } from "../colour";
 import { prob, word } from "../format";
 import { Grid, type Cell } from "../grid";
 import { Legend, PROBABILITIES } from "../legend";
+import { script } from "../script";
 import { peekAt, type Side } from "../side";
 import { current, dataOf, keyOf, naming, type Sides } from "../sides";
 import { go, state } from "../state";
@@ -28,18 +29,11 @@ export function AttentionPanel({ sides, children }: { sides: Sides; children: pr
       controls={axes && layer !== null && <LayerChoice layers={axes.layers} layer={layer} />}
       data={axes ? () => dataOf(sides, values, difference) : undefined}
       link={axes && !api.bundled() ? `${base}/0.json` : undefined}
-      python={axes ? `${accessor(side)}, layer=${layer}, head=${head}, trim=True)` : undefined}
-      path={side.meta.path}
+      python={layer === null || head === null ? undefined : script(side, side.tokens.python.attention, { layer, head })}
     >
       {children}
     </Panel>
   );
-}
-
-function accessor(side: Side): string {
-  const named = JSON.stringify(side.tokens.example_id);
-  if (side.meta.by_choice) return `st.mcq_attn(${named}, choice_idx=${side.place.choice}`;
-  return `st.attn(${named}, side=${side.meta.attention?.array.startsWith("enc") ? '"enc"' : '"dec"'}`;
 }
 
 function LayerChoice({ layers, layer }: { layers: number[]; layer: number }) {

@@ -2,6 +2,7 @@
 import { Chart } from "../chart";
 import { brief, signed } from "../format";
 import { contributionEnd } from "../scales";
+import { script } from "../script";
 import { lead, minus, strongestLayer, type Lead, type Side } from "../side";
 import { current, dataOf, type Sides } from "../sides";
 import { go, state } from "../state";
@@ -26,8 +27,7 @@ export function ContributionPanel({ sides, children }: { sides: Sides; children:
       }
       data={lead(side) ? () => dataOf(sides, values, difference) : undefined}
       link={`api/${side.place.run}/e/${side.row}/contributions/${side.meta.by_choice ? 0 : side.pos}.json`}
-      python={side.contributions.value?.python}
-      path={side.meta.path}
+      python={script(side, side.contributions.value?.python)}
     >
       {children}
       {partial && (

@@ -1,5 +1,6 @@
 // What the model says at one position: its most probable tokens, or the choices of a question.
 import { number, prob, signedProb, word } from "../format";
+import { script } from "../script";
 import { candidates, choiceId, choicesAt, fillsGaps, glance, isKnown, textOf, type Side } from "../side";
 import { current, dataOf, type Sides } from "../sides";
 import { state, type Question } from "../state";
@@ -58,8 +59,7 @@ export function DecisionPanel({ sides, children }: { sides: Sides; children: pre
       title="Decision"
       note={choicesAt(seen) ? "probability of each choice" : after}
       data={() => dataOf(sides, values, difference)}
-      python={`st.tokens.iloc[${side.row}]`}
-      path={side.meta.path}
+      python={script(side, side.tokens.python.decision)}
     >
       {children}
     </Panel>

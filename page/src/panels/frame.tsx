@@ -20,13 +20,12 @@ interface Props {
   data?: () => unknown;
   link?: string;
   python?: string;
-  path?: string;
   children: ComponentChildren;
 }
 
 export function Panel(p: Props) {
   const showData = () => (sheet.value = { title: `${p.title}: data`, text: pretty(p.data!()), link: p.link });
-  const showPython = () => (sheet.value = { title: `${p.title}: Python`, text: script(p.python!, p.path) });
+  const showPython = () => (sheet.value = { title: `${p.title}: Python`, text: p.python! });
   return (
     <section class={`panel panel-${p.name}`} aria-labelledby={`title-${p.name}`}>
       <header>
@@ -56,12 +55,6 @@ export function Guard({ what, children }: { what: string; children: ComponentChi
       <button onClick={again}>try again</button>
     </p>
   );
-}
-
-function script(call: string, path: string | undefined): string {
-  const zarr = call.startsWith("zarr.") ? "import zarr\n" : call.startsWith("pd.") ? "import pandas as pd\n" : "";
-  const store = `st = TraceStore(${JSON.stringify(path ?? "RUN")})`;
-  return `${zarr}from decision_traces import TraceStore\n\n${store}\n${call}`;
 }
 
 /** JSON with the innermost lists on one line each. */

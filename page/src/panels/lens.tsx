@@ -5,6 +5,7 @@ import { brief, depth, number, prob, word } from "../format";
 import { Grid, type Cell, type Point } from "../grid";
 import { Legend, PROBABILITIES, ranks, shares } from "../legend";
 import { lensEnd } from "../scales";
+import { script } from "../script";
 import { choicesAt, peekAt, textOf, type Side } from "../side";
 import { current, dataOf, keyOf, naming, type Sides } from "../sides";
 import { go, state, type Statistic } from "../state";
@@ -55,8 +56,7 @@ export function LensPanel({ sides, children }: { sides: Sides; children: preact.
       }
       data={side.lens.value && (() => dataOf(sides, values, difference))}
       link={`api/${side.place.run}/e/${side.row}/lens/${stat}.json`}
-      python={side.lens.value?.python.replace("['prob']", `['${stat}']`)}
-      path={side.meta.path}
+      python={script(side, side.lens.value?.python.lens, { stat })}
     >
       {children}
       {diff && side.meta.lens && (

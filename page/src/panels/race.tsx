@@ -5,6 +5,7 @@ import { brief, depth, prob } from "../format";
 import { candidates, choiceId, choicesAt, glance, path, type Side } from "../side";
 import { current, dataOf, type Sides } from "../sides";
 import { state } from "../state";
+import { script } from "../script";
 import { Empty, Panel, Waiting } from "./frame";
 import { racePair } from "./race-difference";
 
@@ -50,7 +51,7 @@ export function RacePanel({ sides, children }: { sides: Sides; children: preact.
   const ofChoices = choicesAt(seen) !== null;
   const diff = sides.length === 2 && state.value.cmp === "diff";
   const difference = diff ? () => racePair(sides[0], sides[1])?.differences ?? null : undefined;
-  const lensPython = side.lens.value?.python.replace("['prob']", "['candidate_probs']");
+  const python = ofChoices ? side.race.value?.python : side.lens.value?.python.race;
   return (
     <Panel
       name="race"
@@ -58,8 +59,7 @@ export function RacePanel({ sides, children }: { sides: Sides; children: preact.
       note={ofChoices ? "probability among the choices" : "probability after each layer"}
       data={() => dataOf(sides, values, difference)}
       link={`api/${side.place.run}/e/${side.row}/${ofChoices ? "race" : "lens"}.json`}
-      python={ofChoices ? side.race.value?.python : lensPython}
-      path={side.meta.path}
+      python={script(side, python, ofChoices ? {} : { pos: side.pos })}
     >
       {children}
     </Panel>

@@ -5,6 +5,7 @@ import { lookedAt } from "../attended";
 import { colours, css, inkOn, SCALES, theme } from "../colour";
 import { number, prob, word } from "../format";
 import { useRovingFocus } from "../roving";
+import { script } from "../script";
 import { fillsGaps, peekAt, type Side } from "../side";
 import { current, dataOf, keyOf, type Sides } from "../sides";
 import { go, state, type Colouring } from "../state";
@@ -139,8 +140,7 @@ export function TokenPanel({ sides, children }: { sides: Sides; children: preact
       }
       data={() => dataOf(sides, ({ tokens }) => tokens)}
       link={`api/${side.place.run}/e/${side.row}/c${side.place.choice}/tokens.json`}
-      python={side.tokens.python}
-      path={side.meta.path}
+      python={script(side, side.tokens.python.tokens)}
     >
       {children}
     </Panel>

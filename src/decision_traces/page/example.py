@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from decision_traces.page import snippets
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import attention_layout
 from decision_traces.page.text import plain, shown_tokens
@@ -51,7 +52,6 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
     for gap in gaps or ():  # the model read the mask token, not what stands in the text
         tokens[gap["pos"]] = plain(str(values["tokens"][gap["pos"] + start]))
     layout = attention_layout(run, row, choice)
-    of_choice = f", choice_idx={choice}" if run.by_choice else ""
     return {
         "example_id": run.store.example_id(row),
         "row": row,
@@ -65,7 +65,11 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
         "decisions": gaps,
         "choices": choices(run, values),
         "attention": None if layout is None else layout.as_json(),
-        "python": f"st.encodings({run.store.example_id(row)!r}{of_choice}, trim=True)",
+        "python": {
+            "tokens": snippets.tokens(run, row, choice),
+            "decision": snippets.decision(run, row),
+            "attention": None if layout is None else snippets.attention(run, row, choice),
+        },
     }
 
 

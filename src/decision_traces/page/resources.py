@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from decision_traces._version import __version__
 from decision_traces.errors import SelectionError, UsageError
-from decision_traces.page import example, results, slices
+from decision_traces.page import example, results, slices, snippets
 from decision_traces.page.runs import ROWS_PER_PART, VALUES_PER_PART, PageRun
 from decision_traces.page.text import plain
 from decision_traces.store.opened import uncertified
@@ -56,11 +56,13 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
     """Return what a run is, what it has, what is missing, and its colour scales."""
     about, store, figures = run.store.about, run.store, run.figures  # what is damaged turns out when it is read
     lens, contributions = run.grid("lens.zarr"), run.grid("contributions.zarr")
+    path = str(run.run_dir.resolve()) if n is None else run.run_dir.name  # a bundle goes to others
     return as_json(
         {
             "key": run.key,
             "run_id": run.run_id,
-            "path": str(run.run_dir.resolve()) if n is None else run.run_dir.name,  # a bundle goes to others
+            "path": path,
+            "python": snippets.opening(path),
             **{name: getattr(about, name) for name in ("model", "dataset", "split", "capture", "dtype")},
             "objective": run.objective,
             "n": store.n if n is None else min(n, store.n),
@@ -213,13 +215,11 @@ def head_json(run: PageRun, at: int, choice: int, layer: int, head: int, block: 
     at, choice = example.checked_row(run, at), example.checked_choice(run, choice)
     values, layout = slices.head_of(run, at, choice, layer, head)
     some = slices.block_of_rows(layout, block)
-    named = repr(run.store.example_id(at))
-    call = f"mcq_attn({named}, choice_idx={choice}" if run.by_choice else f"attn({named}, side={run.store.sides[0]!r}"
     return as_json(
         {
             "queries": layout.queries[some].tolist(),
             "attention": [[example.number(v, 3) for v in line] for line in values[some].astype(np.float32)],
-            "python": f"st.{call}, layer={layer}, head={head}, trim=True)",
+            "python": snippets.attention(run, at, choice, layer, head),
         }
     )
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from decision_traces.errors import SelectionError, UsageError
+from decision_traces.page import snippets
 from decision_traces.page.example import number, table_row
-from decision_traces.page.runs import GRID_OF, RACE_FILE, PageRun
+from decision_traces.page.runs import RACE_FILE, PageRun
 from decision_traces.page.slices import LARGEST
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def lens_json(run: PageRun, row: int) -> dict[str, Any]:
         "states_per_block": lens.states_per_block,
         "candidates": lens.candidates.tolist(),
         "words": {int(i): words[int(i)] for i in ids if int(i) in words},
-        "python": _python(run, "lens.zarr", row, "prob"),
+        "python": {"lens": snippets.lens(run, row), "race": snippets.race(run, row)},
     }
 
 
@@ -103,7 +104,7 @@ def lens_values(run: PageRun, row: int, statistic: str) -> dict[str, Any]:
     values = lens.statistics[statistic]
     digits = 9 if statistic == "rank" else 4  # a rank is a number of tokens, and said exactly
     rounded = [[number(v, digits) for v in depth] for depth in values]
-    return {"pos": lens.pos.tolist(), statistic: rounded, "python": _python(run, "lens.zarr", row, statistic)}
+    return {"pos": lens.pos.tolist(), statistic: rounded, "python": snippets.lens(run, row, statistic)}
 
 
 def lens_block(run: PageRun, row: int, block: int) -> bytes:
@@ -167,7 +168,7 @@ def _contributions(run: PageRun, group: "Grid", row: int, position: int) -> dict
         "parts": group.attrs["parts"],
         "values": _rounded(group.read("parts", row)[slot][keep]),
         "heads": _rounded(group.read("heads", row)[slot][keep]) if "heads" in group else None,
-        "python": _python(run, "contributions.zarr", row, "parts", f", {slot}"),
+        "python": snippets.contributions(run, row, slot, keep.tolist()),
     }
 
 
@@ -210,7 +211,7 @@ def race_json(run: PageRun, row: int) -> dict[str, Any]:
         "labels": table.column("label").to_pylist()[:n],
         "logits": _rounded(shaped["logit"]),
         "probs": _rounded(shaped["prob"]),
-        "python": f"pd.read_parquet(st.run_dir / 'analysis/lens/{RACE_FILE}').query('example_id == {example!r}')",
+        "python": snippets.choice_race(run, row),
     }
 
 
@@ -224,8 +225,3 @@ def _rounded(values: np.ndarray) -> Any:
 def _said(run: PageRun, panel: str) -> str:
     said = run.missing().get(panel, {"why": f"This run has no {panel}.", "command": ""})
     return f"{said['why']} {said['command']}".strip()
-
-
-def _python(run: PageRun, group: str, row: int, name: str, more: str = "") -> str:
-    place = f"['{name}'][st.row({run.store.example_id(row)!r}){more}]"
-    return f"zarr.open_group(st.run_dir / 'analysis/{GRID_OF[group]}/{group}', mode='r'){place}"
