@@ -96,15 +96,34 @@ _CHOICE_OUTCOME = (
     Column("is_correct", pa.bool_(), "whether it is the right one; null without an answer"),
 )
 
+# Of runs that score the choices' whole texts (`--answers text`).
+ANSWER_TEXT_COLUMNS: Final = (
+    Column("choice_text_ids", pa.list_(pa.list_(pa.int32())), "tokens of each choice behind the prompt", optional=True),
+    Column(
+        "choice_logprob_sum",
+        pa.list_(pa.float32()),
+        "log-probability of each choice behind the prompt, nats: the sum over its tokens, which is its score",
+        optional=True,
+    ),
+    Column("choice_logprob_mean", pa.list_(pa.float32()), "the same a token: the sum over their number", optional=True),
+    Column(
+        "choice_token_logits",
+        pa.list_(pa.float32()),
+        "logit at answer_pos of the first token of each choice: what a lens sees of it",
+        optional=True,
+    ),
+)
+
 ANSWER_COLUMNS: Final = (
     Column("question", pa.string(), "the question without its choices"),
     Column("answerKey", pa.string(), "letter of the right choice; null without an answer"),
     Column("correct_idx", pa.int32(), "the right choice; -1 without an answer"),
     Column("csqa_choices", pa.list_(pa.string()), "the choices' texts"),
     Column("answer_pos", pa.int32(), "position whose logits are the scores: the last of the prompt, n_tokens - 1"),
-    Column("choice_token_ids", pa.list_(pa.int32()), "token whose logit is the score of each choice"),
+    Column("choice_token_ids", pa.list_(pa.int32()), "token of each choice: its letter, or the first of its text"),
     Column("choice_mass", pa.float32(), "probability of all these tokens together among the whole vocabulary"),
     *_CHOICE_OUTCOME,
+    *ANSWER_TEXT_COLUMNS,
 )
 
 CHOICE_COLUMNS: Final = (

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -11,13 +12,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from decision_traces import TraceStore
+from decision_traces.analysis.choices import choice_race
+from decision_traces.analysis.decisions import text_note
+from decision_traces.analysis.unembedding import load_unembedding
 from decision_traces.columns import ANSWER_COLUMNS, TOKEN_COLUMNS
 from decision_traces.data import tinyworld
+from decision_traces.data.example import Example
 from decision_traces.demo import MODEL_DIR
-from decision_traces.errors import ModelError, UsageError
+from decision_traces.errors import DataError, ModelError, UsageError
 from decision_traces.extract.answer import AnswerConfig, extract_answers
+from decision_traces.extract.answer_texts import answer_tokens
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.models import tiny_decoder
+from decision_traces.testing.runs import reseal
+from decision_traces.tokens import encode
 
 QUESTIONS = [
     ("Where do fish live?", ["the sea", "a tree", "the sky", "a shoe", "a book"], "A"),
@@ -34,11 +42,15 @@ def prompt(question: str, choices: list[str]) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "commonsenseqa"
+    return write_questions(tmp_path / "data", QUESTIONS)
+
+
+def write_questions(root: Path, questions: list[tuple[str, list[str], str]]) -> Path:
+    folder = root / "commonsenseqa"
     folder.mkdir(parents=True)
     for name, answered in (("dev_rand_split.jsonl", True), ("test_rand_split_no_answers.jsonl", False)):
         records = []
-        for i, (stem, choices, key) in enumerate(QUESTIONS):
+        for i, (stem, choices, key) in enumerate(questions):
             listed = [{"label": label, "text": text} for label, text in zip("ABCDE", choices, strict=True)]
             asked = {"question_concept": "x", "choices": listed, "stem": stem}
             records.append({"id": f"q{i}", "question": asked, **({"answerKey": key} if answered else {})})
@@ -84,9 +96,9 @@ def test_scores_are_the_letters_logits_at_the_end_of_the_prompt(
     assert "with a space in front" in store.meta["conventions"]["answer"]
 
 
-def word_folder(folder: Path, family: str) -> Path:
+def word_folder(folder: Path, family: str, questions: list[tuple[str, list[str], str]] = QUESTIONS) -> Path:
     """A decoder whose tokenizer has a token for each word with the space before it, as sentencepiece has."""
-    words = sorted({w for q, cs, _ in QUESTIONS for w in prompt(q, cs).replace("\n", " \n ").split(" ") if w})
+    words = sorted({w for q, cs, _ in questions for w in prompt(q, cs).replace("\n", " \n ").split(" ") if w})
     vocabulary = {t: i for i, t in enumerate(["<e>", "<u>", "▁", *(f"▁{w}" for w in [*words, *"ABCDE"]), *words])}
     inner = Tokenizer(models.WordLevel({t: i for i, t in enumerate(dict.fromkeys(vocabulary))}, unk_token="<u>"))
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -140,7 +152,102 @@ def test_the_embedded_model_answers_with_the_choice_itself(tmp_path: Path) -> No
     assert [tokenizer.decode([i]).strip() for i in first["choice_token_ids"]] == question.fields["choices"]
 
 
-def test_choices_that_begin_alike_cannot_be_told_apart_by_text(tiny_folder, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"two choices of csqa-validation-000000-\w+ begin with the same token"):
+LONG = {"gpt2": {"n_positions": 160}, "llama": {"max_position_embeddings": 160}}
+"""Room for an answer behind the prompts, which have a token a byte."""
+
+
+@pytest.mark.parametrize("family", LONG)
+def test_texts_are_scored_whole(family: str, tiny_folder, data: Path, tmp_path: Path) -> None:
+    """Choices that begin alike ("a tree", "a shoe") are told apart: every token counts, as in plain transformers."""
+    folder = tiny_folder(family, **LONG[family])
+    store = run(folder, tmp_path / "run", data, answers="text")
+    assert not failures(validate_run(store.run_dir))
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for row, (stem, choices, key) in enumerate(QUESTIONS):
+        begin, sums, means, first = len(tokenizer(prompt(stem, choices))["input_ids"]), [], [], []
+        found = store.tokens.iloc[row]
+        for choice in choices:
+            ids = tokenizer(f"{prompt(stem, choices)} {choice}")["input_ids"]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0]
+            logs = logits.double().log_softmax(-1)[range(len(ids) - 1), ids[1:]][begin - 1 :]
+            assert found["choice_text_ids"][len(sums)].tolist() == ids[begin:]
+            sums.append(float(logs.sum()))
+            means.append(float(logs.mean()))
+            first.append(float(logits[begin - 1, ids[begin]]))
+        np.testing.assert_allclose(found["choice_logprob_sum"], sums, rtol=1e-5)
+        np.testing.assert_allclose(found["choice_logprob_mean"], means, rtol=1e-5)
+        np.testing.assert_allclose(found["choice_token_logits"], first, atol=2e-5)
+        np.testing.assert_array_equal(found["choice_logits"], found["choice_logprob_sum"])
+        probs = np.exp(np.array(sums) - max(sums))
+        np.testing.assert_allclose(found["choice_probs"], probs / probs.sum(), atol=1e-4)
+        assert found["pred_idx"] == np.argmax(sums)
+        assert found["is_correct"] == (np.argmax(sums) == "ABCDE".index(key))
+    assert "the log-probability of its whole text" in store.meta["conventions"]["answer"]
+
+
+def test_scoring_texts_changes_no_array(tiny_folder, data: Path, tmp_path: Path) -> None:
+    letters, texts = (
+        run(tiny_folder("gpt2", **LONG["gpt2"]), tmp_path / answers, data, answers=answers, capture=("attn", "hidden"))
+        for answers in ("letter", "text")
+    )
+    assert letters.arrays() == texts.arrays()
+    for name in letters.arrays():
+        np.testing.assert_array_equal(letters.array(name).read(), texts.array(name).read())
+    assert letters.meta["arrays"] == texts.meta["arrays"]
+
+
+def test_a_lens_sees_the_first_tokens_of_texts(data: Path, tmp_path: Path) -> None:
+    questions = [
+        ("Where do fish live?", ["the sea", "a tree", "my shoe", "your book", "one sky"], "A"),
+        ("What is wet?", ["a tree", "a shoe", "soup", "milk", "rain"], "C"),
+    ]
+    folder = word_folder(tmp_path / "model", "gpt2", questions)
+    store = run(folder, tmp_path / "run", write_questions(tmp_path / "own", questions), answers="text")
+    race = choice_race(store, load_unembedding(store, folder))
+    first = np.exp(np.asarray(store.tokens["choice_token_logits"][0]))
+    np.testing.assert_allclose(race.probs[:, -1], [first / first.sum()], atol=1e-5)
+    assert race.example_id == (store.tokens["example_id"][0],)
+    assert race.pred_idx.tolist() == [store.tokens["pred_idx"][0]] and race.correct_idx.tolist() == [0]
+    assert "of 1 questions in which these differ" in text_note(store)
+    assert "1 questions are left out" in text_note(store)
+    alike = run(word_folder(tmp_path / "all", "gpt2"), tmp_path / "alike", data, answers="text")
+    with pytest.raises(DataError, match="In every question two answers begin with the same token"):
+        choice_race(alike, load_unembedding(alike, tmp_path / "all"))
+
+
+def test_damaged_scores_of_texts_are_found(tiny_folder, data: Path, tmp_path: Path) -> None:
+    store = run(tiny_folder("gpt2", **LONG["gpt2"]), tmp_path / "run", data, answers="text")
+    path = store.run_dir / "tokens.parquet"
+    whole = pq.read_table(path)
+    for column, check in (
+        ("choice_logprob_mean", "log-probabilities of answers"),
+        ("choice_logprob_sum", "scores of answers"),
+        ("choice_token_ids", "first tokens of answers"),
+    ):
+        values = whole[column].to_pylist()
+        values[1][2] += 1
+        at = whole.column_names.index(column)
+        field = whole.schema.field(column)
+        pq.write_table(whole.set_column(at, field, pa.array(values, field.type)), path)
+        reseal(store.run_dir)
+        assert check in {f.name for f in failures(validate_run(store.run_dir))}
+
+
+def test_an_answer_beyond_the_context_is_refused(tiny_folder, data: Path, tmp_path: Path) -> None:
+    """The prompts fit the 96 tokens of this model; with an answer behind it one of them does not."""
+    with pytest.raises(UsageError, match="has 97 tokens with an answer behind it, and the model was built for 96"):
         run(tiny_folder("gpt2"), tmp_path / "run", data, answers="text")
     assert not list(tmp_path.glob("*run*")), "nothing is left that would be in the way of the next try"
+
+
+def test_labels_that_begin_alike_are_refused(tiny_folder) -> None:
+    """Such letters cannot be scored; texts can."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder("gpt2"))
+    examples = [Example("csqa-0", "Answer:", {"choice_labels": ["A", "A"], "csqa_choices": ["ab", "ac"]})]
+    encodings = encode(tokenizer, ["Answer:"], None)
+    with pytest.raises(ModelError, match="two choices of csqa-0 begin with the same token"):
+        answer_tokens(tokenizer, examples, encodings, "letter")
+    found = answer_tokens(tokenizer, examples, encodings, "text")
+    assert found.ids == [[tokenizer(" ab")["input_ids"], tokenizer(" ac")["input_ids"]]]

@@ -14,6 +14,7 @@ from decision_traces.store.reader import TraceStore
 from decision_traces.store.table import rectangle
 
 NONE: Final = -1
+FIRST_LOGITS: Final = "choice_token_logits"
 _SMALLEST_PROB: Final = 1e-30  # below it a float32 probability loses digits, and so would its logarithm
 
 
@@ -23,10 +24,10 @@ class Choices:
 
     Attributes:
         labels: n tuples of C labels, as in the prompt ("A", "B", ...).
-        token_ids: (n, C) the token that says each answer.
+        token_ids: (n, C) the token that says each answer; of an answer of several tokens the first.
         correct_idx: (n,) the right answer; -1 where it is not known.
         pred_idx: (n,) the answer the model gave.
-        logits: (n, C) the model's logits.
+        logits: (n, C) the model's logits of these tokens.
         probs: (n, C) softmax of these.
     """
 
@@ -126,7 +127,7 @@ _NEXT_COLUMNS: Final = (
 )  # fmt: skip
 _ANSWER_COLUMNS: Final = (
     "example_id", "answer_pos", "choice_token_ids", "choice_labels", "choice_logits", "choice_probs",
-    "correct_idx", "pred_idx",
+    "correct_idx", "pred_idx", FIRST_LOGITS,
 )  # fmt: skip
 
 
@@ -156,7 +157,17 @@ def _next_tokens(table: pa.Table, store: TraceStore) -> Decisions:
 
 
 def _answers(table: pa.Table) -> Decisions:
-    ids, logits, probs = (rectangle(table.column(f"choice_{name}")) for name in ("token_ids", "logits", "probs"))
+    """Return the decisions between tokens; of whole texts between their first, where these differ (`text_note`)."""
+    rows = np.arange(table.num_rows)
+    if FIRST_LOGITS in table.column_names:
+        rows = np.flatnonzero(_begin_apart(table))
+        table = table.take(pa.array(rows))
+        if len(rows) == 0:
+            raise DataError("In every question two answers begin with the same token: no lens tells them apart.")
+        ids, logits = (rectangle(table.column(name)) for name in ("choice_token_ids", FIRST_LOGITS))
+        probs = _softmax(logits)
+    else:
+        ids, logits, probs = (rectangle(table.column(f"choice_{name}")) for name in ("token_ids", "logits", "probs"))
     ids = ids.astype(np.int64)
     correct_idx, pred_idx = (_numbers(table, name, NONE).astype(np.int64) for name in ("correct_idx", "pred_idx"))
     every, known = np.arange(len(ids)), correct_idx >= 0
@@ -166,7 +177,7 @@ def _answers(table: pa.Table) -> Decisions:
     rival = others.argmax(1)
     return Decisions(
         example_id=_names(table),
-        row=every,
+        row=rows,
         position=_numbers(table, "answer_pos", NONE).astype(np.int64),
         true_id=np.where(known, ids[every, target], NONE),
         pred_id=ids[every, pred_idx],
@@ -183,6 +194,35 @@ def _answers(table: pa.Table) -> Decisions:
             probs=probs.astype(np.float32),
         ),
     )
+
+
+def text_note(store: TraceStore) -> str | None:
+    """Return what a lens on answers of several tokens leaves out, in a sentence; None where it sees all of them."""
+    if FIRST_LOGITS not in store.columns:
+        return None
+    table = read_columns(store, ("choice_text_ids", "choice_token_ids", FIRST_LOGITS, "pred_idx"))
+    if all(len(ids) == 1 for answers in table.column("choice_text_ids").to_pylist() for ids in answers):
+        return None
+    apart = _begin_apart(table)
+    lead = rectangle(table.column(FIRST_LOGITS)).argmax(1) == table.column("pred_idx").to_numpy()
+    return (
+        "The answers were scored as whole texts. The model's inner path ends before them, so what is said of it is "
+        f"about their first tokens: of {apart.sum()} questions in which these differ, the answer given leads with its "
+        f"own in {(apart & lead).sum()}; {(~apart).sum()} questions are left out."
+    )
+
+
+def _begin_apart(table: pa.Table) -> Bool[np.ndarray, " n"]:
+    """Return in which rows no two answers begin with the same token."""
+    ordered = np.sort(rectangle(table.column("choice_token_ids")), axis=1)
+    apart: np.ndarray = (np.diff(ordered, axis=1) != 0).all(1)
+    return apart
+
+
+def _softmax(logits: Float32[np.ndarray, "n choice"]) -> Float32[np.ndarray, "n choice"]:
+    weights = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    probs: np.ndarray = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return probs
 
 
 def _names(table: pa.Table) -> tuple[str, ...]:

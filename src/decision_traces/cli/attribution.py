@@ -10,7 +10,7 @@ from rich.console import Console
 
 from decision_traces.analysis.attribution import direct_attribution, refuse_post_norm
 from decision_traces.analysis.contribution_grid import write_choice_contributions, write_contribution_grid
-from decision_traces.analysis.decisions import decisions_of
+from decision_traces.analysis.decisions import decisions_of, text_note
 from decision_traces.analysis.encoder_attribution import choice_parts, lead_of_the_right
 from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.heads import HeadWriter, find_head_writers
@@ -91,6 +91,8 @@ def _decoder(store: TraceStore, args: AttributionCommand, console: Console, fold
     # What the run lacks is said before a model is loaded.
     refuse_post_norm(store)
     decisions_of(store), path_of(store, "post_mlp")
+    if note := text_note(store):
+        console.print(note, soft_wrap=True)
     unembedding, heads = _load(store, args, console)
     with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
         result = direct_attribution(store, unembedding, heads, progress=progress)

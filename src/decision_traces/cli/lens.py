@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from decision_traces.analysis.choices import choice_race
-from decision_traces.analysis.decisions import decisions_of
+from decision_traces.analysis.decisions import decisions_of, text_note
 from decision_traces.analysis.depth import decision_depth, race_depth
 from decision_traces.analysis.encoder_race import encoder_race, load_head, need_hidden
 from decision_traces.analysis.grids import write_words
@@ -80,6 +80,8 @@ def _encoder(store: TraceStore, args: LensCommand, console: Console, folder: Pat
 def _decoder(store: TraceStore, args: LensCommand, console: Console, folder: Path) -> None:
     """Look through the unembedding at every stage; where there are answers, let them race."""
     decisions_of(store), path_of(store, "hidden")  # what the run lacks is said before a model is loaded
+    if note := text_note(store):
+        console.print(note, soft_wrap=True)
     unembedding = load_unembedding(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
     lenses = [_look(store, unembedding, stage, args) for stage in _stages(store)]
     console.print(lens_table(lenses))

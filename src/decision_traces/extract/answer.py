@@ -1,20 +1,20 @@
 """Workflow B: decoder traces on five-choice questions, the answer read off the end of the prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from decision_traces.capture.forward import logits_at
 from decision_traces.columns import RUN_COLUMNS
-from decision_traces.data.example import Example
 from decision_traces.data.prompts import TEMPLATES, read_prompts
 from decision_traces.data.registry import DataSource
-from decision_traces.errors import ModelError
+from decision_traces.extract.answer_texts import Answers, answer_tokens, refuse_too_long, text_scores
 from decision_traces.extract.config import ExtractConfig
 from decision_traces.extract.job import Job, Material, as_settings, last_token
 from decision_traces.extract.progress import Progress, Silent
@@ -24,9 +24,7 @@ from decision_traces.models.load import LoadedModel
 from decision_traces.outcomes.choices import choice_outcomes
 from decision_traces.outcomes.distribution import distribution
 from decision_traces.schema import TOKENS_FILE
-from decision_traces.tokens import Encoding, TokenBatch
-
-Answers = Literal["letter", "text"]
+from decision_traces.tokens import TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,8 @@ class AnswerConfig(ExtractConfig):
     dataset: Literal["csqa", "tinyworld"] = "csqa"
     """Which questions."""
     answers: Answers = "letter"
-    """What is scored at the end of the prompt: the letter of each choice, or the first token of its text."""
+    """What is scored behind the prompt: the letter of each choice (the logit of its token), or its whole text (the sum
+    of the log-probabilities of its tokens; their mean is kept too). Texts take a forward pass more for each choice."""
 
 
 def extract_answers(config: AnswerConfig, progress: Progress | None = None) -> Path:
@@ -72,27 +71,34 @@ def answer_job(config: AnswerConfig) -> Job:
 class AnswerWorkflow:
     """Keeps the scores of the answers of every example of the block in work."""
 
-    def __init__(
-        self,
-        material: Material,
-        *,
-        answers: Answers,
-        template: str,
-    ) -> None:
+    def __init__(self, material: Material, *, answers: Answers, template: str) -> None:
         self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
         self._pad, self._n_positions, self._whole = material.pad, material.n_positions, material.whole_logits
-        self._answers, self._template = answers, template
-        self._space, self._ids = answer_ids(material.loaded.tokenizer, material.examples, material.encodings, answers)
+        self._answers, self._template, self._cut = answers, template, material.cut
+        self._tokens = answer_tokens(self._loaded.tokenizer, self._examples, self._encodings, answers)
+        if answers == "text":
+            refuse_too_long(self._tokens, self._examples, self._loaded.context)
         self._rows: dict[int, tuple[torch.Tensor, float]] = {}
+        self._scores: dict[int, np.ndarray] = {}
 
-    def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
+    def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> Callable[[], None] | None:
         """Run the model, projecting on the vocabulary only at the end of each prompt."""
         last = torch.tensor([n - 1 for n in batch.lengths])
         logits = logits_at(loaded.model, batch, last, loaded.device, whole=self._whole).float()
         shares, _ = distribution(logits)
         for i, row in enumerate(batch.rows):
-            ids = torch.tensor(self._ids[first_row + row], device=logits.device)
-            self._rows[first_row + row] = (logits[i, ids].cpu(), float(shares[i, ids].sum()))
+            first = self._tokens.first(first_row + row)
+            ids, distinct = (torch.tensor(list(x), device=logits.device) for x in (first, dict.fromkeys(first)))
+            self._rows[first_row + row] = (logits[i, ids].cpu(), float(shares[i, distinct].sum()))
+        rows = [first_row + row for row in batch.rows]
+        return None if self._answers == "letter" else partial(self._score_texts, loaded, rows)
+
+    def _score_texts(self, loaded: LoadedModel, rows: Sequence[int]) -> None:
+        """Run the model on each prompt with each of its answers behind it; nothing is recorded of that."""
+        texts = [text for row in rows for text in self._tokens.whole[row]]
+        counts = [len(ids) for row in rows for ids in self._tokens.ids[row]]
+        scores = text_scores(loaded, texts, counts, self._cut).reshape(len(rows), -1)
+        self._scores |= dict(zip(rows, scores, strict=True))
 
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
         """Return the rows of `tokens.parquet`."""
@@ -102,75 +108,47 @@ class AnswerWorkflow:
         columns |= {name: [e.fields[name] for e in examples] for name in examples[0].fields}
         columns |= {
             "answer_pos": [e.n_tokens - 1 for e in encodings],
-            "choice_token_ids": [self._ids[row] for row in rows],
+            "choice_token_ids": [self._tokens.first(row) for row in rows],
             "choice_mass": [mass for _, mass in found],
         }
-        outcomes = choice_outcomes(torch.stack([logits for logits, _ in found]))
+        scores = torch.stack([logits for logits, _ in found])
+        if self._answers == "text":
+            columns |= self._text_columns(rows, scores)
+            scores = torch.tensor(np.stack(columns["choice_logprob_sum"]))
+        outcomes = choice_outcomes(scores)
         columns |= outcomes.columns(columns["choice_labels"], columns["correct_idx"])
         return {TOKENS_FILE: to_table(RUN_COLUMNS["csqa_choice"], columns, {})}
 
+    def _text_columns(self, rows: range, first: torch.Tensor) -> dict[str, Any]:
+        """Return the columns of whole answers; `first` has the logits of their first tokens."""
+        ids, sums = [self._tokens.ids[row] for row in rows], [self._scores.pop(row) for row in rows]
+        means = [total / [len(own) for own in answers] for total, answers in zip(sums, ids, strict=True)]
+        return {
+            "choice_text_ids": ids,
+            "choice_logprob_sum": [total.astype(np.float32) for total in sums],
+            "choice_logprob_mean": [mean.astype(np.float32) for mean in means],
+            "choice_token_logits": list(first.numpy()),
+        }
+
     def conventions(self) -> Mapping[str, str]:
         """Return what the outcome columns mean."""
-        what = "letter" if self._answers == "letter" else "first token of its text"
-        form = "with a space in front" if self._space else "without a space in front"
-        example = self._loaded.tokenizer.convert_ids_to_tokens(self._ids[0])
-        return {
-            "prompt": self._template,
-            "answer": f"the score of a choice is the logit of its {what}, {form}, at answer_pos = n_tokens - 1, the "
-            f"last position of the prompt (in the first example: {' '.join(example)}); probabilities over the choices",
-        }
+        form = "with a space in front" if self._tokens.space else "without a space in front"
+        example = " ".join(self._loaded.tokenizer.convert_ids_to_tokens(self._tokens.first(0)))
+        place = "answer_pos = n_tokens - 1, the last position of the prompt"
+        letter = (
+            f"the score of a choice is the logit of its letter, {form}, at {place} (in the first example: {example}); "
+            "probabilities over the choices"
+        )
+        text = (
+            f"the score of a choice is the log-probability of its whole text behind the prompt, {form}, in nats: the "
+            "sum over its tokens (choice_logprob_sum, and choice_logits are the same); probabilities over the choices. "
+            "The mean over its tokens is kept beside it (choice_logprob_mean) and decides nothing. The traced forward "
+            f"pass reads the prompt alone; choice_token_ids are the texts' first tokens (in the first example: "
+            f"{example}), choice_token_logits their logits at {place}"
+        )
+        return {"prompt": self._template, "answer": letter if self._answers == "letter" else text}
 
     def figures(self, tokens: pa.Table) -> dict[str, Any]:
         """Return the accuracy figures of the whole run for its meta."""
         mass = tokens["choice_mass"].to_numpy()
         return {**choice_figures(tokens), "mean_choice_mass": float(mass.mean())}
-
-
-def answer_ids(
-    tokenizer: Any, examples: Sequence[Example], encodings: Sequence[Encoding], answers: Answers
-) -> tuple[bool, list[list[int]]]:
-    """Return the token that stands for each choice of each prompt, in the tokenizer's own form.
-
-    The prompt is tokenised once more with each answer behind it. What is added there is the answer's form: with a
-    space in front where that leaves the prompt's own tokens as they are, else without.
-
-    Returns:
-        Whether the answers have a space in front, and the token ids, one list an example.
-
-    Raises:
-        ModelError: In neither form is an answer a token of its own behind every prompt.
-    """
-    reasons = []
-    for space in (True, False):
-        try:
-            return space, _ids_in_form(tokenizer, examples, encodings, answers, " " if space else "")
-        except _NoForm as reason:
-            reasons.append(str(reason))
-    raise ModelError(
-        f"The answers cannot be scored with this tokenizer: with a space in front, {reasons[0]}; without, {reasons[1]}."
-    )
-
-
-class _NoForm(Exception):
-    """Carries the reason why answers cannot be scored in a form."""
-
-
-def _ids_in_form(
-    tokenizer: Any, examples: Sequence[Example], encodings: Sequence[Encoding], answers: Answers, space: str
-) -> list[list[int]]:
-    choices = [e.fields["choice_labels" if answers == "letter" else "csqa_choices"] for e in examples]
-    texts = [f"{e.text}{space}{c}" for e, cs in zip(examples, choices, strict=True) for c in cs]  # type: ignore[union-attr]
-    found = iter(tokenizer(texts, add_special_tokens=True, verbose=False)["input_ids"])
-    ids = []
-    for example, encoding, answer in zip(examples, encodings, choices, strict=True):
-        n, prompt = encoding.n_tokens, encoding.ids.tolist()
-        row = []
-        for text in answer:  # type: ignore[union-attr]
-            whole = next(found)
-            if whole[:n] != prompt or len(whole) == n or (answers == "letter" and len(whole) != n + 1):
-                raise _NoForm(f"{text!r} is no token of its own behind the prompt of {example.example_id}")
-            row.append(int(whole[n]))
-        if len(set(row)) < len(row):
-            raise _NoForm(f"two choices of {example.example_id} begin with the same token")
-        ids.append(row)
-    return ids

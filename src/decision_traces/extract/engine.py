@@ -61,11 +61,14 @@ def cut(
 class Workflow(Protocol):
     """What a workflow adds to the loop: its forward pass with what it keeps of the outcome, and its tables."""
 
-    def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
+    def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> Callable[[], None] | None:
         """Run the model on a batch, keeping the outcome of each row.
 
         Rows count from `first_row` of the run; with choices, each choice of each example is a row. A batch that was
         too large for the memory comes again in parts.
+
+        Returns:
+            What else is to be computed of these rows once nothing is recorded any more, if anything.
         """
 
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
@@ -229,8 +232,10 @@ class _Pipeline:
         """Run the model on a batch, of which these are the texts."""
         buffers.start(self._engine.lengths(rows), self._engine.slots(rows))
         with Recorder(self._engine.loaded.model, self._engine.anatomy, buffers).recording():
-            self._workflow.forward(self._engine.loaded, batch, first_row)
+            rest = self._workflow.forward(self._engine.loaded, batch, first_row)
         buffers.written()
+        if rest is not None:
+            rest()
 
     def _halves(self, batch: TokenBatch, encodings: Sequence[Encoding]) -> list[TokenBatch]:
         half = len(batch.rows) // 2

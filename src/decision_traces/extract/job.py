@@ -16,7 +16,7 @@ from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel, ModelSource
 from decision_traces.schema import Prefix, StorageDtype, Task
 from decision_traces.store.layout import RunLayout
-from decision_traces.tokens import Encoding, SpecialTokens, encode
+from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, encode
 
 
 @runtime_checkable
@@ -42,6 +42,7 @@ class Material:
         n_positions: T.
         n_target: T of the decoder of an encoder-decoder, else 0.
         whole_logits: Whether the logits of all positions are recorded, and must be computed.
+        cut: Cuts other texts, at most so many at once, into batches as the run's own are.
     """
 
     examples: Sequence[Example]
@@ -49,8 +50,9 @@ class Material:
     loaded: LoadedModel
     pad: int
     n_positions: int
-    n_target: int = 0
-    whole_logits: bool = False
+    n_target: int
+    whole_logits: bool
+    cut: Callable[[Sequence[Encoding], int], Iterator[TokenBatch]]
 
 
 WorkflowFactory = Callable[[Material], JobWorkflow]

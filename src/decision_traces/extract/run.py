@@ -37,6 +37,7 @@ from decision_traces.store.place import default_root, run_id
 from decision_traces.store.proof import is_whole
 from decision_traces.store.run_place import RunPlace
 from decision_traces.store.writer import RunWriter
+from decision_traces.tokens import Encoding, TokenBatch
 
 
 @any_shape_of_batch()
@@ -65,7 +66,7 @@ def _run(job: Job, prepared: Prepared, place: RunPlace, progress: Progress, cloc
     told = lineage(job.model.model_path, plan["weights_digest"], progress.say)
     prepared = replace(prepared, lineage=told)
     # Before anything is written: a workflow may find that it cannot be done with this model.
-    workflow = job.workflow(_material(prepared))
+    workflow = job.workflow(_material(job, prepared))
     writer = _open_writer(job, place, prepared, plan)
     if writer.complete:
         return writer.finish()
@@ -141,8 +142,12 @@ def _extract_and_commit(
     return writer.commit(run_meta(job, prepared, plan, written).as_json())
 
 
-def _material(prepared: Prepared) -> Material:
+def _material(job: Job, prepared: Prepared) -> Material:
     sides = prepared.layout.sides
+
+    def cut_texts(texts: Sequence[Encoding], most: int) -> Iterator[TokenBatch]:
+        return cut(prepared.loaded, prepared.anatomy, texts, min(most, job.options.batch_size), prepared.pad)
+
     return Material(
         prepared.examples,
         prepared.encodings,
@@ -151,6 +156,7 @@ def _material(prepared: Prepared) -> Material:
         (sides["enc"] if len(sides) > 1 else prepared.layout.dims).n_positions,
         sides["dec"].n_positions if len(sides) > 1 else 0,
         any(spec.stage == LOGITS for spec in prepared.layout.specs),
+        cut_texts,
     )
 
 

@@ -6,7 +6,7 @@ adds up pairwise, is right to 2e-6 relatively.
 """
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 
@@ -18,9 +18,25 @@ def distribution(
     Args:
         logits: Any float type; computed with in float32. A logit of -inf rules a token out.
     """
+    centred, weights, total = _parts(logits)
+    probs = weights / total
+    return probs, total.log()[..., 0] - torch.linalg.vecdot(probs, centred)
+
+
+def log_probabilities(logits: Float[Tensor, "*rows vocab"], ids: Int[Tensor, "*rows"]) -> Float32[Tensor, "*rows"]:
+    """Return the natural logarithm of the probability of one token a row.
+
+    Args:
+        logits: As above.
+        ids: The token of each row.
+    """
+    centred, _, total = _parts(logits)
+    return centred.gather(-1, ids[..., None])[..., 0] - total.log()[..., 0]
+
+
+def _parts(logits: Float[Tensor, "*rows vocab"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the logits below the largest, their exponentials, and the sum of these."""
     centred = logits.float() - logits.amax(-1, keepdim=True).float()
     centred.clamp_(min=torch.finfo(torch.float32).min)  # a token that is ruled out adds 0 to the entropy, not NaN
     weights = centred.exp()
-    total = weights.sum(-1, keepdim=True)
-    probs = weights / total
-    return probs, total.log()[..., 0] - torch.linalg.vecdot(probs, centred)
+    return centred, weights, weights.sum(-1, keepdim=True)

@@ -12,6 +12,7 @@ from decision_traces.page.text import plain, shown_tokens
 from decision_traces.store.selection import checked_index
 
 _MOST_TEXT = 20_000
+_OF_TEXTS = ("logprob_sum", "logprob_mean")
 
 
 def table_row(run: PageRun, row: int) -> dict[str, Any]:
@@ -94,6 +95,7 @@ def choices(run: PageRun, values: Mapping[str, Any]) -> list[dict[str, Any]] | N
             "id": int(ids[i]) if i < len(ids) else i,
             "logit": number(values["choice_logits"][i]),
             "prob": number(values["choice_probs"][i]),
+            **{name: number(values[f"choice_{name}"][i]) for name in _OF_TEXTS if values.get(f"choice_{name}")},
             "right": right == i,
             "given": values.get("pred_idx") == i,
         }

@@ -208,6 +208,7 @@ def check_choices(table: pa.Table) -> Iterator[CheckResult]:
     inside = (pred >= 0) & (pred < logits.shape[1])
     chosen = np.take_along_axis(logits, np.where(inside, pred, 0).astype(np.int64)[:, None], axis=1)[:, 0]
     yield rule("pred_idx", ~inside | ~(chosen == logits.max(axis=1)), ids, "pred_idx has the largest choice_logit")
+    yield from _texts(table, ids)
     label = next((n for n in ("label_idx", "correct_idx") if n in names), None)
     if label and "is_correct" in names:
         truth, said = (table.column(n).to_pylist() for n in (label, "is_correct"))
@@ -215,3 +216,23 @@ def check_choices(table: pa.Table) -> Iterator[CheckResult]:
         right = [bool(p == t) if k else None for p, t, k in zip(pred, truth, known, strict=True)]
         wrong = np.array([s != r for s, r in zip(said, right, strict=True)], dtype=bool)
         yield rule("is_correct", wrong, ids, f"is_correct == (pred_idx == {label}), null without an answer")
+
+
+def _texts(table: pa.Table, ids: Sequence[Any]) -> Iterator[CheckResult]:
+    """Check the scores of whole answers against one another, where a run has them."""
+    names = ("choice_text_ids", "choice_token_ids", "choice_logits", "choice_logprob_sum", "choice_logprob_mean")
+    if not set(names) <= set(table.column_names):
+        return
+    if table.column(names[0]).null_count or any(list_levels(table.column(n)) is None for n in names[1:]):
+        yield CheckResult("answers' texts", False, where=TOKENS_FILE, detail="nulls, or lists of different lengths")
+        return
+    first, scores, sums, means = (rectangle(table.column(n)) for n in names[1:])
+    texts = table.column("choice_text_ids").to_pylist()
+    count, begin = np.zeros(sums.shape), np.full(sums.shape, -1)
+    whole = np.array([len(row) == sums.shape[1] and all(row) for row in texts])
+    for i in np.flatnonzero(whole):
+        count[i], begin[i] = [len(own) for own in texts[i]], [own[0] for own in texts[i]]
+    yield rule("first tokens of answers", begin != first, ids, "choice_token_ids[i] == choice_text_ids[i][0]")
+    bad = ~(np.abs(means * count - sums) <= _SLACK * np.maximum(1, np.abs(sums))) | ~(sums <= _SLACK)
+    yield rule("log-probabilities of answers", bad, ids, "sum ≤ 0, and the mean times the number of tokens")
+    yield rule("scores of answers", scores != sums, ids, "choice_logits == choice_logprob_sum")
