@@ -222,6 +222,26 @@ def test_leftovers_of_killed_writers_are_swept_and_nothing_else(run: Path, tmp_p
     assert names(mine) == ["precious.txt"] and names(tmp_path / "home") == ["record.json"]
 
 
+def test_a_kill_while_the_old_result_is_removed_leaves_the_proof_for_the_next_writer(run: Path, monkeypatch) -> None:
+    put(run, 1)
+    unlink, removed = Path.unlink, []
+
+    def stopped_at_the_third(self: Path, missing_ok: bool = False) -> None:
+        if len(removed) == 2:
+            raise Stopped
+        removed.append(self.name)
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Path, "unlink", stopped_at_the_third)
+        put(run, 2)
+    (aside,) = (run / "analysis").glob(".lens.*.old")
+    assert removed == ["depth.parquet", "zarr.json"] and names(aside) == ["lens.zarr", "record.json"]
+    assert value(run) == 2
+    put(run, 3)
+    assert value(run) == 3 and names(run / "analysis") == ["lens"]
+
+
 def test_a_result_that_a_kill_left_without_its_name_is_found(run: Path, monkeypatch) -> None:
     monkeypatch.setattr(exchange, "_WAIT_S", 0.0)
     put(run, 1)

@@ -156,7 +156,7 @@ def _refuse_strangers(run: Path, name: str, target: Path) -> None:
 
 def _discard(run: Path, folder: Path, name: str) -> list[str]:
     """Remove what is proved ours of a folder that has lost its name, or never got it; return what is left."""
-    return remove(folder, _ours(run, folder, name)) if folder.is_dir() else []
+    return remove(folder, _ours(run, folder, name), (RECORD_FILE,))
 
 
 def _ours(run: Path, folder: Path, name: str) -> set[str]:

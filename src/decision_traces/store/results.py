@@ -211,7 +211,8 @@ def older_files(run: Path, name: str) -> list[str]:
 
 def _is_whole(run: Path, folder: Path) -> bool:
     try:
-        return read_record(run, folder).files is not None
+        files = read_record(run, folder).files
+        return files is not None and files.keys() <= set(files_in(folder))
     except (OSError, DamagedRunError):
         return False
 
