@@ -9,6 +9,8 @@ import pyarrow.compute as pc
 from jaxtyping import Float32, Float64
 
 from decision_traces.columns import RUN_COLUMNS
+from decision_traces.errors import DamagedRunError
+from decision_traces.schema import TOKENS_FILE
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.results import Result
 from decision_traces.store.table import list_levels, rectangle
@@ -75,7 +77,7 @@ def list_figures(store: TraceStore, objective: str) -> list[Figure]:
     table = store.table((*wanted, *choices, "n_tokens", *others))
     figures = [Figure(name, label, unit, _numbers(table, column)) for column, name, label, unit in _NEXT
                if column in table.column_names]  # fmt: skip
-    if "choice_probs" in table.column_names:
+    if "choice_probs" in table.column_names and table.num_rows:
         figures += _of_choices(table)
     if "n_tokens" in table.column_names and list_levels(table.column("n_tokens")) in {(), None}:
         figures += _counts(table)
@@ -97,8 +99,8 @@ def _numbers(table: pa.Table, name: str) -> Float32[np.ndarray, " n"]:
 def numbers_of(column: pa.ChunkedArray) -> Float64[np.ndarray, " n"]:
     """Return a column as float64, NaN for nulls: from its bytes, because pyarrow's own way loads pandas for it."""
     array = pc.cast(column, pa.float64()).combine_chunks()
-    if len(array) == 0:
-        return np.empty(0)
+    if array.null_count == len(array):
+        return np.full(len(array), np.nan)
     here = slice(array.offset, array.offset + len(array))
     valid, values = array.buffers()
     numbers: np.ndarray = np.frombuffer(values, np.float64)[here]
@@ -109,7 +111,7 @@ def numbers_of(column: pa.ChunkedArray) -> Float64[np.ndarray, " n"]:
 
 
 def _of_choices(table: pa.Table) -> list[Figure]:
-    probs, logits = (rectangle(table.column(f"choice_{what}")).astype(np.float64) for what in ("probs", "logits"))
+    probs, logits = (_by_choice(table, f"choice_{what}") for what in ("probs", "logits"))
     logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
     best = np.sort(logits, axis=1)
     figures = [] if "is_correct" not in table.column_names else [
@@ -119,6 +121,18 @@ def _of_choices(table: pa.Table) -> list[Figure]:
     figures.append(Figure("margin", "margin, best − second", "logits", (best[:, -1] - best[:, -2]).astype(np.float32)))
     figures.append(Figure("pred_prob", "probability of the answer given", "", probs.max(1).astype(np.float32)))
     return figures
+
+
+def _by_choice(table: pa.Table, name: str) -> Float64[np.ndarray, "n choices"]:
+    """Return a figure of every choice.
+
+    Raises:
+        DamagedRunError: Questions have no choices, or not as many as one another.
+    """
+    if name not in table.column_names or list_levels(table.column(name)) in {None, (), (0,), (1,)}:
+        raise DamagedRunError(f"{TOKENS_FILE} is damaged: {name} has not the same number of choices in every row.")
+    values: np.ndarray = rectangle(table.column(name)).astype(np.float64)
+    return values
 
 
 def _category(table: pa.Table, name: str) -> Figure | None:

@@ -7,13 +7,15 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from decision_traces._version import __version__
-from decision_traces.errors import SelectionError, UsageError
+from decision_traces.errors import DamagedRunError, SelectionError, UsageError
 from decision_traces.page import example, results, slices, snippets
 from decision_traces.page.runs import ROWS_PER_PART, VALUES_PER_PART, PageRun
 from decision_traces.page.text import plain
+from decision_traces.schema import TOKENS_FILE
 from decision_traces.store.opened import uncertified
 
 _JSON: Final = "application/json"
@@ -94,14 +96,25 @@ def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
     part = _checked_part(part, max(1, -(-count // ROWS_PER_PART)))
     table = run.listed
     some = table.slice(part * ROWS_PER_PART, min(ROWS_PER_PART, count - part * ROWS_PER_PART))
-    found: dict[str, Any] = {"id": [str(i) for i in some.column("example_id").to_pylist()]}
+    found: dict[str, Any] = {"id": [str(i) for i in _listed(some, "example_id").to_pylist()]}
     text = "question" if run.objective in {"multiple_choice", "csqa_choice"} else "text"
-    found["text"] = [_snippet(t, end=text == "text") for t in some.column(text).to_pylist()]
+    found["text"] = [_snippet(t, end=text == "text") for t in _listed(some, text).to_pylist()]
     for name, names in (("target", ("next_true_token", "answerKey")), ("said", ("next_pred_token", "pred_label"))):
         there = next((c for c in names if c in some.column_names), None)
         if there is not None:
             found[name] = [None if t is None else plain(str(t)) for t in some.column(there).to_pylist()]
     return as_json(found)
+
+
+def _listed(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return a column that the list cannot do without, as texts.
+
+    Raises:
+        DamagedRunError: It is not there.
+    """
+    if name not in table.column_names:
+        raise DamagedRunError(f"The list needs a column {name}; {TOKENS_FILE} has {', '.join(table.column_names)}.")
+    return pc.cast(table.column(name), pa.string())
 
 
 def _checked_part(part: int, parts: int) -> int:
@@ -148,7 +161,7 @@ def search(run: PageRun, query: str) -> Resource:
         raise UsageError(f"q: a text of up to {_MOST_QUERY} characters, got {len(query)}.")
     table = run.listed
     name = "question" if run.by_choice and "question" in table.column_names else "text"
-    found = pc.fill_null(pc.match_substring(table.column(name), query, ignore_case=True), False)
+    found = pc.fill_null(pc.match_substring(_listed(table, name), query, ignore_case=True), False)
     return as_bytes(np.packbits(found.to_numpy(), bitorder="little").tobytes())
 
 

@@ -12,7 +12,7 @@ from decision_traces.schema import TOKENS_FILE
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.checks_outcomes import check_outcomes
 from decision_traces.store.checks_tables import rule
-from decision_traces.store.table import Spans, list_levels, rectangle
+from decision_traces.store.table import Spans, has_levels, rectangle
 
 _OUTCOMES: Final = {
     "true_id": "masked_true_ids",
@@ -52,7 +52,7 @@ def check_masked(table: pa.Table, spans: Spans, usable: set[str], vocab_size: in
     outside = (pos < spans.start[row]) | (pos >= spans.stop[row])
     repeated = (np.diff(row, prepend=-1) == 0) & (np.diff(pos, prepend=-1) <= 0)
     yield rule("masked_pos", outside | repeated, labels, "masked positions are tokens of the text, in ascending order")
-    if not outside.any() and "input_ids" in usable and list_levels(table.column("input_ids")) is not None:
+    if not outside.any() and "input_ids" in usable and has_levels(table.column("input_ids"), 1):
         yield _replaced(rectangle(table.column("input_ids"))[row, pos], flat, known, labels)
     for name in ("masked_true_ids", "masked_pred_ids"):
         if name in flat and vocab_size:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from decision_traces.schema import OUTCOMES_FILE, TOKENS_FILE
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.checks_tables import rule
-from decision_traces.store.table import Spans, list_levels, rectangle
+from decision_traces.store.table import Spans, has_levels, list_levels, rectangle
 
 _SCALARS = ("true_id", "pred_id", "correct", "true_prob", "pred_prob", "entropy", "true_rank", "margin")
 # Float32 sums over a vocabulary; far below any difference that matters.
@@ -61,7 +61,7 @@ def check_after(table: pa.Table, spans: Spans, usable: set[str], vocab_size: int
 
 
 def _truth(table: pa.Table, rows: np.ndarray, positions: np.ndarray, input_ids: str) -> np.ndarray | None:
-    if list_levels(table.column(input_ids)) is None:
+    if not has_levels(table.column(input_ids), 1):
         return None
     truth: np.ndarray = rectangle(table.column(input_ids))[rows, positions]
     return truth
@@ -166,7 +166,7 @@ def _top_k(
     table: pa.Table, columns: dict[str, str], c: dict[str, np.ndarray], ids: Sequence[Any], file: str
 ) -> Iterator[CheckResult]:
     lists = [table.column(columns[k]) for k in ("topk_ids", "topk_probs")]
-    if not len(ids) or any(list_levels(x) is None for x in lists):
+    if not len(ids) or not all(has_levels(x, 1) for x in lists):
         ok = not len(ids)
         yield CheckResult("top-k", ok, detail="lists of one length, no nulls", array=file, where=file)
         return
@@ -185,13 +185,13 @@ def _top_k(
         )
 
 
-def check_choices(table: pa.Table) -> Iterator[CheckResult]:
-    """Check the choice columns, where there are any: probabilities, prediction, whether it is right."""
-    names = set(table.column_names)
+def check_choices(table: pa.Table, names: set[str]) -> Iterator[CheckResult]:
+    """Check the choice columns, those of `names` that are there: probabilities, prediction, whether it is right."""
     if not {"choice_logits", "choice_probs", "pred_idx", "example_id"} <= names or not table.num_rows:
         return
     ids = table.column("example_id").to_pylist()
-    if any(list_levels(table.column(n)) is None for n in ("choice_logits", "choice_probs")):
+    levels = {list_levels(table.column(n)) for n in ("choice_logits", "choice_probs")}
+    if len(levels) > 1 or levels & {None, (), (0,)}:
         yield CheckResult(
             "choices",
             False,

@@ -1,6 +1,6 @@
 """Checks of tokens.parquet: rows, lengths, masks; and that every row has the tokens its counts say."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow as pa
 from decision_traces.columns import RUN_COLUMNS, TOKEN_COLUMNS, Column
 from decision_traces.schema import TOKENS_FILE, Side
 from decision_traces.store.checks import NAMED_FAILURES, CheckResult
+from decision_traces.store.conform import conforms, twice
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.table import list_levels, rectangle
 
@@ -41,28 +42,12 @@ def rule(
     return CheckResult(name, False, worst, named + more, f"{len(rows)} of {len(bad)} rows break: {detail}", table)
 
 
-def like(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Return whether a column type is of the kind the schema asks for, whatever its width."""
-    if pa.types.is_dictionary(found):
-        found = found.value_type
-    if _is_list(wanted):
-        return _is_list(found) and like(found.value_type, wanted.value_type)
-    if _is_list(found):
-        # Token columns of multiple-choice runs have a choice level on top.
-        return like(found.value_type, wanted)
-    if pa.types.is_null(found):
-        return True
-    kinds: tuple[Callable[[pa.DataType], bool], ...] = (
-        pa.types.is_integer,
-        pa.types.is_floating,
-        pa.types.is_boolean,
-        lambda t: bool(pa.types.is_string(t) or pa.types.is_large_string(t)),
-    )
-    return any(kind(found) and kind(wanted) for kind in kinds)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+def check_twice(table: pa.Table, file: str) -> tuple[list[CheckResult], pa.Table]:
+    """Check that no two columns have one name; return the table without those that have."""
+    if not (several := twice(table.schema)):
+        return [], table
+    result = CheckResult("columns", False, float(len(several)), file, f"several are called {', '.join(several)}", file)
+    return [result], table.select([i for i, name in enumerate(table.column_names) if name not in several])
 
 
 def check_columns(
@@ -71,7 +56,7 @@ def check_columns(
     """Check that columns are there and of their type; return the result and the names that may be used."""
     there = [c for c in columns if c.name in table.column_names]
     missing = [c.name for c in columns if c not in there and not c.optional] if all_of_them else []
-    wrong = [c.name for c in there if not like(table.schema.field(c.name).type, c.type)]
+    wrong = [c.name for c in there if not conforms(table.schema.field(c.name).type, c)]
     said = [f"missing: {', '.join(missing)}"] if missing else []
     said += [f"{n} has type {table.schema.field(n).type}" for n in wrong]
     detail = "; ".join(said) or f"{table.num_columns} columns"

@@ -1,7 +1,7 @@
 """The examples of a run: who they are, their text and tokens, and where these lie on the position axis."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64
 
+from decision_traces.columns import Column
 from decision_traces.errors import DamagedRunError, UnknownExampleError, UsageError
 from decision_traces.schema import TOKENS_FILE, Side
+from decision_traces.store.conform import check_names, check_types, row_problem
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.selection import ExampleKey, checked_index
 from decision_traces.store.still import StillThere
@@ -32,8 +34,7 @@ class Examples:
         run: Path,
         expected: Callable[[str], FileRecord | None],
         still: StillThere,
-        *,
-        decoder_apart: bool = False,
+        columns: Sequence[Column],
     ) -> None:
         """Keep the path; nothing is read.
 
@@ -41,12 +42,14 @@ class Examples:
             run: The run folder.
             expected: Gives what the manifest says about a file.
             still: Finds that the run was replaced.
-            decoder_apart: Whether the decoder's tokens have columns of their own, `dec_input_ids` and so on.
+            columns: Those that the schema knows in such a run.
         """
         self._path = run / TOKENS_FILE
         self._expected = expected
         self._still = still
-        self._apart = decoder_apart
+        self._known = columns
+        # Whether the decoder's tokens have columns of their own.
+        self._apart = any(column.name == "dec_n_tokens" for column in columns)
         self._spans: dict[str, Spans] = {}
         self._columns: dict[str, pa.ChunkedArray] = {}
 
@@ -58,7 +61,7 @@ class Examples:
     def schema(self) -> pa.Schema:
         """Names and types of the columns."""
         with self._still:
-            return self._file.schema()
+            return check_names(self._file.schema(), self._path)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,9 +69,15 @@ class Examples:
         return tuple(self.schema.names)
 
     def table(self, names: Iterable[str]) -> pa.Table:
-        """Read those of some columns that are there, in one go."""
+        """Read those of some columns that are there, in one go.
+
+        Raises:
+            DamagedRunError: The file is changed, or one of them is of another type than it should be.
+        """
+        there = [name for name in names if name in self.names]
+        check_types(self.schema, [column for column in self._known if column.name in there], self._path)
         with self._still:
-            return self._file.read([name for name in names if name in self.names])
+            return self._file.read(there)
 
     @property
     def n(self) -> int:
@@ -78,9 +87,9 @@ class Examples:
     @cached_property
     def frame(self) -> "pandas.DataFrame":
         """The whole table as a data frame."""
+        check_names(self.schema, self._path)
         with self._still:
-            frame: pandas.DataFrame = self._file.read().to_pandas()
-        return frame
+            return self._file.frame()
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return one column.
@@ -101,9 +110,16 @@ class Examples:
             self._columns |= {name: table.column(name) for name in new}
 
     def record(self, row: int) -> dict[str, Any]:
-        """Return all columns of a row as Python values."""
+        """Return all columns of a row as Python values.
+
+        Raises:
+            DamagedRunError: Lists that go together are of different lengths, or a position is outside of the text.
+        """
         self._read(*self.names)
-        return {name: self._columns[name][row].as_py() for name in self.names}
+        values = {name: self._columns[name][row].as_py() for name in self.names}
+        if (problem := row_problem(values)) is not None:
+            raise DamagedRunError(f"{self._path} is damaged: in row {row}, {problem}.")
+        return values
 
     @cached_property
     def ids(self) -> list[Any]:
@@ -215,6 +231,8 @@ class Examples:
             if column not in self.names:
                 continue
             values = self.column(column)[row].as_py()
+            if values is None or None in values:
+                raise DamagedRunError(f"{self._path} is damaged: in row {row}, {column} is null.")
             if choice is not None and self.spans(side).start.ndim > 1:
                 values = values[checked_index(choice, len(values), "choice_idx")]
             result[name] = values[keep] if name == "tokens" else np.asarray(values, dtype=np.int64)[keep]

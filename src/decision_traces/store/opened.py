@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from decision_traces.columns import RUN_COLUMNS
+from decision_traces.columns import RUN_COLUMNS, TOKEN_COLUMNS
 from decision_traces.errors import DamagedRunError, NewerFormatWarning, RunError, UncertifiedWarning, UsageError
 from decision_traces.paths import portable_path
 from decision_traces.printable import printable
@@ -31,12 +31,14 @@ from decision_traces.schema import (
     POSITION,
     QUERY,
     SOURCE,
+    TOKENS_FILE,
     ArraySpec,
     Dims,
     Side,
 )
 from decision_traces.store.about import newer, read_about
 from decision_traces.store.arrays import StoredArray, is_stored, open_array
+from decision_traces.store.conform import check_outcomes_of
 from decision_traces.store.examples import Examples
 from decision_traces.store.folder import FileRecord, read_manifest, read_meta
 from decision_traces.store.proof import found_run
@@ -84,9 +86,9 @@ class OpenRun:
             warnings.warn(uncertified(self.about), UncertifiedWarning, stacklevel=2)
         self._open: dict[str, StoredArray] = {}
         self._dims: dict[Side, Dims] = {}
-        columns = RUN_COLUMNS.get(self.about.objective, ())
-        apart = any(column.name == "dec_n_tokens" for column in columns)
-        self._rows = Examples(self.run_dir, self._expected, self.still, decoder_apart=apart)
+        self._checked: set[Side] = set()  # whose spans are
+        columns = RUN_COLUMNS.get(self.about.objective, TOKEN_COLUMNS)
+        self._rows = Examples(self.run_dir, self._expected, self.still, columns)
 
     def __repr__(self) -> str:
         """Say which run this is, without reading more of it."""
@@ -264,11 +266,17 @@ class OpenRun:
     @property
     def spans(self) -> Spans:
         """Where each example's tokens lie on the position axis of the main side."""
-        return self._examples.spans(self.sides[0])
+        return self.spans_of(self.sides[0])
 
     def spans_of(self, side: Side) -> Spans:
         """Return where each example's tokens lie on one side; the same for both unless each has its own tokens."""
-        return self._examples.spans(side)
+        spans = self._examples.spans(side)
+        told = self._told(side)
+        if told is not None and side not in self._checked:
+            lead = (told.n_examples,) if self.about.n_choices is None else (told.n_examples, told.n_choices)
+            self._check_spans(spans, lead, told.n_positions)
+            self._checked.add(side)
+        return spans
 
     def token_prefix(self, side: Side) -> str:
         """Return what the token columns of a side begin with: `dec_` for a decoder that reads other tokens."""
@@ -288,7 +296,7 @@ class OpenRun:
         with self.still:
             if self._outcomes is None:
                 return None
-            return self._outcomes.read(where=("row", row))
+            return check_outcomes_of(self._outcomes.read(where=("row", row)), self._outcomes.path)
 
     @cached_property
     def _outcomes(self) -> TableFile | None:
@@ -304,7 +312,7 @@ class OpenRun:
 
         `side` matters for encoder-decoders alone, whose two sides read different tokens.
         """
-        counts = self._examples.spans(self._reading(side)).n_tokens[self.row(eid)]
+        counts = self.spans_of(self._reading(side)).n_tokens[self.row(eid)]
         return counts if counts.ndim else int(counts)
 
     def encodings(
@@ -348,7 +356,7 @@ class OpenRun:
     def _side_slots(self, side: Side) -> Slots:
         dims = self.dims(side)
         chosen = self._examples.prediction(side) if dims.positions == "next" else None
-        return Slots(dims.positions, dims.n_positions, self._examples.spans(side), chosen)
+        return Slots(dims.positions, dims.n_positions, self.spans_of(side), chosen)
 
     def _slots(self, spec: ArraySpec, axis: str) -> Slots:
         """Return what stands on one of an array's position axes; keys are never selected among."""
@@ -356,7 +364,22 @@ class OpenRun:
         if not everything:
             return self._side_slots(spec.side)
         side: Side = "enc" if axis in {KEY, SOURCE} and spec.stage in CROSS_STAGES else spec.side
-        return Slots("all", self.array(spec.name).size(axis), self._examples.spans(side))
+        array, spans = self.array(spec.name), self.spans_of(side)
+        self._check_spans(spans, array.shape[: spans.start.ndim], array.size(axis))
+        return Slots("all", array.size(axis), spans)
+
+    def _check_spans(self, spans: Spans, lead: tuple[int, ...], n_positions: int) -> None:
+        """Raise where the table has other rows than the arrays, or tokens outside of them."""
+        if spans.start.shape != lead:
+            raise DamagedRunError(
+                f"{self.run_dir / TOKENS_FILE} is damaged: it counts the tokens of {spans.start.shape} texts, "
+                f"the run holds {lead}."
+            )
+        if spans.start.size and not 0 <= spans.start.min() <= spans.stop.max() <= n_positions:
+            raise DamagedRunError(
+                f"{self.run_dir / TOKENS_FILE} is damaged: it has texts of {spans.stop.max()} tokens, "
+                f"the run holds {n_positions} positions."
+            )
 
     def array(self, name: str) -> StoredArray:
         """Return one array as stored, opened on first use, for reading by axis name.

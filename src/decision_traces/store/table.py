@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import open_plain
 from decision_traces.store.folder import FileRecord, stream_checksum
 from decision_traces.store.still import FileStamp, file_stamp, settled
+
+if TYPE_CHECKING:
+    import pandas
 
 # What pyarrow raises on damaged bytes: its own tree, whose members have standard parents besides.
 _PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError)
@@ -68,6 +71,12 @@ class TableFile:
                 return pq.ParquetFile(raw, page_checksum_verification=True).read(columns=names)
             rows = [(where[0], "=", where[1])]
             return pq.read_table(raw, columns=names, filters=rows, page_checksum_verification=True)
+
+    def frame(self) -> "pandas.DataFrame":
+        """Return the whole file as a data frame; see `read`."""
+        with self._opened() as raw:
+            frame: pandas.DataFrame = pq.ParquetFile(raw, page_checksum_verification=True).read().to_pandas()
+        return frame
 
     @contextmanager
     def _opened(self) -> Iterator[BinaryIO]:
@@ -144,6 +153,12 @@ def list_levels(column: pa.ChunkedArray) -> tuple[int, ...] | None:
         sizes.append(size)
         array, rows = inner, len(inner)
     return tuple(sizes)
+
+
+def has_levels(column: pa.ChunkedArray, levels: int) -> bool:
+    """Return whether a column is of lists nested so deep, of one length at every level."""
+    sizes = list_levels(column)
+    return sizes is not None and len(sizes) == levels
 
 
 def rectangle(column: pa.ChunkedArray) -> np.ndarray:

@@ -27,7 +27,7 @@ from decision_traces.store.checks_files import (
 from decision_traces.store.checks_masked import check_masked
 from decision_traces.store.checks_outcomes import check_after, check_choices, check_next_token, check_positions
 from decision_traces.store.checks_results import check_results
-from decision_traces.store.checks_tables import check_columns, check_tokens, token_columns
+from decision_traces.store.checks_tables import check_columns, check_tokens, check_twice, token_columns
 from decision_traces.store.checks_values import Seen, SlotsOf, check_values, row_sum_tolerance
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.table import Spans, read_table
@@ -95,6 +95,8 @@ def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None]:
     except DamagedRunError as error:
         return [CheckResult("table reads", False, where=TOKENS_FILE, detail=str(error), array=TOKENS_FILE)], None
     results.append(CheckResult("table reads", True, detail=f"{table.num_rows} rows", array=TOKENS_FILE))
+    several, table = check_twice(table, TOKENS_FILE)
+    results += several
     columns, usable = check_columns(table, token_columns(store), all_of_them=store.about.ours)
     results.append(columns)
     results += check_tokens(table, store, usable)
@@ -110,7 +112,7 @@ def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None]:
     results += check_next_token(table, spans, usable, vocab, read)
     results += check_after(table, spans, usable, vocab)
     results += check_masked(table, spans, usable, vocab)
-    results += check_choices(table)
+    results += check_choices(table, usable)
     results += _outcomes_table(store, table, spans, read)
     return results, table
 
@@ -124,6 +126,8 @@ def _outcomes_table(store: OpenRun, tokens: pa.Table, spans: Spans, read: str) -
     except DamagedRunError as error:
         yield CheckResult("table reads", False, where=OUTCOMES_FILE, detail=str(error), array=OUTCOMES_FILE)
         return
+    several, table = check_twice(table, OUTCOMES_FILE)
+    yield from several
     columns, usable = check_columns(table, POSITION_COLUMNS, all_of_them=True, file=OUTCOMES_FILE)
     yield columns
     yield from check_positions(table, tokens, spans, usable, store.about.vocab_size, read)
