@@ -38,7 +38,7 @@ def number(value: object) -> float:
     """A finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or math.isnan(value):
         raise _unfit(value, "a finite number")
-    return value
+    return float(value)
 
 
 def count(most: int) -> Kind[int]:

@@ -35,6 +35,10 @@ def check_masked(table: pa.Table, spans: Spans, usable: set[str], vocab_size: in
     names = [c.name for c in MASKED_COLUMNS if c.name in usable]
     if "masked_pos" not in names or spans.start.ndim > 1:
         return
+    if empty := [n for n in names if pa.types.is_null(table.schema.field(n).type)]:
+        detail = f"{', '.join(empty)} hold nothing but nulls"
+        yield CheckResult("masked lists of one length", False, where=TOKENS_FILE, detail=detail, array=TOKENS_FILE)
+        return
     ids = table.column("example_id").to_pylist()
     lengths = np.stack([pc.fill_null(pc.list_value_length(table.column(n)), -1).to_numpy() for n in names])
     uneven = (lengths != lengths[0]).any(axis=0) | (lengths[0] < 0)

@@ -1,0 +1,28 @@
+"""Metadata and tables that say what they should not, with every checksum right: sentences and findings, no more."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("attacks.py")
+
+
+def attacks(first: int, count: int) -> list[list[object]]:
+    """Return seed, way, what was done and what came, of each that ended in no sentence of ours."""
+    command = [sys.executable, SCRIPT, str(first), str(count)]
+    done = subprocess.run(command, env={"PYTHONPATH": str(SCRIPT.parents[1])}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("first", [0, 100, 200])
+def test_metadata_that_lies_is_a_sentence_or_a_finding(first):
+    assert attacks(first, 100) == []
+
+
+@pytest.mark.long
+def test_5000_mutations_end_in_a_sentence_or_a_finding():
+    assert attacks(10_000, 5000) == []
