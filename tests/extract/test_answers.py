@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import zarr
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -15,6 +16,7 @@ from decision_traces import TraceStore
 from decision_traces.analysis.choices import choice_race
 from decision_traces.analysis.decisions import text_note
 from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.cli import attribution, lens
 from decision_traces.columns import ANSWER_COLUMNS, TOKEN_COLUMNS
 from decision_traces.data import tinyworld
 from decision_traces.data.example import Example
@@ -22,6 +24,7 @@ from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import DataError, ModelError, UsageError
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.answer_texts import answer_tokens
+from decision_traces.store.results import find_result
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.models import tiny_decoder
 from decision_traces.testing.runs import reseal
@@ -198,20 +201,29 @@ def test_scoring_texts_changes_no_array(tiny_folder, data: Path, tmp_path: Path)
     assert letters.meta["arrays"] == texts.meta["arrays"]
 
 
-def test_a_lens_sees_the_first_tokens_of_texts(data: Path, tmp_path: Path) -> None:
+def test_a_lens_sees_the_first_tokens_of_texts(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     questions = [
-        ("Where do fish live?", ["the sea", "a tree", "my shoe", "your book", "one sky"], "A"),
         ("What is wet?", ["a tree", "a shoe", "soup", "milk", "rain"], "C"),
+        ("Where do fish live?", ["the sea", "a tree", "my shoe", "your book", "one sky"], "A"),
     ]
     folder = word_folder(tmp_path / "model", "gpt2", questions)
-    store = run(folder, tmp_path / "run", write_questions(tmp_path / "own", questions), answers="text")
+    own = write_questions(tmp_path / "own", questions)
+    store = run(folder, tmp_path / "run", own, answers="text", capture=("hidden", "resid"))
     race = choice_race(store, load_unembedding(store, folder))
-    first = np.exp(np.asarray(store.tokens["choice_token_logits"][0]))
+    first = np.exp(np.asarray(store.tokens["choice_token_logits"][1]))
     np.testing.assert_allclose(race.probs[:, -1], [first / first.sum()], atol=1e-5)
-    assert race.example_id == (store.tokens["example_id"][0],)
-    assert race.pred_idx.tolist() == [store.tokens["pred_idx"][0]] and race.correct_idx.tolist() == [0]
+    assert race.example_id == (store.tokens["example_id"][1],)
+    assert race.pred_idx.tolist() == [store.tokens["pred_idx"][1]] and race.correct_idx.tolist() == [0]
     assert "of 1 questions in which these differ" in text_note(store)
     assert "1 questions are left out" in text_note(store)
+    for command in (lens, attribution):
+        with pytest.raises(SystemExit) as stopped:
+            command.main([str(store.run_dir)])
+        assert stopped.value.code == 0 and "1 questions are left out" in capsys.readouterr().out
+    result = find_result(store.run_dir, "lens")
+    candidates = zarr.open_group(result.folder / "lens.zarr", mode="r")["candidates"][:, 0]
+    assert candidates[1][1:6].tolist() == store.tokens["choice_token_ids"][1].tolist()
+    assert candidates[1][0] == store.tokens["choice_token_ids"][1][0]
     alike = run(word_folder(tmp_path / "all", "gpt2"), tmp_path / "alike", data, answers="text")
     with pytest.raises(DataError, match="In every question two answers begin with the same token"):
         choice_race(alike, load_unembedding(alike, tmp_path / "all"))

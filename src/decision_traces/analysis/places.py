@@ -122,7 +122,9 @@ def places_of(store: TraceStore, *, all_positions: bool) -> Places:
     true_id = np.where(decided, truth[:, None], true_id)
     if decisions.choices is None:
         return Places(decisions, positions, slot, true_id)
-    return Places(decisions, positions, slot, true_id, decisions.choices.token_ids, decided)
+    choices = np.full((n, decisions.choices.token_ids.shape[1]), NONE, np.int64)
+    choices[decisions.row] = decisions.choices.token_ids
+    return Places(decisions, positions, slot, true_id, choices, decided)
 
 
 def _next_ids(store: TraceStore, positions: Int64[np.ndarray, "n slot"]) -> Int64[np.ndarray, "n slot"]:
