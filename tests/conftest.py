@@ -1,8 +1,10 @@
 """Shared by all tests: quiet libraries, tiny model folders, and where real weights and data lie."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,34 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
         return made[family]
 
     return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that saves a model of a class and a family; `said` is what its config.json is made to say."""
+    import torch
+
+    from decision_traces.testing.encoder_decoders import ENCODER_DECODERS
+    from decision_traces.testing.encoders import ENCODERS, pair_tokenizer
+    from decision_traces.testing.models import FAMILIES, byte_tokenizer
+
+    kinds = {**FAMILIES, **ENCODERS, **ENCODER_DECODERS}
+
+    def save(auto: Any, family: str, said: dict[str, Any] | None = None, **options: Any) -> Path:
+        torch.manual_seed(7)
+        ids = {"vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        config = kinds[family](**{**ids, **options})
+        model = auto.from_config(config) if hasattr(auto, "from_config") else auto(config)
+        folder = tmp_path / f"{family}_{type(model).__name__}"
+        model.save_pretrained(folder)
+        (byte_tokenizer() if family in FAMILIES else pair_tokenizer(types=False, mask=True)).save_pretrained(folder)
+        if said is not None:
+            path = folder / "config.json"
+            told = {**json.loads(path.read_text()), **said}
+            path.write_text(json.dumps({name: value for name, value in told.items() if value is not ...}))
+        return folder
+
+    return save
 
 
 @pytest.fixture(scope="session")

@@ -106,6 +106,6 @@ class NewerFormatWarning(UserWarning):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, for use inside one of ours."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    """Return the first line of another library's message, and what it announces, for use inside one of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]

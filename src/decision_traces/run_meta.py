@@ -183,6 +183,8 @@ class RunMeta:
     block_rows: Annotated[int | None, count(_EXAMPLES)] = None
     certificate: Annotated[Mapping[str, Any] | None, none_or(anything_named)] = None
     uncertified: Annotated[bool, flag] = False
+    unused_weights: Annotated[tuple[str, ...], many(text)] = ()
+    adapter: Annotated[Mapping[str, Any] | None, none_or(anything_named)] = None
     fresh_parameters: Annotated[tuple[str, ...], many(text)] = ()
     lineage: Annotated[Mapping[str, Any] | None, none_or(anything_named)] = None
     environment: Annotated[Mapping[str, Any], anything_named] = field(default_factory=dict)

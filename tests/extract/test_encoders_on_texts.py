@@ -15,7 +15,12 @@ from decision_traces import TraceStore
 from decision_traces.errors import ModelError
 from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.encoders import pair_tokenizer, save_tiny_encoder, save_tiny_masked_encoder
+from decision_traces.testing.encoders import (
+    ENCODERS,
+    VOCABULARY,
+    pair_tokenizer,
+    save_tiny_masked_encoder,
+)
 from decision_traces.testing.models import checked_and_enlarged
 
 CAPTURES = ("attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits")
@@ -318,5 +323,7 @@ def test_logits_of_an_encoder_without_a_head_are_refused(folder, texts: Path, tm
 
 
 def test_a_head_that_the_checkpoint_lacks_is_not_made_up(texts: Path, tmp_path: Path) -> None:
+    hf.BertModel(ENCODERS["bert"](vocab_size=VOCABULARY)).save_pretrained(tmp_path / "body")
+    pair_tokenizer().save_pretrained(tmp_path / "body")
     with pytest.raises(ModelError, match=r"lacks \d+ of the model's weights"):
-        run(save_tiny_encoder(tmp_path / "choice", "bert"), texts, tmp_path / "run", task="masked")
+        run(tmp_path / "body", texts, tmp_path / "run", task="masked")

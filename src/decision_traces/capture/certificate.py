@@ -183,12 +183,18 @@ def require(certificate: Certificate, model_name: str) -> None:
     Raises:
         CaptureError: Names the checks that failed with their figures.
     """
-    if certificate.failed:
+    if not certificate.failed:
+        return
+    told = f"{model_name} failed its certificate: {describe_failures(certificate.failed)}. Nothing was written, "
+    if any(check.name == proofs.CAUSAL for check in certificate.failed):
         raise CaptureError(
-            f"{model_name} failed its certificate: {describe_failures(certificate.failed)}. Nothing was written, "
-            "because the traces would not be what the model computed. Leave out the captures that fail, or keep the "
-            "run as it is with --uncertified, which it then says wherever it is opened."
+            f"{told}because it reads later tokens and is no decoder: `decision-traces extract --task encode` traces "
+            "the states of an encoder."
         )
+    raise CaptureError(
+        f"{told}because the traces would not be what the model computed. Leave out the captures that fail, or keep the "
+        "run as it is with --uncertified, which it then says wherever it is opened."
+    )
 
 
 def describe_failures(checks: Iterable[Check]) -> str:

@@ -32,6 +32,9 @@ from decision_traces.tokens import TokenBatch
 _ADDED_TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """A difference of two large numbers loses digits, most of all in bfloat16; a wrong tap misses by far more."""
 
+CAUSAL: Final = "causal: no position depends on later tokens"
+"""Name of the check that tells a decoder from an encoder."""
+
 
 # -- what transformers says itself ---------------------------------------------------------------------------
 
@@ -275,4 +278,4 @@ def causal(proof: Proof, passes: Sequence[tuple[Sequence[int], Pass]]) -> Check:
             half = (proof.together.lengths["dec"][i] + 1) // 2
             pairs = zip(proof.together.sites[name][:, i, :half], taken.sites[name][:, i, :half], strict=True)
             worst = max([worst, *(relative_difference(a, b) for a, b in pairs)])
-    return within("causal: no position depends on later tokens", worst, proof.tolerance)
+    return within(CAUSAL, worst, proof.tolerance)

@@ -92,6 +92,8 @@ def report(folder: Path, console: Console) -> None:
     if about.n_truncated:
         longest = (about.dims("enc") or about.sides["dec"]).n_positions
         console.print(f"{about.n_truncated} texts were longer than T = {longest} tokens and were cut.")
+    if about.unused_weights:
+        console.print(f"{len(about.unused_weights)} weights of the checkpoint were not used; the meta names them.")
     if about.fresh_parameters and about.task == "multiple_choice":
         console.print(
             f"WARNING: the multiple-choice head was not in the checkpoint ({', '.join(about.fresh_parameters)}): "

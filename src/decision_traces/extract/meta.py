@@ -17,6 +17,7 @@ from decision_traces.extract.engine import peak_key
 from decision_traces.extract.job import Job, Prepared
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.digest import weights_digest
+from decision_traces.models.load import LoadedModel
 from decision_traces.run_meta import OUR_FORMAT, ArrayNote, RunMeta
 from decision_traces.schema import (
     ATTN,
@@ -79,6 +80,7 @@ def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
         "objective": job.objective,
         "model": job.model.name,
         "weights_digest": weights_digest(loaded.model),
+        "adapter_digest": loaded.adapter_digest,
         "dataset_fingerprint": fingerprint(prepared.examples),
         "capture": list(job.options.selection.capture),
         "selection": _selection(layout),
@@ -150,6 +152,8 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         block_rows=layout.block_rows,
         certificate=prepared.certificate.to_meta(),
         uncertified=bool(prepared.certificate.failed),
+        unused_weights=loaded.unused,
+        adapter=_adapter(loaded, anonymous=anonymous),
         fresh_parameters=tuple(loaded.fresh),
         lineage=None if prepared.lineage is None else _told(prepared.lineage, anonymous=anonymous),
         environment=_environment(plan, anonymous=anonymous),
@@ -198,6 +202,19 @@ def lineage(model_path: Path | None, digest: str, say: Callable[[str], None]) ->
         return told
     say(f"{path} is about other weights than those loaded: the run does not take its lineage from it.")
     return None
+
+
+def _adapter(loaded: LoadedModel, *, anonymous: bool) -> dict[str, Any] | None:
+    """Return what was applied to the base weights; of another base only its name, where paths are not told."""
+    adapter = loaded.adapter
+    if adapter is None:
+        return None
+    base = Path(adapter.base).name if anonymous else adapter.base
+    return {
+        "kind": adapter.kind,
+        "base": None if adapter.base == adapter.location else base,
+        "digest": loaded.adapter_digest,
+    }
 
 
 def _conventions(job: Job, prepared: Prepared) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
 
 import torch
 
@@ -14,10 +13,15 @@ from decision_traces.extract.cost import MOST_SLOTS, block_rows
 from decision_traces.extract.job import Job, Prepared
 from decision_traces.extract.meta import Clock
 from decision_traces.extract.progress import Progress
+from decision_traces.extract.reading import refuse_cut, refuse_unread, token_limit
 from decision_traces.extract.selection import choose
+from decision_traces.memory import out_of_memory
 from decision_traces.models.anatomy import Anatomy
+from decision_traces.models.checkpoint import described
+from decision_traces.models.faults import LOAD_ERRORS
 from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model
 from decision_traces.models.probe import find_anatomy
+from decision_traces.models.task import probe_inputs
 from decision_traces.schema import Side
 from decision_traces.store.layout import RunLayout
 from decision_traces.tokens import Encoding, pad_id, random_encodings
@@ -37,21 +41,19 @@ def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     progress.say(f"Loading {job.model.location}")
     loaded = load_model(_source(job), job.task)
     clock.lap("load_s")
-    if loaded.fresh and loaded.task == "multiple_choice":  # an encoder's new pooler only reads what is traced
-        progress.say(
-            f"WARNING: {job.model.location} has no trained multiple-choice head ({', '.join(loaded.fresh)} are random "
-            "numbers). Its predictions mean nothing; fine-tune it first (decision-traces finetune)."
-        )
-    limit = _limit(options.max_seq_len, loaded)
+    for line in _remarks(loaded, job.model.location):
+        progress.say(line)
+    limit = token_limit(options.max_seq_len, loaded)
     encodings = job.encode(loaded, examples, limit)
     if not loaded.takes_types:
         encodings = [replace(e, type_ids=None) for e in encodings]
     if not job.cuts:
-        _refuse_cut(job, encodings, limit)
-    _check_ids(encodings, loaded)
+        refuse_cut(options.max_seq_len, encodings, limit)
+    refuse_unread(examples, encodings, loaded)
     clock.lap("tokenise_s")
     progress.say("Probing the model and certifying the captures")
     pad = pad_id(loaded.tokenizer, loaded.embedded)
+    _refuse_stopping(loaded)
     with _tried_on(loaded):
         anatomy = _proved_anatomy(loaded, pad)
     clock.lap("probe_s")
@@ -67,6 +69,38 @@ def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
         require(certificate, type(loaded.model).__name__)
     clock.lap("certificate_s")
     return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout, missing)
+
+
+def _remarks(loaded: LoadedModel, location: str) -> Iterator[str]:
+    """Yield what is to be said of a model that was not loaded as a whole, or not alone."""
+    if loaded.adapter is not None:
+        yield f"{location}: the {loaded.adapter.kind} adapter is applied to {loaded.adapter.base}"
+    if loaded.unused:
+        yield f"WARNING: {location} has {described(loaded.unused)}; all are named in the run's meta"
+    if loaded.fresh and loaded.task == "multiple_choice":  # an encoder's new pooler only reads what is traced
+        yield (
+            f"WARNING: {location} has no trained multiple-choice head ({', '.join(loaded.fresh)} are random "
+            "numbers). Its predictions mean nothing; fine-tune it first (decision-traces finetune)."
+        )
+
+
+def _refuse_stopping(loaded: LoadedModel) -> None:
+    """Run the model on a few tokens: some take no short rows (Nyströmformer), or their config breaks them.
+
+    Raises:
+        UnsupportedArchitecture: With the reason that the model gives.
+    """
+    inputs = probe_inputs(loaded.task, loaded.vocab_size, loaded.device)
+    try:
+        with torch.inference_mode():
+            loaded.model(**inputs)
+    except LOAD_ERRORS as error:
+        if out_of_memory(error):
+            raise
+        raise UnsupportedArchitecture(
+            f"{type(loaded.model).__name__} itself does not take the short rows that it is tried on "
+            f"({first_line(error)}). Nothing was extracted."
+        ) from error
 
 
 @contextmanager
@@ -103,39 +137,6 @@ def _source(job: Job) -> ModelSource:
     if source.model == DEMO_MODEL and source.model_path is None:
         return replace(source, model_path=demo.MODEL_DIR)
     return source
-
-
-def _limit(asked: int | Literal["auto"], loaded: LoadedModel) -> int | None:
-    context = loaded.context
-    if asked == "auto":
-        return context
-    if context is not None and asked > context:
-        raise UsageError(
-            f"--max_seq_len {asked}: {type(loaded.model).__name__} was built for {context} tokens; "
-            f"give {context} or less, or auto."
-        )
-    return asked
-
-
-def _check_ids(encodings: Sequence[Encoding], loaded: LoadedModel) -> None:
-    texts = [e for encoding in encodings for e in (encoding, encoding.target) if e is not None and e.n_tokens]
-    largest = max((int(e.ids.max()) for e in texts), default=0)
-    rows = loaded.embedded
-    if largest >= rows:
-        raise UsageError(
-            f"The tokenizer gives the id {largest}, but the model's vocabulary has {rows} entries: "
-            "they do not belong together."
-        )
-
-
-def _refuse_cut(job: Job, encodings: Sequence[Encoding], limit: int | None) -> None:
-    cut = sum(e.truncated for e in encodings)
-    if cut:
-        raise UsageError(
-            f"--max_seq_len {job.options.max_seq_len}: {cut} of {len(encodings)} prompts have more than {limit} "
-            "tokens. A cut prompt loses its end, where the answer is read. Give more, or auto, which goes up to the "
-            "model's context."
-        )
 
 
 def _layout(

@@ -15,13 +15,14 @@ from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import TARGET_FIELD, Example
 from decision_traces.data.registry import DataSource
 from decision_traces.data.targets import Targets, load_with_targets
-from decision_traces.errors import ModelError, UsageError
+from decision_traces.errors import ModelError, UsageError, first_line
 from decision_traces.extract.job import Job, Material, as_settings, encode_texts, last_known
 from decision_traces.extract.masked import MaskedWorkflow, mask_some
 from decision_traces.extract.next_token import NextTokenConfig, NextTokenWorkflow, next_token_job
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
+from decision_traces.models.context import stated_limit
 from decision_traces.models.load import DEMO_MODEL, LoadedModel, choose_task
 from decision_traces.schema import TOKENS_FILE, Task
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, encode
@@ -206,8 +207,7 @@ def _decoder_context(loaded: LoadedModel) -> int | None:
     """Return the most tokens that the decoder was built for; None where it states no limit."""
     config = getattr(loaded.config, "decoder", None) or loaded.config
     names = ("max_decoder_position_embeddings", "max_position_embeddings")
-    stated = [value for name in names if isinstance(value := getattr(config, name, None), int)]
-    return next(iter(stated), loaded.context)
+    return stated_limit(config, names) or loaded.context
 
 
 def _shifted(loaded: LoadedModel, label: Encoding | None, longest: int | None) -> Encoding:
@@ -220,7 +220,11 @@ def _shifted(loaded: LoadedModel, label: Encoding | None, longest: int | None) -
             raise ModelError(f"{type(model).__name__} names no token that its decoder starts with.")
         return Encoding(np.array([start], np.int32), np.zeros((1, 2), np.int32), truncated=False)
     ids = torch.from_numpy(label.ids.astype(np.int64))[None].to(loaded.device)
-    shifted = model.prepare_decoder_input_ids_from_labels(labels=ids)[0].cpu().numpy().astype(np.int32)
+    try:
+        shifted = model.prepare_decoder_input_ids_from_labels(labels=ids)[0].cpu().numpy().astype(np.int32)
+    except ValueError as error:
+        name = type(model).__name__
+        raise ModelError(f"{name} cannot say what its decoder reads to a target: {first_line(error)}") from error
     offsets = np.concatenate([np.zeros((1, 2), np.int32), label.offsets[:-1]])
     cut = longest is not None and len(shifted) > longest
     return Encoding(shifted[:longest], offsets[:longest], truncated=cut)

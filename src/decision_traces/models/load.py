@@ -2,58 +2,40 @@
 
 import importlib.util
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Final, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
-from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES as CHOICE
+from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from decision_traces.errors import ModelError, UsageError, first_line
 from decision_traces.hub import hub_reachable
+from decision_traces.models.adapter import BASE_ALONE, Adapter, find_adapter, tokenizer_place
+from decision_traces.models.checkpoint import (
+    Weights,
+    auto_class,
+    has_own_head,
+    refuse_other_heads,
+    refuse_other_kinds,
+    refuse_unfit,
+    task_of,
+)
+from decision_traces.models.context import context_of, switch_of
+from decision_traces.models.faults import LOAD_ERRORS, unloadable
+from decision_traces.models.tokenizer import load_tokenizer_of
 from decision_traces.paths import portable_path
 from decision_traces.schema import Task
 
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 DEMO_MODEL: Final = "demo"
 DEFAULT_MODEL: Final = "gpt2"
-_HEADS: Final[dict[Task, Any]] = {
-    "causal": AutoModelForCausalLM,
-    "multiple_choice": AutoModelForMultipleChoice,
-    "masked": AutoModelForMaskedLM,
-    "encode": AutoModel,
-    "seq2seq": AutoModelForSeq2SeqLM,
-}
-_LOAD_ERRORS: Final = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    SafetensorError,
-    UnpicklingError,
-    StrictDataclassError,
-)
-"""What broken or missing files make transformers and its readers raise; there is no common parent."""
+_AS_WE_READ: Final = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""What a config may say of the form of a model's outputs, and must not: they are asked for where they are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +90,9 @@ class LoadedModel:
         attention: Attention implementation in use.
         task: What its head does.
         fresh: Names of the head's parameters that the checkpoint did not have: they are random numbers.
+        unused: Names of the checkpoint's weights that the model does not have.
+        adapter: What is applied to its weights.
+        adapter_digest: Of the adapter's config and weights.
     """
 
     model: nn.Module
@@ -118,6 +103,9 @@ class LoadedModel:
     attention: str
     task: Task = "causal"
     fresh: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    adapter: Adapter | None = None
+    adapter_digest: str | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -140,15 +128,12 @@ class LoadedModel:
     @property
     def context(self) -> int | None:
         """Longest text in tokens the model was built for; None where it states no limit."""
-        text = self.config.get_text_config()
-        limit = getattr(text, "max_position_embeddings", None)
-        if not limit or limit < 0:  # XLNet says -1
-            return None
-        # RoBERTa's kind counts positions from behind the padding index of a table that holds it.
-        words = self.model.get_input_embeddings()  # type: ignore[operator]
-        tables = [m for m in self.model.modules() if isinstance(m, nn.Embedding) and m is not words]
-        padding = [t.padding_idx for t in tables if t.num_embeddings == limit and t.padding_idx is not None]
-        return int(limit) - max((p + 1 for p in padding), default=0)
+        return context_of(self.model, self.config)
+
+    @property
+    def switch(self) -> int | None:
+        """Longest text that must not share a batch with longer ones; None where lengths may be mixed freely."""
+        return switch_of(self.config)
 
 
 @contextmanager
@@ -178,95 +163,6 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _load_error(source: ModelSource, error: Exception) -> ModelError:
-    """Turn what transformers says into what was asked, what is there, and what to do."""
-    reason = first_line(error)
-    path = source.model_path
-    if _asks_for_trust(error):
-        return _untrusted(source)
-    if path is not None and not path.is_dir():
-        return ModelError(f"--model_path {path}: {_no_folder(path)}")
-    if path is not None:
-        there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        return ModelError(f"--model_path {path} holds no model that can be loaded ({reason}). It holds: {there}.")
-    return ModelError(
-        f"--model {source.name}: not to be had from the Hugging Face hub or its local cache ({reason}). "
-        "Check the name and the network, or give a local folder with --model_path."
-    )
-
-
-def _asks_for_trust(error: Exception) -> bool:
-    return isinstance(error, ValueError) and "trust_remote_code" in str(error)
-
-
-def _untrusted(source: ModelSource) -> ModelError:
-    return ModelError(
-        f"{source.location} brings Python code of its own, and nothing of it was run. Read it; if you trust who wrote "
-        "it, give --trust_remote_code."
-    )
-
-
-def _load_config(source: ModelSource, options: dict[str, Any]) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source.location, **options)
-    except _LOAD_ERRORS as error:
-        raise _load_error(source, error) from error
-
-
-_NEEDS: Final[Mapping[Task, tuple[str, str]]] = {
-    "causal": ("a decoder", "a causal language model, such as gpt2"),
-    "multiple_choice": ("an encoder with a multiple-choice head", f"one of {', '.join(sorted(CHOICE))}"),
-    "masked": ("an encoder with a masked-language-modelling head", "such a model, such as bert-base-uncased"),
-    "encode": ("an encoder", "an encoder, such as bert-base-uncased"),
-    "seq2seq": ("an encoder-decoder", "an encoder-decoder, such as t5-small"),
-}
-"""What each task needs: what a model must be, and what to give instead."""
-
-
-def _refuse_other_kinds(source: ModelSource, config: Any, task: Task) -> None:
-    kind, two = config.model_type, bool(getattr(config, "is_encoder_decoder", False))
-    if two and task != "seq2seq":
-        needs = "decoders" if task == "causal" else "encoders"
-        raise ModelError(
-            f"{source.location} is an encoder-decoder ({kind}); this command traces {needs}. "
-            "`decision-traces extract` traces encoder-decoders."
-        )
-    fits = {
-        "causal": kind in CAUSAL and not (kind in MASKED and not getattr(config, "is_decoder", False)),
-        "multiple_choice": kind in CHOICE,
-        "masked": kind in MASKED,
-        "encode": not getattr(config, "is_decoder", False),
-        "seq2seq": two,
-    }[task]
-    if not fits and not _brings(config, task):
-        what, needs = _NEEDS[task]
-        built = ", ".join(getattr(config, "architectures", None) or ("unknown",))
-        raise ModelError(
-            f"{source.location} is not {what}: model type {kind!r}, built as {built}. This command needs {needs}."
-        )
-
-
-def _brings(config: Any, task: Task) -> bool:
-    """Return whether the model comes with a class of its own for a task; without trust, loading it says so."""
-    return _HEADS[task].__name__ in (getattr(config, "auto_map", None) or {})
-
-
-def choose_task(source: ModelSource) -> Task:
-    """Return what a model is for, from its config: the task whose head the checkpoint has.
-
-    Raises:
-        ModelError: There is no such model.
-    """
-    with quiet_transformers():
-        config = _load_config(source, _load_options(source))
-    built = " ".join(getattr(config, "architectures", None) or ())
-    if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq"
-    if config.model_type in MASKED and not getattr(config, "is_decoder", False):
-        return "masked" if any(word in built for word in ("MaskedLM", "PreTraining", "WithLMHead")) else "encode"
-    return "causal" if config.model_type in CAUSAL or _brings(config, "causal") else "encode"
-
-
 def _no_folder(path: Path) -> str:
     if path.suffix == ".gguf" and path.is_file():
         return f"this is a file; give --model_path {path.parent} --gguf_file {path.name}."
@@ -286,23 +182,144 @@ def load_decoder(source: ModelSource) -> LoadedModel:
     return load_model(source, "causal")
 
 
+def choose_task(source: ModelSource) -> Task:
+    """Return what a model is for: the task whose head its config names and its weights hold.
+
+    Raises:
+        ModelError: There is no such model, or its head is not traced.
+    """
+    with quiet_transformers():
+        place = _Place.of(source)
+        config = _load_config(place)
+
+        def has_head(task: Task) -> bool:
+            model, weights = _load_weights(place, config, task, {"device_map": "meta"})  # names alone, no numbers
+            return has_own_head(model, config, weights)
+
+        return task_of(config, source.location, has_head)
+
+
 def load_model(source: ModelSource, task: Task) -> LoadedModel:
     """Load a model with the head of a task, and its tokenizer.
 
     Raises:
         ModelError: Unknown model, folder without weights, another kind of model, weights or tokenizer missing.
-        UsageError: The device is not there, or GGUF support is not installed.
+        UsageError: The device is not there, or support for GGUF or adapters is not installed.
     """
     device = resolve_device(source.device)
-    options = _load_options(source)
     with quiet_transformers():
-        config = _load_config(source, options)
-        _refuse_other_kinds(source, config, task)
-        model, missing = _load_weights(source, options, device, _HEADS[task])
-        tokenizer = _load_tokenizer(source, options)
-    _refuse_random_weights(source, model, missing, task)
-    revision, attention = getattr(model.config, "_commit_hash", None), model.config._attn_implementation
-    return LoadedModel(model, tokenizer, model.config, device, revision, attention, task, missing)
+        place = _Place.of(source)
+        config = _load_config(place)
+        refuse_other_heads(config, source.location, task)
+        refuse_other_kinds(config, source.location, task)
+        model, weights = _load_weights(place, config, task, {"dtype": _dtype(source, device)})
+        refuse_unfit(model, config, weights, source.location, task)
+        digest = None if place.adapter is None else _apply(place.adapter, model, place)
+        tokenizer = load_tokenizer_of(place.tokenizer, place.options)
+    model = model.to(device).eval()
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        config=model.config,
+        device=device,
+        revision=getattr(model.config, "_commit_hash", None),
+        attention=model.config._attn_implementation,
+        task=task,
+        fresh=weights.missing,
+        unused=weights.unused,
+        adapter=place.adapter,
+        adapter_digest=digest,
+    )
+
+
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer alone.
+
+    Raises:
+        ModelError: There is none, or only a slow one.
+    """
+    with quiet_transformers():
+        place = _Place.of(source)
+        return load_tokenizer_of(place.tokenizer, place.options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where everything of a model lies.
+
+    Attributes:
+        source: What was asked for.
+        options: What every `from_pretrained` gets besides the place.
+        adapter: What lies there beside the weights, or in their place.
+    """
+
+    source: ModelSource
+    options: dict[str, Any]
+    adapter: Adapter | None
+
+    @classmethod
+    def of(cls, source: ModelSource) -> "_Place":
+        options = _load_options(source)
+        return cls(source, options, None if source.gguf_file else find_adapter(source.location, options))
+
+    @property
+    def weights(self) -> str:
+        return self.source.location if self.adapter is None else self.adapter.base
+
+    @property
+    def tokenizer(self) -> str:
+        return self.source.location if self.adapter is None else tokenizer_place(self.adapter, self.options)
+
+    def unloadable(self, error: Exception) -> ModelError:
+        if self.weights != self.source.location:
+            return ModelError(
+                f"{self.source.location} is an adapter of {self.weights}, which cannot be loaded ({first_line(error)})."
+            )
+        return unloadable(self.weights, self.source.model_path, error)
+
+
+def _load_config(place: _Place) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(place.weights, **place.options)
+        for name, value in _AS_WE_READ.items():
+            setattr(config, name, value)
+    except LOAD_ERRORS as error:
+        raise place.unloadable(error) from error
+    config._attn_implementation = None  # is chosen here, whatever the checkpoint was trained with
+    if (pad := getattr(config, "pad_token_id", None)) is not None and pad >= config.get_text_config().vocab_size:
+        config.pad_token_id = None  # there is no such row, and none is needed: what fills padding is chosen here
+    return config
+
+
+def _dtype(source: ModelSource, device: torch.device) -> torch.dtype | Literal["auto"]:
+    auto: torch.dtype | Literal["auto"] = torch.float32 if device.type == "cpu" else "auto"
+    return auto if source.model_dtype == "auto" else getattr(torch, source.model_dtype)
+
+
+def _load_weights(place: _Place, config: Any, task: Task, how: dict[str, Any]) -> tuple[Any, Weights]:
+    """Return the model without its adapter, and what there is to say of its weights."""
+    wanted = {**place.options, **how, "config": config, "adapter_kwargs": BASE_ALONE, "output_loading_info": True}
+    auto = auto_class(config, task)
+    try:
+        try:
+            model, report = auto.from_pretrained(place.weights, attn_implementation=place.source.attention, **wanted)
+        except ValueError as error:
+            if "attn_implementation" not in str(error):
+                raise
+            # A family without SDPA says so here; eager is what it always runs.
+            model, report = auto.from_pretrained(place.weights, attn_implementation="eager", **wanted)
+    except LOAD_ERRORS as error:
+        raise place.unloadable(error) from error
+    return model, Weights.of(report)
+
+
+def _apply(adapter: Adapter, model: Any, place: _Place) -> str:
+    try:
+        return adapter.applied(model, place.options)
+    except LOAD_ERRORS as error:
+        raise ModelError(
+            f"{adapter.location} holds an adapter that cannot be applied ({first_line(error)})."
+        ) from error
 
 
 def _load_options(source: ModelSource) -> dict[str, Any]:
@@ -321,69 +338,3 @@ def _load_options(source: ModelSource) -> dict[str, Any]:
         there = ", ".join(sorted(p.name for p in source.model_path.glob("*.gguf"))) or "none"
         raise ModelError(f"--gguf_file {source.gguf_file}: not in {source.model_path}; GGUF files there: {there}.")
     return options
-
-
-def _load_weights(
-    source: ModelSource, options: dict[str, Any], device: torch.device, auto_class: Any
-) -> tuple[Any, tuple[str, ...]]:
-    """Return the model in eval mode on its device, and the parameters that the checkpoint does not have."""
-    auto = torch.float32 if device.type == "cpu" else "auto"
-    dtype = auto if source.model_dtype == "auto" else getattr(torch, source.model_dtype)
-    wanted = {"dtype": dtype, "output_loading_info": True, **options}
-    try:
-        try:
-            model, report = auto_class.from_pretrained(source.location, attn_implementation=source.attention, **wanted)
-        except ValueError as error:
-            if "attn_implementation" not in str(error):
-                raise
-            # A family without SDPA says so here; eager is what it always runs.
-            model, report = auto_class.from_pretrained(source.location, attn_implementation="eager", **wanted)
-    except _LOAD_ERRORS as error:
-        raise _load_error(source, error) from error
-    return model.to(device).eval(), tuple(sorted(report.get("missing_keys", ())))
-
-
-def _refuse_random_weights(source: ModelSource, model: Any, missing: tuple[str, ...], task: Task) -> None:
-    """Refuse a checkpoint that lacks weights; a multiple-choice head alone may be new, which the caller reports.
-
-    So may be a pooler of an encoder, which only reads the hidden states.
-    """
-    whole = task in {"causal", "masked", "seq2seq"}
-    body = [name for name in missing if whole or _in_body(model, name)]
-    if body:
-        raise ModelError(
-            f"{source.location} lacks {len(body)} of the model's weights ({', '.join(body[:3])}, ...). "
-            "They would be random numbers, and so would the predictions."
-        )
-
-
-def _in_body(model: Any, parameter: str) -> bool:
-    """Return whether a parameter belongs to what makes the hidden states; a pooler only reads them."""
-    pooler = ".pooler." in f".{parameter}"
-    return not pooler and (parameter.startswith(f"{model.base_model_prefix}.") or model.base_model is model)
-
-
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer alone.
-
-    Raises:
-        ModelError: There is none, or only a slow one.
-    """
-    options = _load_options(source)
-    with quiet_transformers():
-        return _load_tokenizer(source, options)
-
-
-def _load_tokenizer(source: ModelSource, options: dict[str, Any]) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-    except (*_LOAD_ERRORS, ImportError) as error:
-        if _asks_for_trust(error):
-            raise _untrusted(source) from error
-        reason = first_line(error)
-        raise ModelError(f"{source.location} has no tokenizer that can be loaded ({reason}).") from error
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"{source.location} has only a slow tokenizer, which gives no character offsets. Save a fast one beside it."
-        )
-    return tokenizer
