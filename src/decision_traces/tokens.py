@@ -219,6 +219,7 @@ def batches(
     pad: int,
     *,
     one_length: bool = False,
+    switch: int | None = None,
     batch_cost: int = 32,
 ) -> Iterator[TokenBatch]:
     """Sort by length and cut into batches so that computing them takes least. Texts of no tokens are left out.
@@ -235,18 +236,25 @@ def batches(
         token_budget: Most slots (rows times longest) of a batch; a single longer text still makes a batch.
         pad: Id that fills padding.
         one_length: Whether all rows of a batch must have the same length, so that nothing is padded at all.
+        switch: Length that no batch has rows on both sides of: at most so many tokens, or more.
         batch_cost: What a batch costs by itself, in slots.
     """
     sizes = [(e.n_tokens, 0 if e.target is None else e.target.n_tokens) for e in encodings]
     order = sorted((i for i, e in enumerate(encodings) if e.n_tokens), key=sizes.__getitem__)
     lengths = np.array([sizes[i] for i in order], dtype=np.int64).reshape(-1, 2)
-    for start, stop in _cuts(lengths, batch_size, token_budget, batch_cost, one_length=one_length):
+    for start, stop in _cuts(lengths, batch_size, token_budget, batch_cost, one_length=one_length, switch=switch):
         rows = order[start:stop]
         yield make_batch(rows, [encodings[i] for i in rows], pad)
 
 
 def _cuts(
-    lengths: Int[np.ndarray, "n 2"], batch_size: int, token_budget: int, batch_cost: int, *, one_length: bool
+    lengths: Int[np.ndarray, "n 2"],
+    batch_size: int,
+    token_budget: int,
+    batch_cost: int,
+    *,
+    one_length: bool,
+    switch: int | None,
 ) -> list[tuple[int, int]]:
     """Return where to cut a series of texts, ordered by length, into batches: (start, stop) of each, last first."""
     least, cut = np.zeros(len(lengths) + 1), np.zeros(len(lengths) + 1, dtype=np.int64)
@@ -257,6 +265,8 @@ def _cuts(
         allowed = (slots <= token_budget) | (start == stop - 1)
         if one_length:
             allowed &= (lengths[start] == lengths[stop - 1]).all(axis=1)
+        if switch is not None:
+            allowed &= (lengths[start, 0] > switch) == (lengths[stop - 1, 0] > switch)
         cost = np.where(allowed, least[start] + slots + batch_cost, np.inf)
         best = int(cost.argmin())
         least[stop], cut[stop] = cost[best], start[best]

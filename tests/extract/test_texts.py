@@ -107,7 +107,6 @@ def test_flags_that_mean_nothing_are_refused_with_a_sentence(
         ("llama", "seq2seq", "is not an encoder-decoder: model type 'llama'"),
         ("bert", "causal", "is not a decoder: model type 'bert'"),
         ("bert", "seq2seq", "is not an encoder-decoder: model type 'bert'"),
-        ("t5", "encode", "is an encoder-decoder"),
         ("t5", "causal", "is an encoder-decoder"),
     ],
 )

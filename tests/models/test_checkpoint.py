@@ -112,6 +112,13 @@ def test_the_embedding_of_a_bare_model_is_not_taken_for_its_head(family: str, ta
         load(checkpoint(hf.AutoModel, family), task)
 
 
+def test_the_encoder_of_an_encoder_decoder_is_traced_alone_where_it_has_a_class(checkpoint) -> None:
+    encoder = load(checkpoint(SEQ2SEQ, "t5"), "encode")
+    assert (type(encoder.model).__name__, encoder.unused) == ("T5EncoderModel", ())
+    with pytest.raises(ModelError, match=r"is an encoder-decoder \(bart\); this command traces encoders"):
+        load(checkpoint(SEQ2SEQ, "bart"), "encode")
+
+
 def test_an_encoder_is_sent_to_its_task(checkpoint) -> None:
     with pytest.raises(ModelError, match=rf"is not a decoder: .*such as gpt2\. {ENCODE}"):
         load(checkpoint(hf.AutoModel, "bert"), "causal")

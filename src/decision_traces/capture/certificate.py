@@ -15,6 +15,7 @@ from decision_traces.capture import attention_proofs, proofs
 from decision_traces.capture.check import Check, Proof
 from decision_traces.capture.evidence import outputs_of, record, silenced, zeroed
 from decision_traces.capture.recorder import sites_of_stack
+from decision_traces.capture.whole_rows import whole_rows
 from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
@@ -109,17 +110,21 @@ def certify(
         anatomy: Where its inner path lies.
         sites: The distinct tensors the run will keep.
         encodings: The run's examples (or choices of examples); of the first few with more than one token (else with
-            one), the shortest, one between and the longest are used, cut to 32 tokens.
+            one), the shortest, one between and the longest are used, cut to 32 tokens; then the longest of all and
+            the shortest, whole.
         pad: Id that fills padding.
-        thorough: Also run the rows among other texts, and alone.
+        thorough: Also run the rows among other texts, and alone, and two at their whole length.
     """
     picked = _sample(encodings)
     if not picked:
         return Certificate((), (), 0, {})
-    rows = [_cut(encodings[i]) for i in picked]
+    known = min(TOKENS, loaded.switch or TOKENS)
+    rows = [_cut(encodings[i], known) for i in picked]
     if not anatomy.pads:
         rows = _alike(rows)
     checks, notes, sums = _Certifier(loaded, anatomy, sites, rows, pad).all(thorough=thorough)
+    if thorough:
+        checks += whole_rows(loaded, anatomy, encodings, pad, known)
     return Certificate(tuple(checks), tuple(picked), sum(e.n_tokens for e in rows), sums, tuple(notes))
 
 

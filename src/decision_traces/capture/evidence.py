@@ -79,6 +79,7 @@ def record(
     replace_attention: Callable[[AttentionCall], Tensor | None] | None = None,
     *,
     with_logits: bool = False,
+    watched: bool = True,
 ) -> Pass:
     """Record a forward pass.
 
@@ -89,6 +90,7 @@ def record(
         batch: The rows.
         replace_attention: What takes the place of an attention output.
         with_logits: Whether to compute the logits of all positions, which can cost as much as the layers.
+        watched: Whether to look into attention calls, which takes a number for every pair of positions.
     """
     lengths = batch.lengths_by_side(anatomy.stacks)
     n, longest = batch.input_ids.shape
@@ -108,7 +110,7 @@ def record(
         fused.append(_by_hand(call).float().cpu() if call.fused else None)
         return None if replace_attention is None else replace_attention(call)
 
-    with Recorder(loaded.model, anatomy, buffers, watch).recording():
+    with Recorder(loaded.model, anatomy, buffers, watch if watched else None).recording():
         if with_logits or LOGITS in map(stage_of, buffers.names):
             logits = logits_of(loaded, batch)
         else:

@@ -54,7 +54,8 @@ def cut(
     """Cut texts into batches of at most so many rows, as the model's device computes them best."""
     device, one_length = loaded.device, not anatomy.pads
     cost = batch_cost(device)
-    return batches(encodings, most, token_budget(device), pad, one_length=one_length, batch_cost=cost)
+    budget = token_budget(device)
+    return batches(encodings, most, budget, pad, one_length=one_length, switch=loaded.switch, batch_cost=cost)
 
 
 @runtime_checkable

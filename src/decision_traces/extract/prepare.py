@@ -15,11 +15,13 @@ from decision_traces.extract.meta import Clock
 from decision_traces.extract.progress import Progress
 from decision_traces.extract.reading import refuse_cut, refuse_unread, token_limit
 from decision_traces.extract.selection import choose
+from decision_traces.extract.turning import refuse_turned, refuse_turning
 from decision_traces.memory import out_of_memory
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.checkpoint import described
 from decision_traces.models.faults import LOAD_ERRORS
 from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model
+from decision_traces.models.modes import Modes
 from decision_traces.models.probe import find_anatomy
 from decision_traces.models.task import probe_inputs
 from decision_traces.schema import Side
@@ -53,7 +55,10 @@ def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     clock.lap("tokenise_s")
     progress.say("Probing the model and certifying the captures")
     pad = pad_id(loaded.tokenizer, loaded.embedded)
+    modes = Modes(loaded.model)
     _refuse_stopping(loaded)
+    refuse_turning(loaded, modes, encodings, pad)
+    modes = Modes(loaded.model)
     with _tried_on(loaded):
         anatomy = _proved_anatomy(loaded, pad)
     clock.lap("probe_s")
@@ -63,6 +68,7 @@ def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     sites = tuple(dict.fromkeys(name for name, _ in layout.places()))
     with _tried_on(loaded):
         anatomy, certificate = certify_as_padded(loaded, anatomy, sites, encodings, pad)
+    refuse_turned(loaded, modes)
     if certificate.failed and job.options.uncertified:
         progress.say(f"WARNING: the certificate failed, and the run says so: {describe_failures(certificate.failed)}")
     else:
