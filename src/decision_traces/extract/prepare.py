@@ -82,7 +82,7 @@ def _remarks(loaded: LoadedModel, location: str) -> Iterator[str]:
     if loaded.adapter is not None:
         yield f"{location}: the {loaded.adapter.kind} adapter is applied to {loaded.adapter.base}"
     if loaded.unused:
-        yield f"WARNING: {location} has {described(loaded.unused)}; all are named in the run's meta"
+        yield described(loaded.model, loaded.unused, loaded.task)
     if loaded.fresh and loaded.task == "multiple_choice":  # an encoder's new pooler only reads what is traced
         yield (
             f"WARNING: {location} has no trained multiple-choice head ({', '.join(loaded.fresh)} are random "

@@ -229,11 +229,17 @@ def _foreign(model: nn.Module, unused: Collection[str]) -> list[str]:
     return sorted({name.split(".")[0] for name in unused} - known)
 
 
-def described(unused: Collection[str]) -> str:
-    """Return unused weights in few words: by layer, or by outermost module."""
+def described(model: nn.Module, unused: Collection[str], task: Task) -> str:
+    """Return unused weights in few words, by layer or by outermost module.
+
+    Layers that are left out, and a head that is none of the model's, are a warning; a pooler, or what `encode` was
+    asked to leave out, is not.
+    """
     groups = Counter(_group(name.split(".")) for name in unused)
     shown = ", ".join(list(groups)[:4]) + (", ..." if len(groups) > 4 else "")
-    return f"{len(unused)} weights that this model does not use ({shown})"
+    layers = any(group.split(".")[-1].isdigit() for group in groups)
+    warning = "WARNING: " if layers or (task in _WORDS and _foreign(model, unused)) else ""
+    return f"{warning}{len(unused)} weights of the checkpoint are not used ({shown}); the meta names all of them"
 
 
 def _group(parts: list[str]) -> str:
