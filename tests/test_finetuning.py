@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from decision_traces import TraceStore
 from decision_traces.data import tinyworld
-from decision_traces.errors import Interrupted, RunExistsError, UsageError
+from decision_traces.errors import Interrupted, UsageError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.finetuning.batches import Collator
 from decision_traces.finetuning.config import FinetuneConfig
@@ -114,14 +114,6 @@ def test_a_stopped_training_goes_on(untrained: Path, tmp_path: Path) -> None:
     resumed = finetune(settings(untrained, tmp_path / "ft", epochs=3.0, resume=True))
     first, second = (load_file(r.folder / "model.safetensors") for r in (whole, resumed))
     assert all(torch.equal(first[k], second[k]) for k in first)
-
-
-def test_a_folder_is_not_trained_over(untrained: Path, tmp_path: Path) -> None:
-    (tmp_path / "ft").mkdir()
-    (tmp_path / "ft" / "mine.txt").write_text("keep me", encoding="utf-8")
-    with pytest.raises(RunExistsError, match=r"--overwrite"):
-        finetune(settings(untrained, tmp_path / "ft"))
-    assert (tmp_path / "ft" / "mine.txt").read_text(encoding="utf-8") == "keep me"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from decision_traces.folders import exchange
 from decision_traces.schema import Dims, arrays_for
 from decision_traces.store.layout import RunLayout
 from decision_traces.store.opened import OpenRun
-from decision_traces.store.run_place import RunPlace
+from decision_traces.store.owned import run_place
 from decision_traces.store.runs import list_runs
 from decision_traces.store.writer import RunWriter
 
@@ -30,7 +30,7 @@ def finish(writer: RunWriter, mark: str = "new") -> Path:
 
 def write(run: Path, mark: str = "new", *, overwrite: bool = False) -> Path:
     """Write a run, and let its meta bear a mark."""
-    with RunPlace(run, overwrite=overwrite) as place:
+    with run_place(run, overwrite=overwrite) as place:
         return finish(RunWriter.create(place, LAYOUT, {}), mark)
 
 
@@ -94,7 +94,7 @@ def a_foreign_ledger(run: Path) -> None:
 
 
 def notes_in_an_unfinished_run(run: Path) -> None:
-    with RunPlace(run) as place:
+    with run_place(run) as place:
         RunWriter.create(place, LAYOUT, {})
     put(run.with_name(".run.partial") / "parts" / "notes.txt")
 
@@ -120,8 +120,8 @@ def a_file_as_partial(run: Path) -> None:
         (a_foreign_partial, r"\.run\.partial .*nothing proves that decision-traces made"),
         (a_foreign_ledger, r"\.run\.partial .*nothing proves that decision-traces made"),
         (notes_in_an_unfinished_run, r"did not write \(parts/notes.txt\)"),
-        (a_link_as_partial, r"\.run\.partial .*is no folder"),
-        (a_file_as_partial, r"\.run\.partial .*is no folder"),
+        (a_link_as_partial, r"\.run\.partial, where the run is built, is no folder"),
+        (a_file_as_partial, r"\.run\.partial, where the run is built, is no folder"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -145,20 +145,20 @@ def test_what_is_called_like_a_leftover_and_is_not_stays(name: str, tmp_path: Pa
 
 def test_a_file_that_comes_while_the_new_run_is_written_stops_the_replacement(tmp_path: Path) -> None:
     run = write(tmp_path / "run", "old")
-    with RunPlace(run, overwrite=True) as place:
+    with run_place(run, overwrite=True) as place:
         writer = RunWriter.create(place, LAYOUT, {})
         put(run / "notes.txt")
         with pytest.raises(RunExistsError, match=r"\(notes.txt\)"):
             finish(writer)
     assert mark_of(run) == "old"
     (run / "notes.txt").unlink()
-    with RunPlace(run, overwrite=True, resume=True) as place:
+    with run_place(run, overwrite=True, resume=True) as place:
         assert mark_of(RunWriter.resume(place, LAYOUT, {}).finish()) == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_folder_that_comes_under_the_name_is_not_replaced(tmp_path: Path) -> None:
-    with RunPlace(tmp_path / "run") as place:
+    with run_place(tmp_path / "run") as place:
         writer = RunWriter.create(place, LAYOUT, {})
         put(tmp_path / "run" / "thesis.txt")
         with pytest.raises(RunExistsError, match="is not a run folder"):
@@ -167,7 +167,7 @@ def test_a_folder_that_comes_under_the_name_is_not_replaced(tmp_path: Path) -> N
 
 
 def test_what_the_user_puts_into_an_unfinished_run_is_never_listed_as_ours(tmp_path: Path) -> None:
-    with RunPlace(tmp_path / "run") as place:
+    with run_place(tmp_path / "run") as place:
         writer = RunWriter.create(place, LAYOUT, {})
         put(writer.folder / "notes.txt")
         run = finish(writer)
@@ -188,11 +188,11 @@ def test_through_a_link_the_real_folder_is_written_and_replaced(tmp_path: Path) 
 
 def test_an_unfinished_run_with_a_link_is_not_gone_on_with(tmp_path: Path) -> None:
     run, home = tmp_path / "run", put(tmp_path / "home" / "zarr.json").parent
-    with RunPlace(run) as place:
+    with run_place(run) as place:
         folder = RunWriter.create(place, LAYOUT, {}).folder
     shutil.rmtree(folder / "dec_hidden.zarr")
     (folder / "dec_hidden.zarr").symlink_to(home)
-    with pytest.raises(RunError, match=r"dec_hidden\.zarr is a symbolic link"), RunPlace(run, resume=True):
+    with pytest.raises(RunError, match=r"dec_hidden\.zarr is a symbolic link"), run_place(run, resume=True):
         pass
     assert tree(home) == {"zarr.json": b"years of work"}
 
@@ -221,6 +221,6 @@ def test_a_run_that_was_being_removed_is_not_found_again_but_swept(tmp_path: Pat
 
 
 def test_folders_made_for_a_run_that_does_not_come_to_be_go(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), RunPlace(tmp_path / "some" / "where" / "run"):
+    with pytest.raises(ZeroDivisionError), run_place(tmp_path / "some" / "where" / "run"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,9 @@ from decision_traces.folders.plain import PlainFolder
 from decision_traces.pieces import Pieces
 from decision_traces.schema import Dims, arrays_for
 from decision_traces.store.layout import RunLayout
+from decision_traces.store.owned import run_place
 from decision_traces.store.shard_reader import shard_reader
-from decision_traces.store.writer import RunPlace, RunWriter
+from decision_traces.store.writer import RunWriter
 
 LENGTHS = (6, 1, 0, 4, 5)
 
@@ -24,7 +25,7 @@ def run(tmp_path_factory):
     layout = RunLayout(tuple(specs), {"dec": Dims(5, 2, 2, 2, 4, 1500, 6)}, "float32", 2)
     rng = np.random.default_rng(0)
     place = tmp_path_factory.mktemp("shards") / "run"
-    with RunPlace(place) as held:
+    with run_place(place) as held:
         writer = RunWriter.create(held, layout, {})
         for number in range(3):
             block, rows = writer.open_block(number), layout.rows(number)

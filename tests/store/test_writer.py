@@ -13,8 +13,9 @@ from decision_traces.pieces import Pieces
 from decision_traces.schema import CAPTURES, Dims, arrays_for
 from decision_traces.store.folder import read_manifest
 from decision_traces.store.ledger import Ledger
+from decision_traces.store.owned import run_place
 from decision_traces.store.reader import TraceStore
-from decision_traces.store.writer import RunLayout, RunPlace, RunWriter
+from decision_traces.store.writer import RunLayout, RunWriter
 
 DECODER = Dims(5, 6, 4, 2, 3, 8, 6, d_mlp=10, vocab_size=11, layers=(0, 3, 5), heads=(1, 3), positions=(0, 3))
 CAPTURED = ("attn", "qkv", "hidden", "resid", "mlp_out", "logits")
@@ -65,7 +66,7 @@ def test_places_are_named_by_the_models_own_layers():
 
 def test_a_selected_run_is_as_written(tmp_path):
     lay = layout()
-    made, writer = tensors(lay), RunWriter.create(RunPlace(tmp_path / "r"), lay, {})
+    made, writer = tensors(lay), RunWriter.create(run_place(tmp_path / "r"), lay, {})
     write(writer, made, range(3))
     run = commit(writer)
     hidden = zarr.open_array(run / "dec_hidden.zarr/h")
@@ -80,7 +81,7 @@ def test_a_selected_run_is_as_written(tmp_path):
 
 
 def test_coordinates_are_small_plain_arrays_of_the_manifest(tmp_path):
-    writer = RunWriter.create(RunPlace(tmp_path / "r"), layout(), {})
+    writer = RunWriter.create(run_place(tmp_path / "r"), layout(), {})
     write(writer, tensors(layout()), range(3))
     run = commit(writer)
     found = {}
@@ -142,7 +143,7 @@ def test_small_examples_share_a_chunk(dims, block_rows, chunks):
 def test_grouped_chunks_read_back_row_by_row(tmp_path):
     dims = Dims(5, 2, 2, 2, 4, 1024, 6, positions="next")  # 2 KiB an example: 4 share a chunk, and one is left over
     lay = layout(dims, ("hidden",), block_rows=4)
-    made, writer = tensors(lay), RunWriter.create(RunPlace(tmp_path / "r"), lay, {})
+    made, writer = tensors(lay), RunWriter.create(run_place(tmp_path / "r"), lay, {})
     write(writer, made, range(2))
     array = zarr.open_array(commit(writer) / "dec_hidden.zarr/h")
     assert (array.chunks, array.shards) == ((4, 1, 1, 1024), (4, 1, 1, 1024))
@@ -153,14 +154,14 @@ def test_grouped_chunks_read_back_row_by_row(tmp_path):
 def test_a_selected_run_is_resumed(tmp_path):
     lay = layout()
     made, plan = tensors(lay), {"layers": [0, 3, 5]}
-    writer = RunWriter.create(RunPlace(tmp_path / "r"), lay, plan)
+    writer = RunWriter.create(run_place(tmp_path / "r"), lay, plan)
     write(writer, made, [0, 1])
     torn = writer.folder / "dec_hidden.zarr/h/c/1/2/0/0"
     torn.unlink()
-    resumed = RunWriter.resume(RunPlace(tmp_path / "r", resume=True), lay, plan)
+    resumed = RunWriter.resume(run_place(tmp_path / "r", resume=True), lay, plan)
     assert sorted(resumed.done) == [0]
     write(resumed, made, [1, 2])
-    whole = RunWriter.create(RunPlace(tmp_path / "whole"), lay, plan)
+    whole = RunWriter.create(run_place(tmp_path / "whole"), lay, plan)
     write(whole, made, [0, 1, 2])
     one, other = commit(resumed), commit(whole)
     assert read_manifest(one) == read_manifest(other)
@@ -171,7 +172,7 @@ def test_values_that_are_zero_at_tokens_are_no_damage(tmp_path):
     lay = layout(Dims(2, 2, 2, 2, 4, 8, 6, d_mlp=4), ("mlp_act",))
     made = tensors(lay, 2)
     made["dec.mlp_act", 1][:] = 0  # a ReLU that is off everywhere
-    writer = RunWriter.create(RunPlace(tmp_path / "r"), lay, {})
+    writer = RunWriter.create(run_place(tmp_path / "r"), lay, {})
     write(writer, made, [0])
     s = TraceStore(commit(writer))
     assert s.mlp_act(0, layer=1).tolist() == np.zeros((6, 4)).tolist()
@@ -183,7 +184,7 @@ def test_every_capture_of_an_encoder_decoder_is_written(tmp_path):
     specs = (*arrays_for("enc", set(CAPTURES) - {"logits"}), *arrays_for("dec", CAPTURES))
     lay = RunLayout(specs, {"dec": dec, "enc": enc}, "float32", 2)
     assert lay.dims is dec
-    made, writer = tensors(lay, 3), RunWriter.create(RunPlace(tmp_path / "r"), lay, {})
+    made, writer = tensors(lay, 3), RunWriter.create(run_place(tmp_path / "r"), lay, {})
     write(writer, made, [0, 1])
     run = commit(writer)
     for spec in specs:

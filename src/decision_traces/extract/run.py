@@ -27,15 +27,16 @@ from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, 
 from decision_traces.extract.meta import Clock, Written, lineage, run_meta, run_plan, timings
 from decision_traces.extract.prepare import prepare
 from decision_traces.extract.progress import Progress
+from decision_traces.folders.disk import free_bytes
+from decision_traces.folders.place import FolderPlace
 from decision_traces.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.models.choice_head import choice_head
 from decision_traces.models.kernels import any_shape_of_batch
 from decision_traces.models.unembed_file import save_unembedding
 from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE, UNEMBED_DIR
-from decision_traces.store.disk import free_bytes
+from decision_traces.store.owned import run_place
 from decision_traces.store.place import default_root, run_id
 from decision_traces.store.proof import is_whole
-from decision_traces.store.run_place import RunPlace
 from decision_traces.store.writer import RunWriter
 from decision_traces.tokens import Encoding, TokenBatch
 
@@ -60,7 +61,7 @@ def run_job(job: Job, progress: Progress) -> Path:
         return _run(job, prepared, place, progress, clock, now)
 
 
-def _run(job: Job, prepared: Prepared, place: RunPlace, progress: Progress, clock: Clock, now: datetime) -> Path:
+def _run(job: Job, prepared: Prepared, place: FolderPlace, progress: Progress, clock: Clock, now: datetime) -> Path:
     """Write the run into its place, which is held."""
     plan = run_plan(job, prepared)
     told = lineage(job.model.model_path, plan["weights_digest"], progress.say)
@@ -188,15 +189,15 @@ def _check_options(options: JobOptions) -> None:
         raise UsageError("--resume needs --out_dir: the folder of the run to go on with.")
 
 
-def _place(options: JobOptions, run: Path) -> RunPlace:
-    return RunPlace(run, overwrite=options.overwrite, resume=options.resume)
+def _place(options: JobOptions, run: Path) -> FolderPlace:
+    return run_place(run, overwrite=options.overwrite, resume=options.resume)
 
 
 def _name(job: Job, now: datetime, n: int) -> str:
     return run_id(now, job.model.name.split("/")[-1], job.data.name, job.data.split_name, n, job.kind)
 
 
-def _open_writer(job: Job, place: RunPlace, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:
+def _open_writer(job: Job, place: FolderPlace, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:
     if job.options.resume:
         return RunWriter.resume(place, prepared.layout, plan)
     writer = RunWriter.create(place, prepared.layout, plan)
@@ -205,7 +206,7 @@ def _open_writer(job: Job, place: RunPlace, prepared: Prepared, plan: Mapping[st
     if need > free:
         writer.discard()
         raise DiskSpaceError(
-            f"This run may take {need / 1e9:,.2f} GB and {place.run.parent} has {free / 1e9:,.2f} GB free. "
+            f"This run may take {need / 1e9:,.2f} GB and {place.target.parent} has {free / 1e9:,.2f} GB free. "
             "Keep less (--capture, --limit, --max_seq_len), or choose another place with --out_dir."
         )
     return writer

@@ -64,7 +64,7 @@ class FinetuneConfig:
     resume: bool = False
     """Go on from the last finished epoch in --out_dir."""
     overwrite: bool = False
-    """Replace what is in --out_dir."""
+    """Replace the checkpoint in --out_dir once the new one is complete."""
     anonymous: bool = False
     """Leave all paths out of what the checkpoint says of itself."""
     quiet: bool = False

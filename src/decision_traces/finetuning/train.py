@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,10 +17,11 @@ from decision_traces.data.example import Example
 from decision_traces.data.local import fingerprint
 from decision_traces.data.prompts import read_questions
 from decision_traces.data.registry import DataSource
-from decision_traces.errors import DataError, Interrupted
+from decision_traces.errors import DataError
 from decision_traces.finetuning.batches import Collator, answer_of, as_dataset, n_choices
 from decision_traces.finetuning.config import FinetuneConfig, check_flags, told_settings
-from decision_traces.finetuning.place import keep_plan, last_checkpoint, open_folder
+from decision_traces.finetuning.place import begin, checkpoint_place, default_folder, finish, sentences
+from decision_traces.folders.place import FolderPlace
 from decision_traces.models.digest import weights_digest
 from decision_traces.models.load import LoadedModel, ModelSource, load_model, quiet_transformers
 from decision_traces.schema import FINETUNE_FILE
@@ -66,29 +68,43 @@ def finetune(config: FinetuneConfig, tell: Teller | None = None) -> FinetuneResu
     check_flags(config)
     tell = tell or _nobody
     set_seed(config.seed)
-    train = _questions(config, "train", config.train_limit)
-    judged = _questions(config, "validation", config.eval_limit)
-    source = config.model_source()
-    tell(f"Loading {source.location}")
-    loaded = load_model(source, "multiple_choice")
-    folder = open_folder(config, source.name.split("/")[-1], len(train))
-    keep_plan(config, folder)
-    trainer = _trainer(config, loaded, train, judged, folder, tell)
-    tell(f"Training on {len(train)} questions, judging on {len(judged)}; checkpoint in {folder}")
-    try:
-        with quiet_transformers():
-            outcome = trainer.train(resume_from_checkpoint=last_checkpoint(config, folder))
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Stopped. Finished epochs are kept in {folder}; the same command with --out_dir {folder} --resume goes on."
-        ) from None
+    with ExitStack() as held:
+        place = None if config.out_dir is None else held.enter_context(checkpoint_place(config, config.out_dir))
+        train = _questions(config, "train", config.train_limit)
+        judged = _questions(config, "validation", config.eval_limit)
+        source = config.model_source()
+        tell(f"Loading {source.location}")
+        loaded = load_model(source, "multiple_choice")
+        if place is None:
+            folder = default_folder(config, source.name.split("/")[-1], len(train))
+            place = held.enter_context(checkpoint_place(config, folder))
+        with sentences(place):
+            return _train(config, source, loaded, place, (train, judged), tell)
+
+
+def _train(
+    config: FinetuneConfig,
+    source: ModelSource,
+    loaded: LoadedModel,
+    place: FolderPlace,
+    questions: tuple[Sequence[Example], Sequence[Example]],
+    tell: Teller,
+) -> FinetuneResult:
+    """Train in the folder of an unfinished checkpoint, and give it its name."""
+    train, judged = questions
+    last = begin(config, place, loaded)
+    trainer = _trainer(config, loaded, train, judged, place.folder, tell)
+    tell(f"Training on {len(train)} questions, judging on {len(judged)}; checkpoint in {place.target}")
+    with quiet_transformers():
+        outcome = trainer.train(resume_from_checkpoint=last)
     story = _story(trainer)
     trainer.remove_callback(_Told)
     with quiet_transformers():
         metrics = trainer.evaluate()
-        _save(trainer, loaded, folder)
-    result = FinetuneResult(folder, float(metrics["eval_accuracy"]), len(judged), 1 / n_choices(judged))
-    _write_meta(config, source, loaded, result, story, (train, judged), outcome.metrics)
+        _save(trainer, loaded, place.folder)
+    result = FinetuneResult(place.target, float(metrics["eval_accuracy"]), len(judged), 1 / n_choices(judged))
+    _write_meta(place.folder, config, source, loaded, result, story, questions, outcome.metrics)
+    finish(place)
     return result
 
 
@@ -210,6 +226,7 @@ def _story(trainer: Trainer) -> list[dict[str, float]]:
 
 
 def _write_meta(
+    folder: Path,
     config: FinetuneConfig,
     source: ModelSource,
     loaded: LoadedModel,
@@ -241,4 +258,4 @@ def _write_meta(
         "settings": told_settings(config),
         "packages": {name: version(name) for name in ("torch", "transformers", "tokenizers", "accelerate", "datasets")},
     }
-    (result.folder / FINETUNE_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    (folder / FINETUNE_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")

@@ -19,12 +19,12 @@ from decision_traces.errors import (
     TraceError,
     first_line,
 )
+from decision_traces.folders.disk import is_full
 from decision_traces.folders.exchange import leftovers, put_in_place, staging_folder
 from decision_traces.folders.lock import FolderLock
 from decision_traces.folders.plain import refuse_strange
 from decision_traces.folders.removal import files_in, refuse_strangers, remove
 from decision_traces.schema import ANALYSIS_DIR, RECORD_FILE, RESULTS
-from decision_traces.store.disk import is_full
 from decision_traces.store.folder import FileRecord, checksum, run_digest, write_sealed
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.results import older_files, read_record, result_folder

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from decision_traces.folders.disk import disk_errors
 from decision_traces.pieces import Pieces
 from decision_traces.schema import Site
-from decision_traces.store.disk import disk_errors
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.processes import RemoteShard, ShardProcess
 from decision_traces.store.shards import ShardFile

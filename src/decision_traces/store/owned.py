@@ -11,6 +11,7 @@ from typing import Final
 
 from decision_traces.errors import DamagedRunError, RunExistsError
 from decision_traces.folders.lock import LOCK_SUFFIX
+from decision_traces.folders.place import FolderKind, FolderPlace
 from decision_traces.folders.removal import files_in
 from decision_traces.schema import (
     ARRAYS,
@@ -25,7 +26,7 @@ from decision_traces.schema import (
 from decision_traces.store.folder import read_sealed
 from decision_traces.store.ledger import LEDGER_FILE, is_begun
 from decision_traces.store.new_result import result_files
-from decision_traces.store.proof import MOST_BYTES, PROOF, proved_files
+from decision_traces.store.proof import MOST_BYTES, PROOF, is_whole, proved_files
 
 PARTS_DIR: Final = "parts"
 PROBES: Final = ("probe", "probe-link")
@@ -46,8 +47,9 @@ _KEPT: Final = re.compile(
     rf"({_GROUPS})/zarr\.json|({_ARRAYS})/(zarr\.json|c(/\d+)+)|({_GROUPS})/({_AXES})/(zarr\.json|c/\d+)"
     rf"|{UNEMBED_DIR}/({_any_of(*HEAD_FILES)})|{_any_of(*_TABLES)}"
 )
+_PART: Final = re.compile(rf"\d+-({_any_of(*_TABLES)})")
 _SCAFFOLD: Final = re.compile(
-    rf"{PARTS_DIR}/\d+-({_any_of(*_TABLES)})|{_any_of(LEDGER_FILE, *PROBES, *_SEALED)}|({_HALF_WRITTEN.pattern})"
+    rf"{PARTS_DIR}/({_PART.pattern})|{_any_of(LEDGER_FILE, *PROBES, *_SEALED)}|({_HALF_WRITTEN.pattern})"
     rf"|({_GROUPS})/([\w./]+/)?(zarr|\d+)\.[0-9a-f]{{32}}\.partial"
 )
 
@@ -55,6 +57,11 @@ _SCAFFOLD: Final = re.compile(
 def is_kept(name: str) -> bool:
     """Return whether a file of an unfinished run, by its name, stays in the complete one."""
     return bool(_KEPT.fullmatch(name))
+
+
+def is_part(name: str) -> bool:
+    """Return whether a file in the folder of parts, by its name, is a block's table."""
+    return bool(_PART.fullmatch(name))
 
 
 def owned_files(run: Path) -> set[str]:
@@ -93,6 +100,14 @@ def unfinished_files(folder: Path) -> set[str]:
             "Move it away, or choose another --out_dir; it was left as it is."
         )
     return {name for name in there if is_kept(name) or _SCAFFOLD.fullmatch(name)}
+
+
+RUN: Final = FolderKind("run", META_FILE, LEDGER_FILE, PROOF, is_begun, is_whole, owned_files, unfinished_files)
+
+
+def run_place(run: Path, *, overwrite: bool = False, resume: bool = False) -> FolderPlace:
+    """Return the place of a run, to be held while it is written; see `FolderPlace`."""
+    return FolderPlace(run, RUN, overwrite=overwrite, resume=resume)
 
 
 def _is_sealed(run: Path, name: str) -> bool:

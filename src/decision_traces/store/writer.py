@@ -19,11 +19,13 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import RunError
+from decision_traces.folders.disk import disk_errors
+from decision_traces.folders.place import UNTOUCHED, FolderPlace
 from decision_traces.folders.plain import refuse_strange_inside
+from decision_traces.folders.removal import remove
 from decision_traces.schema import ArraySpec, Site
 from decision_traces.store.appender import Appender
 from decision_traces.store.consolidated import consolidate
-from decision_traces.store.disk import disk_errors
 from decision_traces.store.folder import (
     canonical_json,
     checksum,
@@ -35,21 +37,20 @@ from decision_traces.store.frames import FrameMaker
 from decision_traces.store.layout import RunLayout
 from decision_traces.store.ledger import LEDGER_FILE, Ledger, begin_ledger, read_ledger, rewrite_ledger
 from decision_traces.store.open_block import OpenBlock
-from decision_traces.store.owned import PARTS_DIR, PROBES, is_kept
+from decision_traces.store.owned import PARTS_DIR, PROBES, is_kept, is_part
 from decision_traces.store.processes import ShardProcess
-from decision_traces.store.run_place import UNTOUCHED, RunPlace
 from decision_traces.store.shards import LEVEL, frame_maker
 from decision_traces.store.table import write_table
 
-__all__ = ["RunLayout", "RunPlace", "RunWriter", "Site"]
+__all__ = ["RunLayout", "RunWriter", "Site"]
 
 
 class RunWriter:
     """Builds one run folder. Create with `RunWriter.create` or `RunWriter.resume`."""
 
-    def __init__(self, place: RunPlace, layout: RunLayout) -> None:
+    def __init__(self, place: FolderPlace, layout: RunLayout) -> None:
         self.place, self.layout = place, layout
-        self.run, self.folder = place.run, place.folder
+        self.run, self.folder = place.target, place.folder
         self.done: dict[int, dict[str, Any]] = {}
         self.bytes_written = 0
         self._arrays: dict[str, zarr.Array[Any]] = {}
@@ -61,7 +62,7 @@ class RunWriter:
     # -- beginning ------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, place: RunPlace, layout: RunLayout, plan: Mapping[str, Any]) -> "RunWriter":
+    def create(cls, place: FolderPlace, layout: RunLayout, plan: Mapping[str, Any]) -> "RunWriter":
         """Begin a new run.
 
         Args:
@@ -78,7 +79,7 @@ class RunWriter:
         return writer
 
     @classmethod
-    def resume(cls, place: RunPlace, layout: RunLayout, plan: Mapping[str, Any]) -> "RunWriter":
+    def resume(cls, place: FolderPlace, layout: RunLayout, plan: Mapping[str, Any]) -> "RunWriter":
         """Go on with an unfinished run.
 
         Raises:
@@ -260,6 +261,8 @@ class RunWriter:
     def finish(self) -> Path:
         """Remove what only the writing needed and give the folder its name."""
         with disk_errors(self.folder):
+            parts = {path.name for path in (self.folder / PARTS_DIR).glob("*") if is_part(path.name)}
+            remove(self.folder / PARTS_DIR, parts)
             self._ledger.let_go()
             self.place.finish()
         return self.run
