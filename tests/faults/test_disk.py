@@ -144,7 +144,7 @@ def test_a_folder_that_is_removed_while_it_is_written_is_said(above: bool, begin
     ended = process.wait()
     assert ended.code == 1
     assert ended.said() == (
-        f"error: {partial_of(target)} is gone: it was removed or renamed while the run was being written. "
+        f"error: {partial_of(target)} is gone: it was removed or renamed while it was being written. "
         "Run the command again."
     )
     assert not target.exists()

@@ -8,7 +8,7 @@ import pytest
 
 from decision_traces import TraceStore
 from decision_traces.cli import view
-from decision_traces.errors import UsageError
+from decision_traces.errors import RunExistsError, UsageError
 from decision_traces.page.bundle import write_bundle
 from decision_traces.page.notebook import _servers
 from decision_traces.page.serve import listen
@@ -55,11 +55,11 @@ def test_a_bundle_replaces_nothing_it_should_not(demo_run: Path, tmp_path: Path,
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     assert _exit_code(str(demo_run), "--bundle", str(tmp_path / "mine"), "--overwrite") == 1
-    assert "is no bundle" in capsys.readouterr().err and (tmp_path / "mine" / "thesis.txt").is_file()
+    assert "is not a bundle folder" in capsys.readouterr().err and (tmp_path / "mine" / "thesis.txt").is_file()
     with pytest.raises(UsageError, match="run itself"):
         write_bundle([demo_run], demo_run.parent, overwrite=True)
     write_bundle([demo_run], tmp_path / "site", limit=1)
-    with pytest.raises(UsageError, match="--overwrite replaces it"):
+    with pytest.raises(RunExistsError, match=r"already holds a bundle.*--overwrite"):
         write_bundle([demo_run], tmp_path / "site", limit=1)
     assert write_bundle([demo_run], tmp_path / "site", limit=1, overwrite=True).files > 20
 

@@ -13,6 +13,7 @@ from decision_traces.architectures.report import KINDS, STATUSES, counts, markdo
 from decision_traces.architectures.tiny import Kind, model_classes
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.errors import UsageError
+from decision_traces.folders.plain import new_file
 from decision_traces.models.load import quiet_transformers
 
 
@@ -50,7 +51,8 @@ def _run(config: ArchitecturesConfig) -> int:
                 console.print(_line(verdicts[-1]), soft_wrap=True)
     console.print("\n" + _summary(verdicts), soft_wrap=True)
     if config.out is not None:
-        config.out.write_text(markdown(verdicts), encoding="utf-8")
+        with new_file(config.out) as file:
+            file.write(markdown(verdicts).encode())
         console.print(f"Table: {config.out}", soft_wrap=True)
     return 0
 

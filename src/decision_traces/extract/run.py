@@ -34,6 +34,7 @@ from decision_traces.models.choice_head import choice_head
 from decision_traces.models.kernels import any_shape_of_batch
 from decision_traces.models.unembed_file import save_unembedding
 from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE, UNEMBED_DIR
+from decision_traces.store.ledger import is_begun
 from decision_traces.store.owned import run_place
 from decision_traces.store.place import default_root, run_id
 from decision_traces.store.proof import is_whole
@@ -69,13 +70,13 @@ def _run(job: Job, prepared: Prepared, place: FolderPlace, progress: Progress, c
     # Before anything is written: a workflow may find that it cannot be done with this model.
     workflow = job.workflow(_material(job, prepared))
     writer = _open_writer(job, place, prepared, plan)
-    if writer.complete:
-        return writer.finish()
-    if job.options.store_unembed:
-        _store_head(prepared, writer)
-    give_back(prepared.loaded.model)
-    clock.lap("plan_s")
     with _in_a_sentence(lambda: _what_is_left(writer, prepared)):
+        if writer.complete:
+            return writer.finish()
+        if job.options.store_unembed:
+            _store_head(prepared, writer)
+        give_back(prepared.loaded.model)
+        clock.lap("plan_s")
         return _extract_and_commit(job, prepared, workflow, plan, writer, progress, clock, now)
 
 
@@ -245,12 +246,13 @@ def _extract(
 
 def _what_is_left(writer: RunWriter, prepared: Prepared) -> str:
     """Remove a partial folder without a finished block, or say what is in it."""
-    if not writer.folder.is_dir() and is_whole(writer.run):
+    if not is_begun(writer.folder) and is_whole(writer.run):
         return f"It came too late: {writer.run} is finished."
-    if not writer.done:
+    done = range(prepared.layout.n_blocks) if writer.complete else writer.done
+    if not done:
         writer.discard()
         return "No block was written yet; nothing is left behind."
-    rows = sum(len(prepared.layout.rows(b)) for b in writer.done)
+    rows = sum(len(prepared.layout.rows(b)) for b in done)
     return (
         f"{rows} of {len(prepared.examples)} examples are kept in {writer.folder}; "
         f"the same command with --out_dir {writer.run} --resume goes on from there, deleting that folder starts over."

@@ -190,7 +190,7 @@ def sentences(place: FolderPlace) -> Iterator[None]:
 
 def _what_is_left(place: FolderPlace) -> str:
     """Remove a training without a finished epoch, or say what is in it."""
-    if not place.folder.is_dir() and is_whole(place.target):
+    if not is_begun(place.folder) and is_whole(place.target):
         return f"It came too late: {place.target} is finished."
     if not _epochs(place.folder):
         place.discard()

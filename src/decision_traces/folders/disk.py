@@ -38,7 +38,7 @@ def disk_errors(folder: Path, kept: str = _KEPT) -> Iterator[None]:
             raise DiskSpaceError(f"The disk of {folder} is full. {kept}.") from error
         if isinstance(error, OSError) and (error.errno == errno.ENOENT or not folder.exists()):
             raise RunError(
-                f"{folder} is gone: it was removed or renamed while the run was being written. Run the command again."
+                f"{folder} is gone: it was removed or renamed while it was being written. Run the command again."
             ) from error
         if isinstance(error, OSError):
             raise RunError(f"{folder} cannot be written: {error.strerror or error}.") from error

@@ -32,6 +32,8 @@ class FolderKind:
         is_whole: Whether a folder is a complete one, with all its files.
         owned_files: The files of a complete one that are ours. Raises RunExistsError where nothing proves it.
         unfinished_files: The files of one in the making that are ours. Raises RunExistsError where nothing proves it.
+        flag: What the user names the folder with.
+        resumable: Whether one in the making is worth keeping.
     """
 
     name: str
@@ -42,6 +44,8 @@ class FolderKind:
     is_whole: Callable[[Path], bool]
     owned_files: Callable[[Path], set[str]]
     unfinished_files: Callable[[Path], set[str]]
+    flag: str = "--out_dir"
+    resumable: bool = True
 
 
 def partial_folder(target: Path) -> Path:
@@ -169,7 +173,7 @@ class FolderPlace:
         there = next(p for p in (self.target, *self.target.parents) if p.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             what = "is a read-only folder" if there.is_dir() else "is a file"
-            raise RunError(f"{self.target} cannot be written: {there} {what}. Choose another --out_dir.")
+            raise RunError(f"{self.target} cannot be written: {there} {what}. Choose another {self._kind.flag}.")
 
     def _replaceable(self) -> set[str]:
         """Return the files that go when the target is replaced; raise if it must not be."""
@@ -182,7 +186,7 @@ class FolderPlace:
             )
         if not self._overwrite:
             raise RunExistsError(
-                f"{target} already holds a {kind.name}. Replace it with --overwrite, or choose another --out_dir."
+                f"{target} already holds a {kind.name}. Replace it with --overwrite, or choose another {kind.flag}."
             )
         ours = kind.owned_files(target)
         refuse_strangers(target, ours, "--overwrite")
@@ -203,12 +207,12 @@ class FolderPlace:
         if self._resume:
             for name in files_in(folder):
                 refuse_strange(folder, folder / name)
-        elif self._overwrite:
-            refuse_strangers(folder, ours, "--overwrite")
+        elif self._overwrite or not self._kind.resumable:
+            refuse_strangers(folder, ours, self._kind.flag)
         else:
             raise RunExistsError(
                 f"{folder} holds an unfinished {self._kind.name}. Go on with it by --resume, discard it by "
-                "--overwrite, or choose another --out_dir."
+                f"--overwrite, or choose another {self._kind.flag}."
             )
 
     def _is_replaced(self, folder: Path) -> bool:

@@ -1,17 +1,30 @@
 """The page and all it shows as plain files, at the same addresses, for any file server."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from decision_traces.errors import RunError, UsageError
+from decision_traces.errors import DamagedRunError, RunExistsError, UsageError
+from decision_traces.folders.disk import disk_errors
+from decision_traces.folders.place import FolderKind, FolderPlace
+from decision_traces.folders.removal import files_in
 from decision_traces.page import resources
 from decision_traces.page.app import STATIC
-from decision_traces.page.runs import opened
+from decision_traces.page.runs import PageRun, opened
+from decision_traces.store.folder import read_sealed, write_sealed
 
-_MARK: Final = "index.html"
+FILES_FILE: Final = "bundle.json"
+_BEGUN_FILE: Final = "bundle_begun.json"
+_MADE_BY: Final = {"made_by": "decision-traces view --bundle"}
+_MOST_BYTES: Final = 1 << 28
+_WRITTEN: Final = re.compile(
+    rf"api/.+\.(json|bin|u8|f16)|{_BEGUN_FILE}|{FILES_FILE}"
+    rf"|\.({_BEGUN_FILE}|{FILES_FILE})\.[0-9a-f]{{16}}\.partial"
+)
+_UNCHANGED: Final = "Nothing was changed. Free some space, or choose another place with --bundle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,50 +53,120 @@ def write_bundle(
         folder: Where.
         limit: The first so many examples of each.
         drawn_only: Leave attention out as numbers.
-        overwrite: Replace the folder if it holds a bundle already.
+        overwrite: Replace the bundle that is there, once the new one is complete.
 
     Raises:
-        RunError: One of the folders is no complete run, or the bundle cannot be written.
-        UsageError: The folder is there and is not to be replaced, or holds something else.
+        RunExistsError: The folder is there and is not to be replaced, or holds something that is not of a bundle.
+        RunError: One of the runs is not complete, or the bundle cannot be written.
+        UsageError: A run lies in the folder.
     """
     folder = folder.resolve()
-    _make_room(folder, [Path(run).resolve() for run in run_dirs], overwrite=overwrite)
+    if any(Path(run).resolve().is_relative_to(folder) for run in run_dirs):
+        raise UsageError(f"--bundle {folder}: the run itself lies there. Name another folder.")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: needs at least 1.")
     runs = opened(run_dirs)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        shutil.copytree(STATIC, partial)
-        files = [path for path in partial.rglob("*") if path.is_file()]
-        written = Written(len(files), sum(path.stat().st_size for path in files))
-        written = _put(partial / "api" / "runs.json", resources.runs(runs, bundle=True, exact=not drawn_only), written)
-        for run in runs:
-            n = run.store.n if limit is None else min(limit, run.store.n)
-            for path, make in resources.bundle_paths(run, n, exact=not drawn_only):
-                written = _put(partial / "api" / run.key / path, make(), written)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written ({error.strerror or error}).") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with FolderPlace(folder, BUNDLE, overwrite=overwrite) as place, disk_errors(folder, kept=_UNCHANGED):
+        place.begin()
+        try:
+            write_sealed(place.folder / _BEGUN_FILE, _MADE_BY)
+            written = _write(place.folder, runs, limit, drawn_only=drawn_only)
+            place.finish()
+        except BaseException:
+            place.discard()
+            raise
     return written
 
 
-def _put(path: Path, found: resources.Resource, written: Written) -> Written:
+def _write(folder: Path, runs: Sequence[PageRun], limit: int | None, *, drawn_only: bool) -> Written:
+    """Write everything, and last the sealed list of it."""
+    shutil.copytree(STATIC, folder, dirs_exist_ok=True)
+    _put(folder / "api" / "runs.json", resources.runs(runs, bundle=True, exact=not drawn_only))
+    for run in runs:
+        n = run.store.n if limit is None else min(limit, run.store.n)
+        for path, make in resources.bundle_paths(run, n, exact=not drawn_only):
+            _put(folder / "api" / run.key / path, make())
+    ours = sorted(unfinished_files(folder) - {_BEGUN_FILE})
+    files = {name: (folder / name).stat().st_size for name in ours}
+    write_sealed(folder / FILES_FILE, {**_MADE_BY, "files": files})
+    return Written(len(files), sum(files.values()))
+
+
+def _put(path: Path, found: resources.Resource) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(found.body)
-    return Written(written.files + 1, written.size + len(found.body))
 
 
-def _make_room(folder: Path, runs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse a folder that must not be replaced."""
-    if any(run.is_relative_to(folder.resolve()) for run in runs):
-        raise UsageError(f"--bundle {folder}: the run itself lies there. Name another folder.")
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / _MARK).is_file() or not (folder / "api" / "runs.json").is_file():
-        raise UsageError(f"--bundle {folder}: this is there and is no bundle. Name another folder.")
-    if not overwrite:
-        raise UsageError(f"--bundle {folder}: there is a bundle already. --overwrite replaces it.")
+# -- whose it is --------------------------------------------------------------------------------------------
+
+
+def is_begun(folder: Path) -> bool:
+    """Return whether a folder is a bundle in the making."""
+    try:
+        return read_sealed(folder, folder / _BEGUN_FILE, _MOST_BYTES) == _MADE_BY
+    except (DamagedRunError, OSError):
+        return False
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether a folder is a bundle of which no file is missing or cut short."""
+    try:
+        files = _listed(folder)
+        return bool(files) and all((folder / name).lstat().st_size == size for name, size in files.items())
+    except (DamagedRunError, OSError):
+        return False
+
+
+def owned_files(folder: Path) -> set[str]:
+    """Return the files of a bundle that are proved to be ours.
+
+    Raises:
+        RunExistsError: Nothing proves that it is one.
+    """
+    try:
+        return {*_listed(folder), FILES_FILE} | ({_BEGUN_FILE} if is_begun(folder) else set())
+    except (DamagedRunError, OSError) as error:
+        raise RunExistsError(
+            f"{folder} is not proved to be a bundle of decision-traces ({FILES_FILE}: {error}), so nothing of it is "
+            "removed. Move it away, or name another folder."
+        ) from error
+
+
+def unfinished_files(folder: Path) -> set[str]:
+    """Return the files of a bundle in the making that are proved to be ours.
+
+    Raises:
+        RunExistsError: Nothing proves that it is one.
+    """
+    there = set(files_in(folder))
+    if not is_begun(folder) and not all(name.startswith(f".{_BEGUN_FILE}.") for name in there):
+        raise RunExistsError(
+            f"{folder} is where the bundle would be built, and nothing proves that decision-traces made what is there. "
+            "Move it away, or name another folder; it was left as it is."
+        )
+    static = set(files_in(STATIC))
+    return {name for name in there if name in static or _WRITTEN.fullmatch(name)}
+
+
+def _listed(folder: Path) -> dict[str, int]:
+    value = read_sealed(folder, folder / FILES_FILE, _MOST_BYTES)
+    try:
+        if value.get("made_by") != _MADE_BY["made_by"]:
+            raise DamagedRunError("it is not of a bundle")
+        return {str(name): int(size) for name, size in value["files"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedRunError("it lists no files") from error
+
+
+BUNDLE: Final = FolderKind(
+    "bundle",
+    FILES_FILE,
+    _BEGUN_FILE,
+    (FILES_FILE,),
+    is_begun,
+    is_whole,
+    owned_files,
+    unfinished_files,
+    flag="--bundle",
+    resumable=False,
+)

@@ -104,7 +104,7 @@ class RunWriter:
                 (self.folder / PARTS_DIR).mkdir(exist_ok=True)
                 self._create_arrays()
                 self.links = self._can_link()
-        except RunError:
+        except BaseException:  # Ctrl-C as well: there is nothing yet that could be gone on with
             self.discard()
             raise
 
