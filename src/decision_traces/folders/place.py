@@ -13,7 +13,7 @@ from decision_traces.errors import RunError, RunExistsError
 from decision_traces.folders.disk import disk_errors
 from decision_traces.folders.exchange import leftovers, put_back, put_in_place
 from decision_traces.folders.lock import FolderLock
-from decision_traces.folders.plain import refuse_strange
+from decision_traces.folders.plain import refuse_strange_inside
 from decision_traces.folders.removal import files_in, refuse_strangers, remove
 
 UNTOUCHED: Final = "Nothing was written. Free some space, or choose another place with --out_dir"
@@ -205,8 +205,7 @@ class FolderPlace:
         if not self._kind.is_begun(folder):  # killed before there was anything to go on with
             return
         if self._resume:
-            for name in files_in(folder):
-                refuse_strange(folder, folder / name)
+            refuse_strange_inside(folder, folder)
         elif self._overwrite or not self._kind.resumable:
             refuse_strangers(folder, ours, self._kind.flag)
         else:

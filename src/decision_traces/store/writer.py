@@ -21,7 +21,6 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from decision_traces.errors import RunError
 from decision_traces.folders.disk import disk_errors
 from decision_traces.folders.place import UNTOUCHED, FolderPlace
-from decision_traces.folders.plain import refuse_strange_inside
 from decision_traces.folders.removal import remove
 from decision_traces.schema import ArraySpec, Site
 from decision_traces.store.appender import Appender
@@ -89,7 +88,6 @@ class RunWriter:
         ledger = writer.folder / LEDGER_FILE
         if not ledger.is_file():
             raise RunError(f"--resume: there is no unfinished run at {writer.folder}. Leave --resume out to begin one.")
-        refuse_strange_inside(writer.folder, writer.folder)
         with disk_errors(writer.folder):
             writer._go_on(plan)
         return writer
