@@ -73,7 +73,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 
 def begin_ledger(path: Path, plan: Mapping[str, Any]) -> None:
     """Write the first line: what made the folder, and what a resumed run must agree with."""
-    rewrite_ledger(path, [{**_MADE_BY, "plan": plan}])
+    _write(path, [{**_MADE_BY, "plan": plan}])
 
 
 def is_begun(folder: Path) -> bool:
@@ -86,7 +86,13 @@ def is_begun(folder: Path) -> bool:
     return isinstance(first, dict) and first.items() >= _MADE_BY.items() and isinstance(first.get("plan"), dict)
 
 
-def rewrite_ledger(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write the whole ledger: a torn last line is left out, so that what is appended begins on a line of its own."""
+def mend_ledger(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Leave a torn last line out, so that what is appended begins on a line of its own."""
+    raw = path.read_bytes()
+    if not raw.endswith(b"\n") or raw.count(b"\n") != len(records):
+        _write(path, records)
+
+
+def _write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     with new_file(path) as whole:
         whole.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode())

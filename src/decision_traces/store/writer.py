@@ -34,7 +34,7 @@ from decision_traces.store.folder import (
 )
 from decision_traces.store.frames import FrameMaker
 from decision_traces.store.layout import RunLayout
-from decision_traces.store.ledger import LEDGER_FILE, Ledger, begin_ledger, read_ledger, rewrite_ledger
+from decision_traces.store.ledger import LEDGER_FILE, Ledger, begin_ledger, mend_ledger, read_ledger
 from decision_traces.store.open_block import OpenBlock
 from decision_traces.store.owned import PARTS_DIR, PROBES, is_kept, is_part
 from decision_traces.store.processes import ShardProcess
@@ -121,7 +121,7 @@ class RunWriter:
         if not self.done:
             self._begin(plan)
             return
-        rewrite_ledger(ledger, [begun, *blocks])
+        mend_ledger(ledger, [begun, *blocks])
         self.bytes_written = sum(record["bytes"] for record in self.done.values())
         for spec in self.layout.specs:
             self._arrays[spec.name] = zarr.open_array(self.folder / spec.path, mode="r+")
