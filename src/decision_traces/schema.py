@@ -38,6 +38,7 @@ RESULTS: Final[Mapping[str, tuple[str, ...]]] = {
         "compare.parquet", "attention_heads.parquet", "probe.parquet", "calibration.parquet",
         "compare.png", "attention_heads.png", "probe.png", "calibration.png",
     ),
+    "compare_by": ("compare_by.parquet", "probe_by.parquet", "compare_by.png", "probe_by.png"),
 }  # fmt: skip
 """Command to what its result, the folder `analysis/COMMAND`, may hold beside its `record.json`."""
 

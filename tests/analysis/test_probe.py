@@ -92,7 +92,7 @@ def test_a_subsample_is_as_even_as_the_run_allows(tmp_path: Path) -> None:
 
 def test_too_few_of_a_class_are_refused_with_the_counts(tmp_path: Path) -> None:
     store = decoder(tmp_path / "run", truth=np.arange(N) < 3)
-    with pytest.raises(UsageError, match="5 folds needs 5 right and 5 wrong examples; there are 3 right and 57 wrong"):
+    with pytest.raises(UsageError, match="5 folds needs 5 examples of each class; there are 3 right and 57 wrong"):
         probe_correctness(store)
     assert probe_correctness(store, folds=3, shuffles=1).auroc.shape == (4, 3)
     for wrong in ({"folds": 1}, {"shuffles": 0}, {"max_examples": 0}):

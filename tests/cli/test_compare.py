@@ -122,6 +122,54 @@ def test_a_choice_run_is_compared_by_its_choices(tmp_path: Path, capsys: pytest.
     assert len(pd.read_parquet(tmp_path / "run" / "analysis" / "compare" / "compare.parquet")) == 3 + 6 * 2 * 4
 
 
+def by_column(arrays: dict, table: pd.DataFrame) -> None:
+    """Kinds whose answers are surer one after the other; head 2 of layer 1 as `tell` has it."""
+    tell(arrays, table)
+    table["kind"] = np.array(["x", "y", "z"])[np.arange(N) % 3]
+    table["next_entropy"] = np.arange(N) % 3 + np.arange(N) / 1000
+    table["known"], table["weight"] = TRUTH, np.arange(N) % 3 * 2.5 + 1 + np.arange(N) / 100
+
+
+def test_groups_of_a_column_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tiny = TinyRun(lengths=LENGTHS, n_positions=6, links=False, capture=("attn", "resid"))
+    build_run(tmp_path / "run", tiny, by_column)
+    options = (str(tmp_path / "run"), "--n_boot", "20", "--folds", "3", "--by")
+    folder = tmp_path / "run" / "analysis" / "compare_by"
+
+    assert exit_code(compare.main, *options, "kind") == 0
+    printed = capsys.readouterr().out
+    assert "x (8)" in printed and "the rest (16)" in printed and "Probe of kind: 8 x, 8 y, 8 z" in printed
+    table = pd.read_parquet(folder / "compare_by.parquet")
+    entropy = table[table["figure"] == "answer_entropy"].set_index("group")
+    assert entropy["against"].tolist() == ["the rest"] * 3 and entropy["n_against"].tolist() == [16] * 3
+    assert entropy.loc["z", "mean_group"] == pytest.approx(2.0125) and entropy.loc["x", "auroc"] == 0
+    assert pd.read_parquet(folder / "probe_by.parquet")["chance"].tolist() == [pytest.approx(1 / 3)] * 4
+
+    assert exit_code(compare.main, *options, "known") == 0
+    assert "true (12)" in capsys.readouterr().out
+    sink = pd.read_parquet(folder / "compare_by.parquet").query("figure == 'first_mass' and layer == 1 and head == 2")
+    assert sink["mean_group"].tolist() == [1.0] and sink["against"].tolist() == ["false"]
+
+    assert exit_code(compare.main, *options, "weight") == 0
+    assert "correlations" in capsys.readouterr().out
+    table = pd.read_parquet(folder / "compare_by.parquet").set_index("figure")
+    assert table.loc["answer_entropy", "r"] > 0.99 and table.loc["answer_entropy", "n"] == N
+    # Of the table that this test made up some checks do not hold; of the results all do.
+    assert {check.array for check in failures(validate_run(tmp_path / "run"))} == {"tokens.parquet"}
+
+    assert exit_code(compare.main, *options, "kinds") == 1
+    assert "kinds is no column of tokens.parquet" in capsys.readouterr().err
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    build_run(tmp_path / "run", replace(DECODER, capture=()))
+    assert exit_code(compare.main, str(tmp_path / "run"), "--n_boot", "5") == 0
+    printed = capsys.readouterr().out
+    assert "No attention heads: This run did not capture `attn` (--capture attn)." in printed
+    assert "No decision depth: This run captured neither `hidden` nor `resid`" in printed
+    assert "No probe: " in printed and "`hidden` among the words of --capture" in printed
+
+
 @pytest.mark.parametrize("wrong", [("--n_boot", "0"), ("--folds", "1"), ("--max_examples", "0")])
 def test_a_number_that_makes_no_sense_is_refused(
     wrong: tuple[str, str], run: Path, capsys: pytest.CaptureFixture

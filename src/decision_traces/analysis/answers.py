@@ -60,24 +60,38 @@ def final_answers(store: TraceStore) -> FinalAnswers:
     Raises:
         UsageError: The run has no predictions, or not one whose truth is known.
     """
+    answers = all_answers(store)
+    known = answers[answers["correct"].notna()]
+    if len(known) == 0:
+        column = _verdict(store)
+        raise UsageError(f"{store.run_dir} has no example of which the right answer is known ({column} is all null).")
+    return FinalAnswers(
+        row=known.index.to_numpy(dtype=np.int64),
+        example_id=tuple(map(str, known["example_id"])),
+        correct=known["correct"].to_numpy(dtype=bool),
+        **{name: known[name].to_numpy(dtype=np.float64) for name in FINAL_FIGURES},
+    )
+
+
+def all_answers(store: TraceStore) -> pd.DataFrame:
+    """Return the final answer of every example, one row each: `example_id`, `correct` (null: unknown), the figures.
+
+    Raises:
+        UsageError: The run has no predictions.
+    """
+    column = _verdict(store)
+    table = read_columns(store, ("example_id", column, *_NEXT_TOKEN, *_CHOICES)).to_pandas()
+    figures = _of_choices(table) if column == "is_correct" else _of_next_token(table)
+    named = {"example_id": table["example_id"], "correct": table[column].astype("boolean")}
+    return pd.DataFrame(named | dict(zip(FINAL_FIGURES, figures, strict=True)))
+
+
+def _verdict(store: TraceStore) -> str:
+    """Return the column that says whether an answer is right."""
     column = next((c for c in ("is_correct", "next_correct") if c in store.columns), None)
     if column is None:
         raise UsageError(f"{store.run_dir} has no predictions: neither next_correct nor is_correct is in its table.")
-    everything = read_columns(store, ("example_id", column, *_NEXT_TOKEN, *_CHOICES)).to_pandas()
-    known = everything[column].notna().to_numpy(dtype=bool)
-    rows = np.flatnonzero(known).astype(np.int64)
-    if len(rows) == 0:
-        raise UsageError(f"{store.run_dir} has no example of which the right answer is known ({column} is all null).")
-    table = everything.iloc[rows]
-    figures = _of_choices(table) if column == "is_correct" else _of_next_token(table)
-    return FinalAnswers(
-        row=rows,
-        example_id=tuple(map(str, table["example_id"])),
-        correct=table[column].to_numpy(dtype=bool),
-        answer_prob=figures[0],
-        answer_entropy=figures[1],
-        answer_margin=figures[2],
-    )
+    return column
 
 
 def _of_next_token(table: pd.DataFrame) -> list[np.ndarray]:

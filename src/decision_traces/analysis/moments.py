@@ -66,14 +66,14 @@ def resampled(values: Float64[np.ndarray, "n m"], n_boot: int, rng: np.random.Ge
     # Around the mean, sums of squares lose no digits.
     deviation = np.where(finite, values, 0.0) - present * centre
     parts: list[list[np.ndarray]] = []
-    for counts in _draws(len(values), n_boot, rng):
+    for counts in draws(len(values), n_boot, rng):
         size, total = counts @ present, counts @ deviation
         mean = divide(total, size)
         parts.append([size, mean + centre, np.maximum(counts @ deviation**2 - total * np.nan_to_num(mean), 0.0)])
     return Moments(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def _draws(n: int, n_boot: int, rng: np.random.Generator) -> Iterator[Float64[np.ndarray, "some n"]]:
+def draws(n: int, n_boot: int, rng: np.random.Generator) -> Iterator[Float64[np.ndarray, "some n"]]:
     """Yield how often each of n members is drawn, some draws at a time."""
     step = max(1, _COUNTS_BYTES // (8 * max(1, n)))
     for start in range(0, n_boot, step):

@@ -1,24 +1,23 @@
 """Does a layer know whether the answer will be right? A linear probe per depth, beside one on shuffled labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 
 from decision_traces.analysis.answers import final_answers
-from decision_traces.analysis.columns import read_columns
-from decision_traces.analysis.requirements import need_whole
+from decision_traces.analysis.probe_states import answer_states
 from decision_traces.errors import UsageError
-from decision_traces.schema import DEPTH
 from decision_traces.store.reader import TraceStore
 
 # Strong L2 on standardised features: with more dimensions than examples a weak one separates any labels, and the
 # optimum lies far out. It also lets L-BFGS converge in tens of steps.
 _INVERSE_L2: Final = 1e-3
 _MOST_STEPS: Final = 2000
+_PENALTIES: Final = tuple(10.0**power for power in range(-1, 7))
 SCORES: Final = ("auroc", "balanced_accuracy", "control_auroc", "control_balanced_accuracy")
 
 
@@ -94,12 +93,11 @@ def probe_correctness(
 ) -> ProbeResult:
     """Predict from the hidden state at each depth whether the answer is right.
 
-    The state is taken where the answer is given: at `next_pos`, or `answer_pos` in decoder runs over multiple
-    choice; in encoder runs at the first token of the choice that was picked. Memory: one vector per example and
-    depth at a time, in float64 for the examples used.
+    The state is taken where the answer is given; see `answer_states`. Memory: one vector per example and depth at a
+    time, in float64 for the examples used.
 
     Args:
-        store: A run that captured `hidden` and has predictions.
+        store: A run that captured `hidden` or `resid` and has predictions.
         folds: Of the stratified cross-validation.
         max_examples: Use no more than these, as evenly from right and wrong as there are; all where left out.
         shuffles: Of the labels, for the control.
@@ -107,44 +105,42 @@ def probe_correctness(
         progress: Called with (depths done, of how many).
 
     Raises:
-        NotCapturedError: The run did not capture `hidden`.
+        NotCapturedError: The run captured neither `hidden` nor `resid`.
         UsageError: Right or wrong examples are fewer than folds (the message says how many there are), the run
             has no predictions, a number makes no sense, or the run does not keep all layers.
         SelectionError: The run does not keep the position at which some answer is given.
     """
     if shuffles < 1 or (max_examples is not None and max_examples < 1):
         raise UsageError(f"shuffles and max_examples must be 1 or more, got {shuffles} and {max_examples}.")
-    answers = final_answers(store)
-    of_encoder = (a for a in ("enc_mc_hidden", "enc_hidden") if store.has(a) and store.sides[0] == "enc")
-    name = next(of_encoder, "dec_hidden")  # an encoder-decoder answers in its decoder
-    array, place = store.array(name), _place(store, name)
-    need_whole(array, "a probe at every depth")
-    usable = place.is_there[answers.row]
-    chosen = np.flatnonzero(usable)[_subsample(answers.correct[usable], max_examples, seed)]
+    answers, states = final_answers(store), answer_states(store)
+    usable = np.flatnonzero(states.is_there[answers.row])
+    chosen = usable[even_subsample((~answers.correct[usable]).astype(np.int64), max_examples, seed)]
     rows, correct = answers.row[chosen], answers.correct[chosen]
     check_folds(correct, folds)
-    depths, scores = array.size(DEPTH), []
-    for depth in range(depths):
-        states = store.gather(name, layer=depth, position=place.position)[rows]
-        if place.choice is not None:
-            states = states[np.arange(len(rows)), place.choice[rows]]
-        scores.append(_scores(states.astype(np.float64), correct, folds, shuffles, seed))
+    scores = []
+    for depth in range(len(states)):
+        scores.append(_scores(states.at(depth, rows), correct, folds, shuffles, seed))
         if progress is not None:
-            progress(depth + 1, depths)
+            progress(depth + 1, len(states))
     stacked = {score: np.stack([s[score] for s in scores]) for score in SCORES}
     return ProbeResult(n_right=int(correct.sum()), n_wrong=int((~correct).sum()), **stacked)
 
 
 def cross_validate(
-    features: Float[np.ndarray, "n d"], labels: Bool[np.ndarray, " n"], *, folds: int = 5, seed: int = 0
+    features: Float[np.ndarray, "n d"],
+    labels: Bool[np.ndarray, " n"] | Int[np.ndarray, " n"],
+    *,
+    folds: int = 5,
+    seed: int = 0,
 ) -> FoldScores:
     """Fit a linear probe on all folds but one and score it on that one, for each fold.
 
-    Logistic regression with L2 on features standardised on the fitting folds, classes weighted to count alike.
+    Logistic regression with L2 on features standardised on the fitting folds, classes weighted to count alike. Of
+    more than two classes the AUROC is the mean over each of them against the rest.
 
     Args:
         features: (n, d).
-        labels: (n,).
+        labels: (n,) true or false, or the number of a class.
         folds: Stratified and shuffled.
         seed: Of the shuffle.
 
@@ -163,24 +159,70 @@ def cross_validate(
         model = LogisticRegression(C=_INVERSE_L2, class_weight="balanced", max_iter=_MOST_STEPS)
         probe = make_pipeline(StandardScaler(), model).fit(features[fitted], labels[fitted])
         margin = probe.decision_function(features[held])
-        auroc.append(roc_auc_score(labels[held], margin))
-        balanced.append(balanced_accuracy_score(labels[held], margin > 0))
+        one_each = [margin] if margin.ndim == 1 else margin.T
+        classes = probe.classes_[-len(one_each) :]
+        areas = [roc_auc_score(labels[held] == c, m) for c, m in zip(classes, one_each, strict=True)]
+        auroc.append(np.mean(areas))
+        balanced.append(balanced_accuracy_score(labels[held], probe.predict(features[held])))
     return FoldScores(np.array(auroc, np.float64), np.array(balanced, np.float64))
 
 
-def check_folds(labels: Bool[np.ndarray, " n"], folds: int) -> None:
-    """Refuse a cross-validation whose folds cannot all hold both classes.
+def cross_validate_number(
+    features: Float[np.ndarray, "n d"], values: Float[np.ndarray, " n"], *, folds: int = 5, seed: int = 0
+) -> Float64[np.ndarray, " fold"]:
+    """Fit a linear probe of a number on all folds but one; return its R² on that one, for each fold.
+
+    Ridge regression on features standardised on the fitting folds, its penalty chosen on these alone.
+
+    Args:
+        features: (n, d).
+        values: (n,) the numbers.
+        folds: Shuffled.
+        seed: Of the shuffle.
+
+    Raises:
+        UsageError: There are fewer than two examples a fold.
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import KFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if len(values) < 2 * folds:
+        raise UsageError(f"A probe of a number in {folds} folds needs {2 * folds} examples; there are {len(values)}.")
+    scores = []
+    for fitted, held in KFold(folds, shuffle=True, random_state=seed).split(features):
+        probe = make_pipeline(StandardScaler(), RidgeCV(_PENALTIES)).fit(features[fitted], values[fitted])
+        scores.append(r2_score(values[held], probe.predict(features[held])))
+    return np.array(scores, np.float64)
+
+
+def check_folds(labels: Bool[np.ndarray, " n"] | Int[np.ndarray, " n"], folds: int) -> None:
+    """Refuse a cross-validation whose folds cannot all hold all classes; see `check_counts`."""
+    if labels.dtype == bool:
+        check_counts({"right": int(labels.sum()), "wrong": int((~labels).sum())}, folds)
+    else:
+        check_counts({f"of class {c}": int((labels == c).sum()) for c in np.unique(labels)}, folds)
+
+
+def check_counts(sizes: Mapping[str, int], folds: int) -> None:
+    """Refuse a cross-validation whose folds cannot all hold all classes.
+
+    Args:
+        sizes: Members of each class.
+        folds: How many folds.
 
     Raises:
         UsageError: A class has fewer members than folds, or folds are fewer than two.
     """
-    right, wrong = int(labels.sum()), int((~labels).sum())
     if folds < 2:
         raise UsageError(f"A cross-validation needs 2 folds or more, got {folds}.")
-    if min(right, wrong) < folds:
+    if min(sizes.values()) < folds:
+        counts = [f"{n} {name}" for name, n in sizes.items()]
         raise UsageError(
-            f"A probe in {folds} folds needs {folds} right and {folds} wrong examples; there are {right} right and "
-            f"{wrong} wrong. Take fewer folds, or a run with more examples."
+            f"A probe in {folds} folds needs {folds} examples of each class; there are {', '.join(counts[:-1])} and "
+            f"{counts[-1]}. Take fewer folds, or a run with more examples."
         )
 
 
@@ -199,35 +241,21 @@ def _scores(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where each example's answer is given: the position, and the choice where a run has choices."""
+def even_subsample(codes: Int64[np.ndarray, " n"], most: int | None, seed: int) -> Int64[np.ndarray, " k"]:
+    """Return which examples to use: even classes serve a probe best, and its scores do not depend on their shares.
 
-    position: Int64[np.ndarray, "n ..."]
-    is_there: Bool[np.ndarray, " n"]
-    choice: Int64[np.ndarray, " n"] | None = None
-
-
-def _place(store: TraceStore, name: str) -> _Place:
-    def whole(column: str) -> np.ndarray:
-        values: np.ndarray = read_columns(store, (column,)).to_pandas()[column].to_numpy(np.int64, na_value=-1)
-        return values
-
-    if name.startswith("enc_"):
-        choice = whole("pred_idx") if name == "enc_mc_hidden" else None
-        return _Place(store.spans.start, np.ones(store.n, bool) if choice is None else choice >= 0, choice)
-    column = next((c for c in ("answer_pos", "next_pos") if c in store.columns), None)
-    if column is None:
-        raise UsageError(f"{store.run_dir} does not say at which token it answers: no answer_pos and no next_pos.")
-    position = whole(column)
-    return _Place(position, position >= 0)
-
-
-def _subsample(correct: Bool[np.ndarray, " n"], most: int | None, seed: int) -> Int64[np.ndarray, " k"]:
-    """Return which examples to use: even classes serve a probe best, and its scores do not depend on their shares."""
-    if most is None or len(correct) <= most:
-        return np.arange(len(correct))
+    Args:
+        codes: (n,) class of each, from 0 on.
+        most: How many to use; all where left out.
+        seed: Of the choice.
+    """
+    if most is None or len(codes) <= most:
+        return np.arange(len(codes))
     rng = np.random.default_rng([seed, 0])
-    right, wrong = (rng.permutation(np.flatnonzero(correct == truth)) for truth in (True, False))
-    take_wrong = min(len(wrong), max(most // 2, most - len(right)))
-    return np.sort(np.concatenate([right[: most - take_wrong], wrong[:take_wrong]]))
+    members = [rng.permutation(np.flatnonzero(codes == code)) for code in range(int(codes.max()) + 1)]
+    taken: list[np.ndarray] = []
+    # The rarest first: what they leave, the others share.
+    for left, rank in enumerate(sorted(range(len(members)), key=lambda code: len(members[code]))):
+        share = -(-(most - sum(map(len, taken))) // (len(members) - left))
+        taken.append(members[rank][:share])
+    return np.sort(np.concatenate(taken))

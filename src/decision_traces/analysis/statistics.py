@@ -55,6 +55,7 @@ class GroupComparison:
             false finds to expect among figures with a q up to this one.
         level: Of the intervals.
         n_compared: Figures compared together, which may be more than are kept here.
+        groups: What the two groups are called, where they are others than right and wrong.
 
     Difference, d, AUROC, p and q are NaN where a group has fewer than two members.
     """
@@ -72,6 +73,7 @@ class GroupComparison:
     q_value: Float64[np.ndarray, " m"]
     level: float
     n_compared: int
+    groups: tuple[str, str] = ("right", "wrong")
 
     def __post_init__(self) -> None:
         """Check that all fields speak of the same figures."""
@@ -100,11 +102,19 @@ class GroupComparison:
         return self.take([int(i) for i in order if np.isfinite(size[i])][:k])
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per figure; `<estimate>_low` and `<estimate>_high` beside each estimate."""
+        """Return one row per figure; `<estimate>_low` and `<estimate>_high` beside each estimate.
+
+        Of other groups than right and wrong, their names stand in `group` and `against`, and columns are `n_group`,
+        `n_against`, `mean_group` and `mean_against`.
+        """
         columns: dict[str, object] = {"figure": list(self.figure), **self.axes}
-        columns |= {"n_right": self.n_right, "n_wrong": self.n_wrong}
+        called = {"right": "right", "wrong": "wrong"}
+        if self.groups != ("right", "wrong"):
+            columns |= {"group": self.groups[0], "against": self.groups[1]}
+            called = {"right": "group", "wrong": "against"}
+        columns |= {f"n_{called['right']}": self.n_right, f"n_{called['wrong']}": self.n_wrong}
         for name in ("right", "wrong", "difference", "cohen_d"):
-            estimate, column = getattr(self, name), f"mean_{name}" if name in {"right", "wrong"} else name
+            estimate, column = getattr(self, name), f"mean_{called[name]}" if name in called else name
             columns |= {column: estimate.value, f"{column}_low": estimate.low, f"{column}_high": estimate.high}
         return pd.DataFrame(columns | {name: getattr(self, name) for name in ("auroc", "p_value", "q_value")})
 
@@ -117,8 +127,9 @@ def compare_groups(
     n_boot: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    groups: tuple[str, str] = ("right", "wrong"),
 ) -> GroupComparison:
-    """Compare figures of right and wrong examples.
+    """Compare figures of right and wrong examples, or of any two groups.
 
     Intervals are percentile bootstrap intervals (Efron 1979): right and wrong examples are drawn apart, each group
     with its own size. Memory: the figures in float64, some (n_boot, 256) arrays, and tens of MB for the draws.
@@ -126,28 +137,37 @@ def compare_groups(
     Args:
         figures: Name to values, one per example, (n,), or (n, depth), (n, layer, head) and the like. What is not
             finite is left out of that figure alone.
-        correct: (n,) whether the example is right.
+        correct: (n,) whether the example is right; of any two groups, whether it is in the first.
         axes: Names of the axes after the first, the same for all figures.
         n_boot: Bootstrap draws.
         level: Of the intervals.
         seed: Of the draws.
+        groups: What the two groups are called.
 
     Raises:
         UsageError: The shapes do not agree, or n_boot or level makes no sense.
     """
+    values, names, places = flattened(figures, len(correct), axes)
+    return replace(_compare(values, correct, names, places, (n_boot, level, seed)), groups=groups)
+
+
+def flattened(
+    figures: Mapping[str, Float[np.ndarray, "n ..."]], n: int, axes: Sequence[str]
+) -> tuple[Float64[np.ndarray, "n m"], tuple[str, ...], dict[str, Int64[np.ndarray, " m"]]]:
+    """Return figures of n examples as columns, with the name of each and its place on the axes.
+
+    Raises:
+        UsageError: Their shapes do not agree.
+    """
     shapes = {values.shape for values in figures.values()}
     shape = next(iter(shapes), ())
-    if len(shapes) != 1 or len(shape) != 1 + len(axes) or shape[0] != len(correct):
-        raise UsageError(f"Figures of {len(correct)} examples with axes {tuple(axes)} cannot have shapes {shapes}.")
+    if len(shapes) != 1 or len(shape) != 1 + len(axes) or shape[0] != n:
+        raise UsageError(f"Figures of {n} examples with axes {tuple(axes)} cannot have shapes {shapes}.")
     size = math.prod(shape[1:])
-    places = np.indices(shape[1:]).reshape(len(axes), size)
-    return _compare(
-        np.concatenate([v.reshape(len(correct), size) for v in figures.values()], axis=1).astype(np.float64),
-        correct,
-        tuple(name for name in figures for _ in range(size)),
-        {axis: np.tile(places[i], len(figures)) for i, axis in enumerate(axes)},
-        (n_boot, level, seed),
-    )
+    at = np.indices(shape[1:]).reshape(len(axes), size)
+    columns = np.concatenate([v.reshape(n, size) for v in figures.values()], axis=1).astype(np.float64)
+    names = tuple(name for name in figures for _ in range(size))
+    return columns, names, {axis: np.tile(at[i], len(figures)) for i, axis in enumerate(axes)}
 
 
 def compare_frame(
@@ -221,10 +241,13 @@ def _compare(
         n_wrong=joined["n_wrong"].astype(np.int64),
         auroc=joined["auroc"],
         p_value=joined["p_value"],
-        q_value=_false_discovery(joined["p_value"]),
+        q_value=false_discovery(joined["p_value"]),
         level=level,
         n_compared=len(figure),
-        **estimates,
+        right=estimates["right"],
+        wrong=estimates["wrong"],
+        difference=estimates["difference"],
+        cohen_d=estimates["cohen_d"],
     )
 
 
@@ -287,7 +310,8 @@ def _is_exact(
     return exact
 
 
-def _false_discovery(p_value: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
+def false_discovery(p_value: Float64[np.ndarray, " m"]) -> Float64[np.ndarray, " m"]:
+    """Return p-values after Benjamini & Hochberg (1995), over those that are not NaN."""
     from scipy.stats import false_discovery_control
 
     tested, q_value = np.isfinite(p_value), np.full(p_value.shape, np.nan)

@@ -1,7 +1,8 @@
-"""`decision-traces compare`: how right answers differ from wrong ones, in all that a run holds."""
+"""`decision-traces compare`: how right answers differ from wrong ones, or any groups, in all that a run holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
@@ -10,28 +11,35 @@ import pyarrow as pa
 import tyro
 from rich.console import Console
 
-from decision_traces.analysis.answers import FINAL_FIGURES, FinalAnswers, final_answers
-from decision_traces.analysis.attention import ATTENTION_ARRAYS, HeadMeans, attention_statistics
+from decision_traces.analysis.answers import final_answers
+from decision_traces.analysis.attention import HeadMeans
 from decision_traces.analysis.calibration import Calibration, calibrate
-from decision_traces.analysis.patterns import ATTENTION_FIGURES
+from decision_traces.analysis.correlation import Correlation, correlate
+from decision_traces.analysis.label_probe import LabelProbe, probe_label
+from decision_traces.analysis.labels import Labels, labels_of
 from decision_traces.analysis.probe import ProbeResult, probe_correctness
-from decision_traces.analysis.statistics import GroupComparison, compare_frame, compare_groups
+from decision_traces.analysis.run_figures import CORRECT, RunFigures, run_figures
+from decision_traces.analysis.statistics import GroupComparison, compare_groups
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run
-from decision_traces.errors import TraceError, UsageError
+from decision_traces.errors import NotCapturedError, SelectionError, TraceError, UsageError
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.table import write_table
-from decision_traces.views.comparison_tables import calibration_table, comparison_table, probe_table
+from decision_traces.views.comparison_tables import (
+    calibration_table,
+    comparison_table,
+    correlation_table,
+    label_probe_table,
+    probe_table,
+)
 from decision_traces.views.comparisons import save_forest
 from decision_traces.views.head_maps import save_head_maps
 from decision_traces.views.probes import save_probe
 from decision_traces.views.reliability import save_reliability
 from decision_traces.views.style import run_title
 
-ANSWER, DEPTH, HEADS = "The final answer", "When it was decided", "Attention heads"
 _HEADS_SHOWN: Final = 12
-_HIDDEN: Final = ("dec_hidden", "enc_hidden", "enc_mc_hidden")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,8 @@ class CompareCommand:
 
     Attributes:
         run: The run folder.
+        by: Compare by this column of tokens.parquet instead: its classes (two with one another, of more each with the
+            rest), or how all that goes with its numbers.
         seed: Of bootstrap draws, folds, subsample and shuffles.
         n_boot: Bootstrap draws.
         folds: Of the probe's cross-validation.
@@ -50,6 +60,7 @@ class CompareCommand:
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    by: str | None = None
     seed: int = 0
     n_boot: int = 2000
     folds: int = 5
@@ -63,10 +74,11 @@ class CompareCommand:
 class _Findings:
     """What was found; `left_out` says why the rest could not be."""
 
-    sections: dict[str, GroupComparison]
+    title: str
+    sections: dict[str, GroupComparison | Correlation] = field(default_factory=dict)
     calibration: Calibration | None = None
     heads: HeadMeans | None = None
-    probe: ProbeResult | None = None
+    probe: ProbeResult | LabelProbe | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -75,24 +87,12 @@ def run(args: CompareCommand) -> int:
     console, store = make_console(), TraceStore(args.run)
     console.quiet = args.quiet
     _check(args)
-    with kept_in_run(store, "compare", args, console) as folder:
-        found = _compare(store, args, make_console(stderr=True))
-        _write(found, store, folder)
+    labels = None if args.by is None else labels_of(store, args.by)
+    with kept_in_run(store, "compare" if labels is None else "compare_by", args, console) as folder:
+        found = _right_against_wrong(store, args) if labels is None else _by(store, labels, args)
+        _write(found, store, folder, "" if labels is None else "_by")
         _print(found, console)
     return 0
-
-
-def _compare(store: TraceStore, args: CompareCommand, errors: Console) -> _Findings:
-    answers = final_answers(store)
-    found = _Findings({ANSWER: _answers(answers, args)})
-    try:
-        found.calibration = calibrate(answers.answer_prob, answers.correct)
-    except TraceError as reason:
-        found.left_out["calibration"] = str(reason)
-    _add_depth(found, store, answers, args)
-    _add_heads(found, store, answers, args, errors)
-    _add_probe(found, store, args, errors)
-    return found
 
 
 def _check(args: CompareCommand) -> None:
@@ -102,74 +102,74 @@ def _check(args: CompareCommand) -> None:
             raise UsageError(f"{flag} {value}: needs at least {smallest}.")
 
 
-def _answers(answers: FinalAnswers, args: CompareCommand) -> GroupComparison:
-    figures = {name: getattr(answers, name) for name in FINAL_FIGURES}
-    return compare_groups(figures, answers.correct, n_boot=args.n_boot, seed=args.seed)
-
-
-def _add_depth(found: _Findings, store: TraceStore, answers: FinalAnswers, args: CompareCommand) -> None:
-    """Compare decision depth, where the run captured hidden states and its model can be loaded."""
-    if not (store.has("dec_hidden") or store.has("enc_mc_hidden")):
-        return
-    # Here and not above: without hidden states there is no need of torch.
-    from decision_traces.analysis.run_depth import run_depth
-
+def _right_against_wrong(store: TraceStore, args: CompareCommand) -> _Findings:
+    answers = final_answers(store)
+    figures = _figures(store, args)
+    found = _Findings("Right against wrong answers", heads=figures.heads, left_out=figures.left_out)
     try:
-        depth = run_depth(store, args.model_path, trust_remote_code=args.trust_remote_code)
+        found.calibration = calibrate(answers.answer_prob, answers.correct)
     except TraceError as reason:
-        found.left_out["decision depth"] = str(reason)
-        return
-    truth = answers.to_frame()[["example_id", "correct"]]
-    frame = depth.to_frame().drop(columns="correct").merge(truth, on="example_id")
-    found.sections[DEPTH] = compare_frame(frame, ("stable_from", "flips"), n_boot=args.n_boot, seed=args.seed)
+        found.left_out["calibration"] = str(reason)
+    for name, section in figures.sections.items():
+        values = {n: v[answers.row] for n, v in section.figures.items() if n != CORRECT}
+        found.sections[name] = compare_groups(
+            values, answers.correct, axes=section.axes, n_boot=args.n_boot, seed=args.seed
+        )
+    _add_probe(found, args, partial(probe_correctness, store))
+    return found
 
 
-def _add_heads(
-    found: _Findings, store: TraceStore, answers: FinalAnswers, args: CompareCommand, errors: Console
-) -> None:
-    """Compare what heads look at, where the run captured attention; a choice run by the mean over its choices."""
-    if not any(store.has(name) for name in ATTENTION_ARRAYS):
-        return
-    with counting(errors, "attention", quiet=args.quiet) as progress:
-        statistics = attention_statistics(store, progress=progress)
-    values = statistics.by_example()
-    found.heads = statistics.per_head()
-    found.sections[HEADS] = compare_groups(
-        {name: values.figure(name)[answers.row] for name in ATTENTION_FIGURES},
-        answers.correct,
-        axes=("layer", "head"),
-        n_boot=args.n_boot,
-        seed=args.seed,
-    )
-
-
-def _add_probe(found: _Findings, store: TraceStore, args: CompareCommand, errors: Console) -> None:
-    if not any(store.has(name) for name in _HIDDEN):
-        return
-    with counting(errors, "probe", quiet=args.quiet) as progress:
-        try:
-            found.probe = probe_correctness(
-                store, folds=args.folds, max_examples=args.max_examples, seed=args.seed, progress=progress
+def _by(store: TraceStore, labels: Labels, args: CompareCommand) -> _Findings:
+    """Compare the classes of a column, or correlate with its numbers."""
+    figures = _figures(store, args)
+    found = _Findings(f"By {labels.name}", left_out=figures.left_out)
+    for name, section in figures.sections.items():
+        values = {n: v[labels.row] for n, v in section.figures.items()}
+        compared = partial(compare_groups, values, axes=section.axes, n_boot=args.n_boot, seed=args.seed)
+        if not labels.classes:
+            title = f"{name}, by {labels.name}"
+            found.sections[title] = correlate(
+                values, labels.value, axes=section.axes, n_boot=args.n_boot, seed=args.seed
             )
-        except UsageError as reason:
+            continue
+        for groups, inside in labels.contrasts():
+            title = f"{name}: {groups[0]} against {groups[1]}"
+            found.sections[title] = compared(inside, groups=groups)
+    _add_probe(found, args, partial(probe_label, store, labels))
+    return found
+
+
+def _figures(store: TraceStore, args: CompareCommand) -> RunFigures:
+    counted = partial(counting, make_console(stderr=True), quiet=args.quiet)
+    return run_figures(store, counted, args.model_path, trust_remote_code=args.trust_remote_code)
+
+
+def _add_probe(found: _Findings, args: CompareCommand, probe: Callable[..., ProbeResult | LabelProbe]) -> None:
+    with counting(make_console(stderr=True), "probe", quiet=args.quiet) as progress:
+        try:
+            found.probe = probe(folds=args.folds, max_examples=args.max_examples, seed=args.seed, progress=progress)
+        except (UsageError, NotCapturedError, SelectionError) as reason:
             found.left_out["probe"] = str(reason)
 
 
-def _write(found: _Findings, store: TraceStore, folder: Path) -> None:
-    """Write what was found."""
-    meta = store.meta
-    sections = {f"{name}: {_note(c)}" if name == HEADS else name: _shown(name, c) for name, c in found.sections.items()}
-    save_forest(sections, folder / "compare.png", run_title("Right against wrong answers", meta))
-    frames = [c.to_frame().assign(section=name) for name, c in found.sections.items()]
-    tables = {"compare": pd.concat(frames, ignore_index=True).astype(_axes_of(frames))}
+def _write(found: _Findings, store: TraceStore, folder: Path, kind: str) -> None:
+    """Write what was found; `kind` is what the names of the files end with."""
+    meta, tables = store.meta, {}
+    shown = {_headed(name, c): _shown(c) for name, c in found.sections.items()}
+    groups = {name: c for name, c in shown.items() if isinstance(c, GroupComparison)}
+    if groups:
+        save_forest(groups, folder / f"compare{kind}.png", run_title(found.title, meta))
+    if found.sections:
+        frames = [c.to_frame().assign(section=name) for name, c in found.sections.items()]
+        tables[f"compare{kind}"] = pd.concat(frames, ignore_index=True).astype(_axes_of(frames))
     if found.heads is not None:
         tables["attention_heads"] = found.heads.to_frame()
         title = run_title("What heads look at", meta)
         save_head_maps(found.heads, folder / "attention_heads.png", title)
     if found.probe is not None:
-        tables["probe"] = found.probe.to_frame()
-        title = run_title("Can a layer tell that the answer will be right?", meta)
-        save_probe(found.probe, folder / "probe.png", title)
+        tables[f"probe{kind}"] = found.probe.to_frame()
+        what = "that the answer will be right" if isinstance(found.probe, ProbeResult) else found.probe.label
+        save_probe(found.probe, folder / f"probe{kind}.png", run_title(f"Can a layer tell {what}?", meta))
     if found.calibration is not None:
         tables["calibration"] = found.calibration.to_frame()
         title = run_title("Calibration", meta)
@@ -183,21 +183,30 @@ def _axes_of(frames: Sequence[pd.DataFrame]) -> dict[str, str]:
     return {axis: "Int64" for axis in ("layer", "head") if any(axis in frame for frame in frames)}
 
 
-def _shown(name: str, comparison: GroupComparison) -> GroupComparison:
-    return comparison.strongest(_HEADS_SHOWN) if name == HEADS else comparison
+def _shown(comparison: GroupComparison | Correlation) -> GroupComparison | Correlation:
+    """Return what is shown: of many heads those that differ most."""
+    return comparison.strongest(_HEADS_SHOWN) if comparison.axes else comparison
 
 
-def _note(comparison: GroupComparison) -> str:
+def _headed(name: str, comparison: GroupComparison | Correlation) -> str:
+    if not comparison.axes:
+        return name
     found = int((comparison.q_value < 0.05).sum())
-    return f"the largest of {comparison.n_compared} differences, {found} of them with q < 0.05"
+    what = "differences" if isinstance(comparison, GroupComparison) else "correlations"
+    return f"{name}: the largest of {comparison.n_compared} {what}, {found} of them with q < 0.05"
 
 
 def _print(found: _Findings, console: Console) -> None:
     for name, comparison in found.sections.items():
-        title = f"{name}: {_note(comparison)}" if name == HEADS else name
-        console.print(comparison_table(_shown(name, comparison), title))
-    if found.probe is not None:
+        shown, title = _shown(comparison), _headed(name, comparison)
+        if isinstance(shown, GroupComparison):
+            console.print(comparison_table(shown, title))
+        else:
+            console.print(correlation_table(shown, title))
+    if isinstance(found.probe, ProbeResult):
         console.print(probe_table(found.probe))
+    elif found.probe is not None:
+        console.print(label_probe_table(found.probe))
     if found.calibration is not None:
         console.print(calibration_table(found.calibration))
     for what, reason in found.left_out.items():

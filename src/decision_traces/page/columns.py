@@ -13,9 +13,10 @@ from decision_traces.errors import DamagedRunError
 from decision_traces.schema import TOKENS_FILE
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.results import Result
-from decision_traces.store.table import list_levels, rectangle
+from decision_traces.store.table import is_label, list_levels, rectangle
 
 _MOST_KINDS: Final = 24
+_LONGEST_KIND: Final = 40
 _DEPTH_FILE: Final = "depth.parquet"
 _NO_KINDS: Final = frozenset({"answerKey", "question"})  # answers and questions, not kinds of example
 _EXAMPLES_PER_KIND: Final = 3
@@ -71,9 +72,9 @@ def list_figures(store: TraceStore, objective: str) -> list[Figure]:
         DamagedRunError: A table is missing or changed.
     """
     own = {column.name for column in RUN_COLUMNS.get(objective, ())}
-    others = tuple(f.name for f in store.schema if f.name not in own | _NO_KINDS and pa.types.is_string(f.type))
+    others = tuple(f.name for f in store.schema if f.name not in own | _NO_KINDS and is_label(f.type))
     wanted = tuple(name for name, *_ in _NEXT)
-    choices = ("is_correct", "choice_probs", "choice_logits", "pred_idx")
+    choices = ("is_correct", "choice_probs", "choice_logits", "choice_logprob_sum", "pred_idx")
     table = store.table((*wanted, *choices, "n_tokens", *others))
     figures = [Figure(name, label, unit, _numbers(table, column)) for column, name, label, unit in _NEXT
                if column in table.column_names]  # fmt: skip
@@ -81,7 +82,7 @@ def list_figures(store: TraceStore, objective: str) -> list[Figure]:
         figures += _of_choices(table)
     if "n_tokens" in table.column_names and list_levels(table.column("n_tokens")) in {(), None}:
         figures += _counts(table)
-    figures += [f for name in others if (f := _category(table, name)) is not None]
+    figures += [f for name in others if (f := _own_figure(table, name)) is not None]
     return figures
 
 
@@ -118,7 +119,8 @@ def _of_choices(table: pa.Table) -> list[Figure]:
         Figure("correct", "right", "", _numbers(table, "is_correct"))
     ]  # fmt: skip
     figures.append(Figure("entropy", "entropy over the choices", "nats", (-(probs * logs).sum(1)).astype(np.float32)))
-    figures.append(Figure("margin", "margin, best − second", "logits", (best[:, -1] - best[:, -2]).astype(np.float32)))
+    unit = "nats" if "choice_logprob_sum" in table.column_names else "logits"
+    figures.append(Figure("margin", "margin, best − second", unit, (best[:, -1] - best[:, -2]).astype(np.float32)))
     figures.append(Figure("pred_prob", "probability of the answer given", "", probs.max(1).astype(np.float32)))
     return figures
 
@@ -135,14 +137,22 @@ def _by_choice(table: pa.Table, name: str) -> Float64[np.ndarray, "n choices"]:
     return values
 
 
-def _category(table: pa.Table, name: str) -> Figure | None:
-    """Return a text column of the data set that has few different values, such as a kind."""
+def _own_figure(table: pa.Table, name: str) -> Figure | None:
+    """Return a column of the data set as what it can be filtered by: kinds, or numbers; None for texts of all sorts."""
     column = table.column(name)
+    kinds = None if pa.types.is_floating(column.type) else _category(column, name)
+    if kinds is not None or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return kinds
+    return Figure(f"of_{_in_a_path(name)}", name, "", _numbers(table, name))
+
+
+def _category(column: pa.ChunkedArray, name: str) -> Figure | None:
+    """Return a column that has few different values, such as a kind."""
     encoded = pc.dictionary_encode(column).combine_chunks()
     names = encoded.dictionary.to_pylist()
     if len(column) - column.null_count < _EXAMPLES_PER_KIND * len(names):
         return None
-    if not 2 <= len(names) <= _MOST_KINDS or any(n is None or len(n) > 40 for n in names):
+    if not 2 <= len(names) <= _MOST_KINDS or any(n is None or len(str(n)) > _LONGEST_KIND for n in names):
         return None
     order = sorted(range(len(names)), key=lambda i: names[i])
     place = np.empty(len(names), np.float32)
@@ -150,7 +160,8 @@ def _category(table: pa.Table, name: str) -> Figure | None:
     codes = numbers_of(pa.chunked_array([encoded.indices]))
     known = np.isfinite(codes)
     values = np.where(known, place[np.where(known, codes, 0).astype(np.int64)], np.nan).astype(np.float32)
-    return Figure(f"of_{_in_a_path(name)}", name, "", values, tuple(sorted(names)))
+    called = tuple(str(n).lower() if isinstance(n, bool) else str(n) for n in sorted(names))
+    return Figure(f"of_{_in_a_path(name)}", name, "", values, called)
 
 
 def _in_a_path(name: str) -> str:

@@ -58,7 +58,8 @@ def result_folder(run: Path, name: str) -> Path:
 
 def command_for(run: Path, name: str) -> str:
     """Return the command that makes a result, as it is typed into a shell."""
-    return f"decision-traces {name} {shlex.quote(str(run))}"
+    command = "compare --by COLUMN" if name == "compare_by" else name
+    return f"decision-traces {command} {shlex.quote(str(run))}"
 
 
 def read_record(run: Path, folder: Path) -> Record:

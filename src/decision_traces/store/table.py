@@ -137,6 +137,12 @@ class Spans:
         return counts
 
 
+def is_label(kind: pa.DataType) -> bool:
+    """Return whether a column of a type says one thing of an example that can be grouped or sorted by."""
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(text or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
 def list_levels(column: pa.ChunkedArray) -> tuple[int, ...] | None:
     """Return the common lengths of a nested list column, outermost first, or None where they differ."""
     array, sizes = pa.chunked_array(column.chunks, column.type).combine_chunks(), []

@@ -5,6 +5,8 @@ from rich.table import Table
 
 from decision_traces.analysis.attention import HeadMeans
 from decision_traces.analysis.calibration import Calibration
+from decision_traces.analysis.correlation import Correlation
+from decision_traces.analysis.label_probe import LabelProbe
 from decision_traces.analysis.patterns import ATTENTION_FIGURES
 from decision_traces.analysis.probe import ProbeResult
 from decision_traces.analysis.statistics import Estimate, GroupComparison
@@ -20,7 +22,8 @@ def comparison_table(comparison: GroupComparison, title: str) -> Table:
     where = ["/".join(comparison.axes)] if comparison.axes else []
     for heading in ("figure", *where):
         table.add_column(heading, no_wrap=True)
-    for heading in (f"right ({sizes[0]})", f"wrong ({sizes[1]})", "difference", "d", "AUROC", "q"):
+    called = [f"{name} ({size})" for name, size in zip(comparison.groups, sizes, strict=True)]
+    for heading in (*called, "difference", "d", "AUROC", "q"):
         table.add_column(heading, justify="right", no_wrap=heading != "difference")
     for i, name in enumerate(comparison.figure):
         table.add_row(
@@ -36,6 +39,43 @@ def comparison_table(comparison: GroupComparison, title: str) -> Table:
         f"means; [{comparison.level:.0%} bootstrap interval]; d: Cohen's; q: Mann-Whitney, Benjamini-Hochberg over "
         f"{comparison.n_compared} figures"
     )
+    table.caption_justify = "left"
+    return table
+
+
+def correlation_table(correlation: Correlation, title: str) -> Table:
+    """Return one row per figure: its correlation with the number, with its interval, and q."""
+    table = Table(title=title, title_justify="left")
+    where = ["/".join(correlation.axes)] if correlation.axes else []
+    for heading in ("figure", *where):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("examples", "r", "q"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for i, name in enumerate(correlation.figure):
+        table.add_row(
+            label_of(name),
+            *["/".join(str(at[i]) for at in correlation.axes.values()) for _ in where],
+            str(correlation.n[i]),
+            _estimate(correlation.r, i),
+            _number(correlation.q_value[i], ".2g"),
+        )
+    table.caption = (
+        f"Pearson's r; [{correlation.level:.0%} bootstrap interval]; q: Student's t, Benjamini-Hochberg over "
+        f"{correlation.n_compared} figures"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def label_probe_table(probe: LabelProbe) -> Table:
+    """Return one row per depth: the probe's score and the control's, mean ± SD over folds."""
+    sizes = ", ".join(f"{n} {name}" for name, n in probe.sizes.items())
+    table = Table(title=f"Probe of {probe.label}: {sizes}", title_justify="left")
+    for heading in ("layer", probe.measure, "shuffled"):
+        table.add_column(heading, justify="right")
+    for depth, (score, control) in enumerate(zip(probe.score, probe.control, strict=True)):
+        table.add_row(str(depth), *(f"{s.mean():.3f} ± {s.std(ddof=1):.3f}" for s in (score, control)))
+    table.caption = f"layer 0: embedding; {probe.chance:.3g}: chance, as of always saying the commonest, or the mean"
     table.caption_justify = "left"
     return table
 

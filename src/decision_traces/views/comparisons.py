@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from decision_traces.analysis.statistics import GroupComparison
 from decision_traces.views.style import BLUE, GREY, INK, LINES, VERMILION, as_written, label, label_of, new_figure, save
+
+_GROUP_NAME: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,9 @@ def save_forest(sections: Mapping[str, GroupComparison], path: Path, title: str)
             names.append(row.label)
             y += 1
         y += 0.4
-    _finish(axis, ticks, names, y, next((c.level for c in sections.values()), 0.95))
+    pairs = {c.groups for c in sections.values()}
+    first, second = (label(g, _GROUP_NAME) for g in (pairs.pop() if len(pairs) == 1 else ("the group", "the rest")))
+    _finish(axis, ticks, names, y, next((c.level for c in sections.values()), 0.95), first, second)
     return save(figure, path, title)
 
 
@@ -77,15 +81,19 @@ def _mark(axis: Any, row: _Row, y: float) -> None:
     axis.annotate(row.means, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
 
 
-def _finish(axis: Any, ticks: list[float], names: list[str], depth: float, level: float) -> None:
+def _finish(
+    axis: Any, ticks: list[float], names: list[str], depth: float, level: float, first: str, second: str
+) -> None:
     axis.axvline(0, color=GREY, linewidth=1)
     axis.set_yticks(ticks, [label(name) for name in names])
     axis.set_ylim(-depth + 0.2, 1.2)
     reach = max([1.0, *np.abs(axis.get_xlim())])
     axis.set_xlim(-reach, reach)
-    axis.annotate("means: right | wrong", (1.01, 0.6), xycoords=("axes fraction", "data"), fontsize=8, color=GREY)
-    axis.annotate("larger where wrong ←", (0.01, 0.6), xycoords=("axes fraction", "data"), fontsize=8, color=VERMILION)
-    axis.annotate("→ larger where right", (0.99, 0.6), xycoords=("axes fraction", "data"), ha="right", fontsize=8,
+    axis.annotate(f"means: {first} | {second}", (1.01, 0.6), xycoords=("axes fraction", "data"), fontsize=8, color=GREY)
+    axis.annotate(
+        f"larger where {second} ←", (0.01, 0.6), xycoords=("axes fraction", "data"), fontsize=8, color=VERMILION
+    )
+    axis.annotate(f"→ larger where {first}", (0.99, 0.6), xycoords=("axes fraction", "data"), ha="right", fontsize=8,
                   color=BLUE)  # fmt: skip
     axis.set_xlabel(f"Cohen's d (standard deviations), {level:.0%} bootstrap interval", color=INK, fontsize=9)
     axis.spines[["top", "right", "left"]].set_visible(False)

@@ -1,0 +1,29 @@
+"""The user's own columns in the page's list: kinds to choose from, numbers to filter by."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from decision_traces import TraceStore
+from decision_traces.page.columns import list_figures
+from decision_traces.testing.runs import TinyRun, build_run
+
+N = 30
+
+
+def test_true_false_and_numbers_are_figures_of_the_list(tmp_path: Path) -> None:
+    def alter(_: dict, table: pd.DataFrame) -> None:
+        table["flag"] = pd.array([None, *(i % 2 == 0 for i in range(1, N))], dtype="boolean")
+        table["stars"], table["year"] = 1 + np.arange(N) % 4 * 5, 1900 + np.arange(N)
+        table["weight"], table["words"] = np.arange(N) / 7, [f"said {i}" for i in range(N)]
+
+    build_run(tmp_path / "run", TinyRun(lengths=(4,) * N, capture=()), alter)
+    found = {f.label: f for f in list_figures(TraceStore(tmp_path / "run"), "next_token")}
+    assert found["flag"].categories == ("false", "true")
+    assert np.isnan(found["flag"].values[0]) and found["flag"].values[1:4].tolist() == [0, 1, 0]
+    assert found["stars"].categories == ("1", "6", "11", "16")  # in the order of numbers
+    assert found["stars"].values[:5].tolist() == [0, 1, 2, 3, 0]
+    assert found["year"].categories is None and found["year"].values[2] == 1902
+    assert found["weight"].categories is None and found["weight"].name == "of_weight"
+    assert "words" not in found
