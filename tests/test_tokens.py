@@ -86,6 +86,12 @@ def test_a_pad_token_the_model_does_not_know_is_not_used() -> None:
     assert pad_id(tokenizer, 258) == tokenizer.eos_token_id == 0
 
 
+def test_no_batch_has_rows_on_both_sides_of_a_switch() -> None:
+    lengths = [3, 16, 17, 5, 30, 16, 18]
+    found = [sorted(b.lengths) for b in batches([_encoding(n) for n in lengths], 9, 10_000, 0, switch=16)]
+    assert found == [[17, 18, 30], [3, 5, 16, 16]]
+
+
 @pytest.mark.parametrize("one_length", [False, True])
 @given(
     lengths=st.lists(st.integers(0, 40), max_size=8),

@@ -101,6 +101,10 @@ class UncertifiedWarning(UserWarning):
     """A run that was kept though its certificate failed (`--uncertified`): its numbers may not be the model's."""
 
 
+class RandomHeadWarning(UserWarning):
+    """A run whose predictions come from a head that the checkpoint did not have: random numbers made them."""
+
+
 class NewerFormatWarning(UserWarning):
     """A run of a newer minor format than this package writes: what is new in it is not looked at."""
 

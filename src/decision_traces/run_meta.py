@@ -266,6 +266,11 @@ class RunMeta:
         return bool((self.certificate or {}).get("passed"))
 
     @property
+    def random_head(self) -> bool:
+        """Whether its predictions come from a head of random numbers; an encoder's new pooler predicts nothing."""
+        return self.task == "multiple_choice" and bool(self.fresh_parameters)
+
+    @property
     def failed_checks(self) -> tuple[str, ...]:
         """Names of the certificate's checks that do not hold."""
         checks = (self.certificate or {}).get("checks")

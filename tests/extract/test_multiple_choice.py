@@ -1,6 +1,7 @@
 """Workflow C on tiny encoders of every family: what is on disk equals plain transformers on each choice alone."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from decision_traces import TraceStore
+from decision_traces.cli import compare, index
 from decision_traces.columns import CHOICE_COLUMNS, CHOICE_TOKEN_COLUMNS
 from decision_traces.data import tinyworld
-from decision_traces.errors import ModelError, UsageError
+from decision_traces.errors import ModelError, RandomHeadWarning, UsageError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
+from decision_traces.store.runs import list_runs
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.encoders import ENCODERS, save_tiny_encoder
 
@@ -117,7 +120,9 @@ def test_token_types_reach_the_model(tiny_encoder_folder, tmp_path: Path) -> Non
     assert stored == pytest.approx(told, abs=1e-5)
 
 
-def test_a_new_head_is_reported_and_recorded(tiny_encoder_folder, tmp_path: Path) -> None:
+def test_a_new_head_is_said_wherever_the_run_is_opened(
+    tiny_encoder_folder, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     folder = tmp_path / "headless"
     shutil.copytree(tiny_encoder_folder("roberta"), folder)
     weights = load_file(folder / "model.safetensors")
@@ -137,9 +142,22 @@ def test_a_new_head_is_reported_and_recorded(tiny_encoder_folder, tmp_path: Path
         def finish(self) -> None: ...
 
     config = MultipleChoiceConfig(
-        model_path=folder, dataset="tinyworld", limit=2, capture=("hidden",), out_dir=tmp_path / "run"
+        model_path=folder, dataset="tinyworld", limit=6, capture=("hidden",), out_dir=tmp_path / "run"
     )
-    meta = TraceStore(extract_multiple_choice(config, Told())).meta
+    made = extract_multiple_choice(config, Told())
+    with pytest.warns(
+        RandomHeadWarning, match=r"classifier.bias, classifier.weight\), and its predictions mean nothing"
+    ):
+        store = TraceStore(made)
+    meta = store.meta
+    assert repr(store).endswith("captured hidden, RANDOM HEAD)")
+    assert [(run.state, run.complete) for run in list_runs(tmp_path) if run.run_id == "run"] == [("random head", True)]
+    said = "The multiple-choice head of this run was not in the checkpoint"
+    for main, words in ((index.main, (str(made),)), (compare.main, (str(made), "--n_boot", "5"))):
+        with pytest.raises(SystemExit) as stopped, warnings.catch_warnings():
+            warnings.simplefilter("ignore", RandomHeadWarning)
+            main(list(words))
+        assert stopped.value.code == 0 and said in capsys.readouterr().out
     assert meta["fresh_parameters"] == ["classifier.bias", "classifier.weight"]
     assert any("WARNING" in line and "classifier.weight" in line for line in Told.lines)
 

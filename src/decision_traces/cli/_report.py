@@ -17,6 +17,7 @@ from decision_traces.extract.job import Job
 from decision_traces.extract.run import plan_job, run_job
 from decision_traces.run_meta import RunMeta
 from decision_traces.store.folder import read_meta
+from decision_traces.store.opened import random_head
 
 ConfigT = TypeVar("ConfigT", bound=ExtractConfig)
 
@@ -94,13 +95,8 @@ def report(folder: Path, console: Console) -> None:
         console.print(f"{about.n_truncated} texts were longer than T = {longest} tokens and were cut.")
     if about.unused_weights:
         console.print(f"{len(about.unused_weights)} weights of the checkpoint were not used; the meta names them.")
-    if about.fresh_parameters and about.task == "multiple_choice":
-        console.print(
-            f"WARNING: the multiple-choice head was not in the checkpoint ({', '.join(about.fresh_parameters)}): "
-            "it is random, and its predictions mean nothing. Fine-tune it: decision-traces finetune --help",
-            soft_wrap=True,
-            style="red",
-        )
+    if about.random_head:
+        console.print(f"WARNING: {random_head(about)}", soft_wrap=True, style="red")
 
 
 def _certified(about: RunMeta) -> str:

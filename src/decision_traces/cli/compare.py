@@ -24,6 +24,7 @@ from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run
 from decision_traces.errors import NotCapturedError, SelectionError, TraceError, UsageError
+from decision_traces.store.opened import doubts
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.table import write_table
 from decision_traces.views.comparison_tables import (
@@ -92,6 +93,8 @@ def run(args: CompareCommand) -> int:
         found = _right_against_wrong(store, args) if labels is None else _by(store, labels, args)
         _write(found, store, folder, "" if labels is None else "_by")
         _print(found, console)
+        if said := doubts(store.about):
+            console.print(said, style="red", soft_wrap=True)
     return 0
 
 

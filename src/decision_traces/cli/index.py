@@ -12,7 +12,7 @@ from rich.table import Table
 
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
-from decision_traces.errors import UncertifiedWarning, UsageError
+from decision_traces.errors import RandomHeadWarning, UncertifiedWarning, UsageError
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.index import RunIndex, index_run
 from decision_traces.store.reader import TraceStore
@@ -48,7 +48,8 @@ def run(args: IndexCommand, console: Console) -> int:
     if args.deep and not args.validate:
         raise UsageError("--deep goes with --validate.")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UncertifiedWarning)  # it is said with the verdict
+        for kind in (UncertifiedWarning, RandomHeadWarning):  # they are said with the verdict
+            warnings.simplefilter("ignore", kind)
         index = _index(args, console)
     if not args.quiet:
         console.print(_contents(index))

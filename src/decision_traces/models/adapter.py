@@ -52,7 +52,7 @@ def find_adapter(location: str, options: dict[str, Any]) -> Adapter | None:
     found = find_adapter_config_file(location, **hub)
     if found is None:
         return None
-    if importlib.util.find_spec("peft") is None:
+    if not _has_peft():
         raise UsageError(
             f"{location} holds an adapter (adapter_config.json), which needs peft: "
             'python -m pip install "decision-traces[peft]" (from a clone: python -m pip install -e ".[peft]"). '
@@ -65,6 +65,10 @@ def find_adapter(location: str, options: dict[str, Any]) -> Adapter | None:
     except (ValueError, LookupError, TypeError) as error:
         raise ModelError(f"{found} does not say what it adapts ({error}).") from error
     return Adapter(location, location if _holds(location, "config.json", hub) else base, kind, config)
+
+
+def _has_peft() -> bool:
+    return importlib.util.find_spec("peft") is not None
 
 
 def tokenizer_place(adapter: Adapter, options: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from decision_traces.page import example, results, slices, snippets
 from decision_traces.page.runs import ROWS_PER_PART, VALUES_PER_PART, PageRun
 from decision_traces.page.text import plain
 from decision_traces.schema import TOKENS_FILE
-from decision_traces.store.opened import uncertified
+from decision_traces.store.opened import doubts
 
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
@@ -81,7 +81,7 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
             "figures": [figure.summary() for figure in figures],
             "rows_per_part": ROWS_PER_PART,
             "values_per_part": VALUES_PER_PART,
-            "uncertified": uncertified(about) if about.uncertified else None,
+            "uncertified": doubts(about),
         }
     )
 

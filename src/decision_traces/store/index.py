@@ -17,7 +17,7 @@ from decision_traces.folders.plain import plain_files
 from decision_traces.schema import FORMAT_VERSION, INDEX_FILE
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.folder import write_sealed
-from decision_traces.store.opened import OpenRun, uncertified
+from decision_traces.store.opened import OpenRun, doubts
 from decision_traces.store.validate import Progress, failures, validate_run
 
 _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -65,7 +65,7 @@ class RunIndex:
         path: Where the index was written.
         not_written: Why it could not be.
         read_only: Whether that is because the run is read-only, as shared ones may be.
-        uncertified: What is to be said of a run that was kept though its certificate failed.
+        uncertified: What is to be said of a run whose certificate failed, or whose head is random; see `doubts`.
     """
 
     run_id: str
@@ -149,7 +149,7 @@ def _build(store: OpenRun, checks: Sequence[CheckResult], *, validate: bool) -> 
         checks=tuple(checks),
         validated=datetime.now(UTC).isoformat(timespec="seconds") if validate else None,
         path=store.run_dir / INDEX_FILE,
-        uncertified=uncertified(about) if about.uncertified else None,
+        uncertified=doubts(about),
     )
 
 

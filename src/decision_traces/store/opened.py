@@ -11,7 +11,14 @@ import numpy as np
 from jaxtyping import Int
 
 from decision_traces.columns import RUN_COLUMNS, TOKEN_COLUMNS
-from decision_traces.errors import DamagedRunError, NewerFormatWarning, RunError, UncertifiedWarning, UsageError
+from decision_traces.errors import (
+    DamagedRunError,
+    NewerFormatWarning,
+    RandomHeadWarning,
+    RunError,
+    UncertifiedWarning,
+    UsageError,
+)
 from decision_traces.paths import portable_path
 from decision_traces.printable import printable
 from decision_traces.run_meta import RunMeta
@@ -60,6 +67,22 @@ def uncertified(about: RunMeta) -> str:
     )
 
 
+def random_head(about: RunMeta) -> str:
+    """Return the sentence that a run with a random head is opened with."""
+    return printable(
+        "The multiple-choice head of this run was not in the checkpoint: it is random numbers "
+        f"({', '.join(about.fresh_parameters)}), and its predictions mean nothing. "
+        "Fine-tune it first: decision-traces finetune --help"
+    )
+
+
+def doubts(about: RunMeta) -> str | None:
+    """Return why the numbers of a run, or its predictions, are not to be trusted; None where they are."""
+    said = [uncertified(about)] if about.uncertified else []
+    said += [random_head(about)] if about.random_head else []
+    return " ".join(said) or None
+
+
 class OpenRun:
     """What a run folder holds. `TraceStore` adds the accessors."""
 
@@ -84,6 +107,8 @@ class OpenRun:
             warnings.warn(said, NewerFormatWarning, stacklevel=2)
         if self.about.uncertified:
             warnings.warn(uncertified(self.about), UncertifiedWarning, stacklevel=2)
+        if self.about.random_head:
+            warnings.warn(random_head(self.about), RandomHeadWarning, stacklevel=2)
         self._open: dict[str, StoredArray] = {}
         self._dims: dict[Side, Dims] = {}
         self._checked: set[Side] = set()  # whose spans are
@@ -95,7 +120,7 @@ class OpenRun:
         about = self.about
         n = "?" if about.n_examples is None else about.n_examples
         said = f"{about.model or '?'} on {about.dataset or '?'}/{about.split or '?'}, {n} examples"
-        trust = ", NOT CERTIFIED" if about.uncertified else ""
+        trust = ", NOT CERTIFIED" * about.uncertified + ", RANDOM HEAD" * about.random_head
         words = " ".join(about.capture) or "nothing"
         return printable(f"TraceStore({str(self.run_dir)!r}: {said}, captured {words}{trust})")
 

@@ -27,7 +27,8 @@ class RunSummary:
     Attributes:
         path: The folder.
         run_id: From the meta; from the folder's name where there is no meta.
-        state: "complete"; "uncertified": complete, but its certificate failed; "partial": interrupted, `--resume`
+        state: "complete"; "uncertified": complete, but its certificate failed; "random head": complete, but
+            its predictions come from a head that the checkpoint did not have; "partial": interrupted, `--resume`
             continues it; or "damaged": it cannot be opened.
         model: From the meta, as are the following; empty where unknown.
         dataset: Data set and split, `wikitext2/validation`.
@@ -52,7 +53,7 @@ class RunSummary:
     @property
     def complete(self) -> bool:
         """Whether the run can be opened."""
-        return self.state in {"complete", "uncertified"}
+        return self.state in {"complete", "uncertified", "random head"}
 
 
 def list_runs(root: str | PathLike[str]) -> list[RunSummary]:
@@ -92,7 +93,7 @@ def _read(path: Path) -> RunSummary | None:
     return RunSummary(
         path=path,
         run_id=about.run_id or path.name,
-        state="uncertified" if about.uncertified else "complete",
+        state="uncertified" if about.uncertified else "random head" if about.random_head else "complete",
         model=about.model,
         dataset=about.data,
         objective=about.objective,
