@@ -49,21 +49,15 @@ def run(folder: Path, tmp_path: Path, **options: Any) -> TraceStore:
     return TraceStore(extract_texts(config))
 
 
-def merged(base: Path, added: dict[str, torch.Tensor]) -> Any:
-    """The base model, the adapter added to its weights by hand."""
-    model = hf.AutoModelForCausalLM.from_pretrained(base).eval()
-    with torch.no_grad():
-        for name, matrix in added.items():
-            model.get_parameter(name).add_(matrix)
-    return model
-
-
 @pytest.mark.parametrize("place", ["beside", "alone"])
 def test_an_adapter_is_applied_and_recorded(place: str, base: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     folder = base if place == "beside" else tmp_path / "adapter"
     torch.manual_seed(3)
-    model, tokenizer = merged(base, lora(folder, base)), hf.AutoTokenizer.from_pretrained(base)
+    model, tokenizer = hf.AutoModelForCausalLM.from_pretrained(base), hf.AutoTokenizer.from_pretrained(base)
+    with torch.no_grad():
+        for name, matrix in lora(folder, base).items():
+            model.get_parameter(name).add_(matrix)
     store = run(folder, tmp_path)
     for row, text in enumerate(TEXTS):
         with torch.no_grad():
