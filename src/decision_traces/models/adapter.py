@@ -49,7 +49,10 @@ def find_adapter(location: str, options: dict[str, Any]) -> Adapter | None:
         UsageError: peft is not installed: the weights beside the adapter would be another model.
     """
     hub = _hub(options)
-    found = find_adapter_config_file(location, **hub)
+    try:
+        found = find_adapter_config_file(location, **hub)
+    except OSError:  # no name that the hub could have: loading the config says so
+        return None
     if found is None:
         return None
     if not _has_peft():
