@@ -200,7 +200,7 @@ def _retype(table: pa.Table, at: int, rng: random.Random) -> tuple[pa.Table, str
             [10**9] * table.num_rows,
         )
     )
-    return _put(table, at, values), f"{table.column_names[at]} is {values[0]!r}, …"
+    return _put(table, at, values), f"{table.column_names[at]} is {values[:1]!r}, …"
 
 
 def _lengths(table: pa.Table, at: int, rng: random.Random) -> tuple[pa.Table, str]:
