@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from decision_traces.cli.compare import CompareCommand
 from decision_traces.cli.index import IndexCommand
 from decision_traces.cli.main import COMMANDS
 from decision_traces.cli.view import ViewCommand
@@ -18,7 +19,10 @@ from decision_traces.finetuning.config import FinetuneConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONFIGS = (NextTokenConfig, AnswerConfig, MultipleChoiceConfig, FinetuneConfig, TextConfig, IndexCommand, ViewCommand)
+CONFIGS = (
+    NextTokenConfig, AnswerConfig, MultipleChoiceConfig, FinetuneConfig, TextConfig, IndexCommand, ViewCommand,
+    CompareCommand,
+)  # fmt: skip
 FLAGS = {f"--{f.name}" for config in CONFIGS for f in fields(config)}
 
 
