@@ -30,7 +30,7 @@ from decision_traces.page import resources
 from decision_traces.page.app import create_app
 from decision_traces.page.bundle import write_bundle
 from decision_traces.page.runs import PageRun
-from decision_traces.schema import RECORD_FILE, RESULTS
+from decision_traces.schema import RECORD_FILE
 from decision_traces.store.checks_results import check_results
 from decision_traces.store.results import find_result
 from decision_traces.store.validate import failures, validate_run
@@ -98,7 +98,7 @@ ARRAYS = ("positions", "candidates", "known", "prob", "rank", "entropy", "kl", "
           "candidate_probs", "parts", "heads")  # fmt: skip
 
 
-def read(run: Path, results: Iterable[str] = tuple(RESULTS)) -> dict[str, Any]:
+def read(run: Path, results: Iterable[str] = tuple(FLAGS)) -> dict[str, Any]:
     """Return what can be read; what is said to be damaged is left out."""
     found = {}
     try:
@@ -317,7 +317,7 @@ def is_whole(run: Path, before: dict[str, bytes], command: str) -> bool:
 @pytest.mark.parametrize(
     ("command", "points"),
     [
-        ("attention", (2, 12, 20)),
+        ("attention", (2, 12, 20, 24, 28)),
         pytest.param("attention", range(1, 60), marks=ALL),
         pytest.param("compare", range(1, 90, 3), marks=ALL),
         pytest.param("attribution", range(1, 260, 5), marks=ALL),
@@ -337,7 +337,7 @@ def test_a_kill_before_any_call_leaves_the_old_result_or_the_new(command: str, p
     print(command, counts)  # noqa: T201
     assert counts["old"] >= 2 and counts["new"] >= 1
     assert call(command, run, *FLAGS[command]) == 0
-    assert sorted(p.name for p in (run / "analysis").iterdir()) == sorted(RESULTS)
+    assert sorted(p.name for p in (run / "analysis").iterdir()) == sorted(FLAGS)
     assert failures(validate_run(run)) == []
 
 
@@ -354,7 +354,7 @@ def test_kills_at_random_instants(copy, commands) -> None:
         is_whole(run, before, "lens")
     assert killed > 30
     assert call("lens", run) == 0 and failures(validate_run(run)) == []
-    assert sorted(p.name for p in (run / "analysis").iterdir()) == sorted(RESULTS)
+    assert sorted(p.name for p in (run / "analysis").iterdir()) == sorted(FLAGS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -388,7 +388,7 @@ def test_two_at_once_make_one_good_result(command: str, pairs: int, copy, comman
         result.check()
     print(command, f"{refused} of {pairs} refused")  # noqa: T201
     assert refused >= pairs // 2
-    assert sorted(p.name for p in (run / "analysis").iterdir()) == sorted(RESULTS)
+    assert sorted(p.name for p in (run / "analysis").iterdir()) == sorted(FLAGS)
     assert sorted(p.name for p in run.parent.iterdir()) == ["run"]
 
 
