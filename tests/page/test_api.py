@@ -1,6 +1,5 @@
 """The server in-process: right numbers, small answers, nothing outside the run, errors that are sentences."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path

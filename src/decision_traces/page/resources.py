@@ -58,7 +58,12 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
     """Return what a run is, what it has, what is missing, and its colour scales."""
     about, store, figures = run.store.about, run.store, run.figures  # what is damaged turns out when it is read
     lens, contributions = run.grid("lens.zarr"), run.grid("contributions.zarr")
-    path = str(run.run_dir.resolve()) if n is None else run.run_dir.name  # a bundle goes to others
+    path = str(run.run_dir.resolve()) if n is None else run.run_dir.name
+
+    def told(words: str) -> str:
+        """A bundle goes to others, to whom the folder here says nothing."""
+        return words if n is None else words.replace(str(run.run_dir), path)
+
     return as_json(
         {
             "key": run.key,
@@ -76,8 +81,8 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
             "attention": run.attention_axes(),
             "lens": None if lens is None else dict(lens.attrs),
             "contributions": None if contributions is None else dict(contributions.attrs),
-            "missing": run.missing(),
-            "partial": {name: run.only_decisions(f"{name}.zarr") for name in ("lens", "contributions")},
+            "missing": {panel: {k: told(v) for k, v in said.items()} for panel, said in run.missing().items()},
+            "partial": {name: told(run.only_decisions(f"{name}.zarr")) for name in ("lens", "contributions")},
             "figures": [figure.summary() for figure in figures],
             "rows_per_part": ROWS_PER_PART,
             "values_per_part": VALUES_PER_PART,
