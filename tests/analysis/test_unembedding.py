@@ -80,6 +80,25 @@ def test_damage_is_noticed_and_named(kept) -> None:
         load_unembedding(TraceStore(folder))
 
 
+def test_one_that_says_it_is_enormous_is_refused_before_it_is_built(kept, tmp_path: Path) -> None:
+    folder = kept("gpt2")
+    config, tensors = (folder / "unembed" / name for name in ("config.json", "unembed.safetensors"))
+    told, stored = json.loads(config.read_text()), tensors.read_bytes()
+    config.write_text(json.dumps(told | {"n_layer": 10**9}))
+    reseal(folder)
+    with pytest.raises(ModelError, match="config.json says n_layer: 1000000000"):
+        load_unembedding(TraceStore(folder))
+    config.write_text(json.dumps(told))
+    tensors.write_bytes((10**9).to_bytes(8, "little") + stored[8:])
+    reseal(folder)
+    with pytest.raises(ModelError, match="has a header of 1000000000 bytes"):
+        load_unembedding(TraceStore(folder))
+    tensors.unlink()
+    tensors.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedRunError, match="is a symbolic link"):
+        load_unembedding(TraceStore(folder))
+
+
 def test_nothing_is_stored_or_read_where_a_lens_cannot_be(kept, traced, tmp_path: Path) -> None:
     store = TraceStore(traced("gpt2"))
     with pytest.raises(UnsupportedArchitecture, match="no single final norm"):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from decision_traces.errors import first_line
+from decision_traces.errors import DamagedRunError, first_line
 from decision_traces.folders.plain import PlainFolder
 from decision_traces.schema import DEPTH, EXAMPLE, HEAD, LAYER
 from decision_traces.store.arrays import DECODE_ERRORS
@@ -26,6 +26,7 @@ from decision_traces.store.reader import TraceStore
 from decision_traces.store.results import Result
 from decision_traces.store.shard_reader import ShardReader, shard_reader
 from decision_traces.store.table import write_table
+from decision_traces.store.zarr_files import open_zarr
 
 LENS_GRID: Final = "lens.zarr"
 CONTRIBUTION_GRID: Final = "contributions.zarr"
@@ -207,11 +208,12 @@ class Grid:
         if array not in self._readers:
             place = f"{self._name}/{array}"
             path = self._result.file(f"{place}/zarr.json")
+            plain = PlainFolder(self._result.run)
             try:
-                opened = zarr.open_array(path.parent, mode="r")
-            except (*DECODE_ERRORS, AttributeError, RecursionError) as error:
+                opened = open_zarr(plain, path.parent)
+            except (*DECODE_ERRORS, AttributeError, DamagedRunError) as error:
                 raise self._result.damaged(f"{place}/zarr.json: {first_line(error)}") from error
-            reader = shard_reader(opened, path.parent, PlainFolder(self._result.run))
+            reader = shard_reader(opened, path.parent, plain)
             if reader is None or not self._as_written(self._specs[array], reader):
                 raise self._result.damaged(f"{place} is not laid out as this package writes it")
             self._readers[array] = reader

@@ -64,7 +64,11 @@ class PlainFolder:
         self._plain = {str(root)}
 
     def has(self, path: Path) -> bool:
-        """Return whether there is a file.
+        """Return whether there is a file; see `size`."""
+        return self.size(path) is not None
+
+    def size(self, path: Path) -> int | None:
+        """Return how many bytes a file has, None where there is none.
 
         Raises:
             DamagedRunError: It is, or leads through, a link, or is a pipe, a socket or a device.
@@ -72,18 +76,19 @@ class PlainFolder:
         if str(path).rpartition(os.sep)[0] not in self._plain:  # on every read of a few numbers: no Path is made for it
             self._look_at(path.parent)
         try:
-            mode = path.lstat().st_mode
+            status = path.lstat()
         except (FileNotFoundError, NotADirectoryError):
-            return False
-        if stat.S_IFMT(mode) in _KINDS:
-            raise _refused(path, _KINDS[stat.S_IFMT(mode)])
-        return stat.S_ISREG(mode)
+            return None
+        kind = stat.S_IFMT(status.st_mode)
+        if kind in _KINDS:
+            raise _refused(path, _KINDS[kind])
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def open(self, path: Path) -> FileIO:
         """Open a file for reading, without a buffer.
 
         Raises:
-            DamagedRunError: As for `has`.
+            DamagedRunError: As for `size`.
             OSError: It is not there, or cannot be read.
         """
         file = self.find(path)

@@ -6,11 +6,12 @@ without memory for its weights; the two modules are taken from it and filled fro
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,11 @@ from decision_traces.errors import ModelError, UnsupportedArchitecture, first_li
 from decision_traces.models.anatomy import IDENTITY
 from decision_traces.models.load import LoadedModel
 from decision_traces.schema import HEAD_CONFIG_FILE, HEAD_WORDS_FILE, UNEMBED_FILE
+
+_LARGEST: Final = {HEAD_CONFIG_FILE: 1 << 20, HEAD_WORDS_FILE: 32 << 20}  # bytes
+_LARGEST_HEADER: Final = 1 << 20  # bytes in front of the tensors, of which there are a few
+_MOST_PARTS: Final = 1024
+_PARTS: Final = re.compile(r"(layers?|experts|labels|depth|stages)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,7 @@ def load_words(folder: Path) -> Words:
     """
     path = folder / HEAD_WORDS_FILE
     try:
+        _refuse_large(path)
         texts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({first_line(error)}). Name the model with --model_path.") from error
@@ -102,6 +109,9 @@ def load_unembedding_file(
         ModelError: A file is missing or damaged, or does not hold what the architecture needs.
     """
     try:
+        _refuse_large(folder / HEAD_CONFIG_FILE)
+        _refuse_deep(folder / HEAD_CONFIG_FILE)
+        _refuse_header(folder / UNEMBED_FILE)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -118,6 +128,31 @@ def load_unembedding_file(
         module.to(device or torch.device("cpu")).eval()
     *norm, head = modules.values()
     return (norm[0] if norm else None), head
+
+
+def _refuse_large(path: Path) -> None:
+    if (size := path.stat().st_size) > _LARGEST[path.name]:
+        raise ValueError(f"{path.name} has {size} bytes, more than it can have")
+
+
+def _refuse_deep(path: Path) -> None:
+    """Raise if a config names more layers than any model has: each takes memory, also without its weights."""
+    config = json.loads(path.read_bytes())
+    pending: list[Any] = [config] if isinstance(config, dict) else []
+    while pending:
+        one = pending.pop()
+        for key, value in one.items() if isinstance(one, dict) else enumerate(one):
+            if isinstance(value, dict | list):
+                pending.append(value)
+            elif isinstance(value, int) and value > _MOST_PARTS and _PARTS.search(str(key)):
+                raise ValueError(f"{path.name} says {key}: {value}")
+
+
+def _refuse_header(path: Path) -> None:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _LARGEST_HEADER:
+        raise ValueError(f"{path.name} has a header of {length} bytes")
 
 
 def _modules(model: Any, final_norm: str) -> dict[str, nn.Module]:

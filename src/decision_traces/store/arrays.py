@@ -6,27 +6,46 @@ import zlib
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import zarr
 from jaxtyping import Int64, Shaped
 from zarr import Array
 
 from decision_traces.errors import DamagedRunError
-from decision_traces.folders.plain import PlainFolder
-from decision_traces.schema import ATTN, CHOICE, DEPTH, EXAMPLE, HEAD, KEY, KV_HEAD, LAYER, ArraySpec, Dims
+from decision_traces.folders.plain import PlainFolder, plain_files
+from decision_traces.schema import (
+    ATTN,
+    CHOICE,
+    DEPTH,
+    EXAMPLE,
+    HEAD,
+    KEY,
+    KV_HEAD,
+    LAYER,
+    POSITION,
+    QUERY,
+    SOURCE,
+    TOKENS_FILE,
+    ArraySpec,
+    Dims,
+)
 from decision_traces.store.folder import FileRecord, inode_of, problem_of
 from decision_traces.store.shard_reader import Box, ShardReader, shard_reader
 from decision_traces.store.slots import Slots
 from decision_traces.store.still import StillThere
 from decision_traces.store.table import Spans
+from decision_traces.store.zarr_files import MOST_PER_BYTE, open_zarr, refuse_chunk_file
 
-_PIPELINE: Final = "zarr.core.codec_pipeline.BatchedCodecPipeline"
-"""Zarr's own, whatever the user has set: the Rust one (zarrs 0.2.3) does not look at the checksum of a single chunk."""
+_LARGEST_ZEROS: Final = 64 << 20
+"""Bytes of a chunk that may be taken for zeros because its file is not there, with no other file as large as that."""
 
-_METADATA: Final = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+_MOST: Final = {LAYER: 10_000, DEPTH: 10_001, HEAD: 10_000, KV_HEAD: 10_000, CHOICE: 1 << 16}
+_WIDEST: Final = 1 << 24
+_POSITIONS_PER_BYTE: Final = 256
+"""Of the token table. Padding takes next to nothing: one short text of 131,072 positions is 3,700 bytes, 35 a byte."""
 
 DECODE_ERRORS: Final = (
     RuntimeError,
@@ -53,6 +72,7 @@ class StoredArray:
         zarr: The open Zarr array.
         shards: Reads its files directly; None where they are of another make, and Zarr reads them.
         plain: Finds links and devices in their place.
+        chunk_bytes: What a chunk takes uncompressed.
         slots: Gives what stands on one of the position axes (position, query, key, source), by its name.
         still: Finds that the run was replaced.
         dims: The sizes of its side of the model and what of it is kept; None in runs older than format 1.1, which
@@ -64,6 +84,7 @@ class StoredArray:
     zarr: "Array[Any]"
     shards: ShardReader | None
     plain: PlainFolder
+    chunk_bytes: int
     slots: Callable[[str], Slots]
     still: StillThere
     dims: Dims | None = None
@@ -148,7 +169,11 @@ class StoredArray:
                 raise self._damage(box, error) from error
 
     def _values(self, box: Box) -> np.ndarray:
-        return np.asarray(self.zarr[box]) if self.shards is None else self.shards.read(box)
+        if self.shards is not None:
+            return self.shards.read(box)
+        for path, _ in self.files(box):
+            refuse_chunk_file(self.plain, path, self.zarr)
+        return np.asarray(self.zarr[box])
 
     def read_slots(self, slots: Int64[np.ndarray, " rows"], **picks: int | slice) -> Shaped[np.ndarray, "rows width"]:
         """Read one slot of each of some examples; zeros where the slot is -1.
@@ -179,8 +204,19 @@ class StoredArray:
     def _there(self, box: Box) -> None:
         """Raise if a file of a box is missing though it covers tokens."""
         for path, covered in self.files(box):
-            if not self.plain.has(path) and self._holds_tokens(covered):
+            size = self.plain.size(path)
+            if size is None and self._holds_tokens(covered):
                 raise DamagedRunError(f"{path} is missing ({self.place(covered)}). {RESTORE}")
+            if size is None:
+                size = self._largest_file() if self.chunk_bytes > _LARGEST_ZEROS else _LARGEST_ZEROS
+            if size * MOST_PER_BYTE < self.chunk_bytes:
+                raise DamagedRunError(
+                    f"{path} ({self.place(covered)}) cannot hold the {self.chunk_bytes} bytes that the array "
+                    f"says of one chunk. {RESTORE}"
+                )
+
+    def _largest_file(self) -> int:
+        return max((path.lstat().st_size for path in plain_files(self.folder)), default=0)
 
     def files(self, box: Box) -> Iterator[tuple[Path, Box]]:
         """Yield each file that holds a piece of the box, with all that the file covers."""
@@ -227,6 +263,8 @@ class StoredArray:
         """
         part = dict(zip(self.spec.axes, covered, strict=True))
         slots = self.slots(self.position_axis)
+        if part[EXAMPLE].stop > len(slots.spans.start):
+            raise DamagedRunError(f"{self.folder} has more rows than the token table. {RESTORE}")
         choices = CHOICE in part and slots.spans.start.ndim > 1
         rows = (part[EXAMPLE], part[CHOICE]) if choices else (part[EXAMPLE],)
         at = slots.at(rows)[..., part[self.position_axis]]
@@ -267,16 +305,6 @@ def is_stored(run: Path, spec: ArraySpec) -> bool:
         return True
 
 
-def refuse_strange_metadata(plain: PlainFolder, folder: Path) -> None:
-    """Raise if what Zarr would read of an array or a group on opening it is a link, a pipe or a device.
-
-    Raises:
-        DamagedRunError: Names it.
-    """
-    for name in _METADATA:
-        plain.has(folder / name)
-
-
 def open_array(
     run: Path,
     spec: ArraySpec,
@@ -301,18 +329,17 @@ def open_array(
     """
     folder, plain = run / spec.group / spec.key, PlainFolder(run)
     path = folder / "zarr.json"
-    refuse_strange_metadata(plain, folder)
     if expected is not None and (problem := problem_of(plain, path, expected)) is not None:
         raise DamagedRunError(f"{path} is damaged: it is not the file the manifest names ({problem}). {RESTORE}")
     try:
-        with zarr.config.set({"codec_pipeline.path": _PIPELINE}):
-            array = zarr.open_array(folder, mode="r")
+        array = open_zarr(plain, folder)
     except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError) as error:
         raise DamagedRunError(f"{folder} has damaged metadata: {error}. {RESTORE}") from error
-    problem = _layout_problem(array, spec)
+    problem = _layout_problem(array, spec) or _size_problem(array.shape, spec, plain.size(run / TOKENS_FILE))
     if problem:
         raise DamagedRunError(f"{folder} is not the array {spec.name}: {problem}. {RESTORE}")
-    return StoredArray(spec, folder, array, shard_reader(array, folder, plain), plain, slots, still, dims)
+    chunk_bytes = prod(array.chunks) * array.dtype.itemsize
+    return StoredArray(spec, folder, array, shard_reader(array, folder, plain), plain, chunk_bytes, slots, still, dims)
 
 
 def _layout_problem(array: "Array[Any]", spec: ArraySpec) -> str | None:
@@ -322,4 +349,18 @@ def _layout_problem(array: "Array[Any]", spec: ArraySpec) -> str | None:
         return f"expected float16 or float32, got {array.dtype}"
     if array.fill_value not in (0, None):
         return f"expected fill value 0, got {array.fill_value}"
+    if 0 in (*array.chunks, *(array.shards or ())):
+        return f"chunks of shape {array.chunks}"
+    return None
+
+
+def _size_problem(shape: tuple[int, ...], spec: ArraySpec, table_bytes: int | None) -> str | None:
+    """Return which axis is longer than any model's, or than the token table's bytes can tell of."""
+    most = dict(_MOST)
+    if table_bytes is not None:
+        positions = 4096 + _POSITIONS_PER_BYTE * table_bytes
+        most |= {EXAMPLE: 1000 + table_bytes, **dict.fromkeys((POSITION, QUERY, KEY, SOURCE), positions)}
+    for axis, size in zip(spec.axes, shape, strict=True):
+        if size > most.get(axis, _WIDEST):
+            return f"shape {shape}, but the run cannot have more than {most.get(axis, _WIDEST)} along {axis}"
     return None

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-import zarr
 
 from decision_traces.errors import DamagedRunError
-from decision_traces.folders.plain import refuse_strange_inside
+from decision_traces.folders.plain import PlainFolder, refuse_strange_inside
 from decision_traces.schema import DEPTH, HEAD, KV_HEAD, LAYER, POSITION, QUERY
 from decision_traces.store.arrays import DECODE_ERRORS, StoredArray
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.layout import coordinates
 from decision_traces.store.opened import OpenRun
+from decision_traces.store.zarr_files import open_zarr
 
 _AXES: Final = (LAYER, DEPTH, HEAD, KV_HEAD, POSITION, QUERY)
 
@@ -34,7 +34,9 @@ def check_coordinates(store: OpenRun, array: StoredArray) -> Iterator[CheckResul
             continue
         try:
             refuse_strange_inside(store.run_dir, group / axis)
-            stored = zarr.open_array(group / axis, mode="r")
+            stored = open_zarr(PlainFolder(store.run_dir), group / axis)
+            if stored.shape != (len(wanted),):
+                raise ValueError(f"it has shape {stored.shape}, expected {(len(wanted),)}")
             values = np.asarray(stored[...])
         except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError, DamagedRunError) as error:
             problems.append(f"{spec.group}/{axis} is damaged: {error}")

@@ -28,7 +28,7 @@ from decision_traces.schema import (
     Side,
     arrays_for,
 )
-from decision_traces.store.arrays import DECODE_ERRORS, StoredArray, refuse_strange_metadata
+from decision_traces.store.arrays import DECODE_ERRORS, StoredArray
 from decision_traces.store.checks import NAMED_FAILURES, CheckResult
 from decision_traces.store.folder import (
     FileRecord,
@@ -41,6 +41,7 @@ from decision_traces.store.folder import (
 )
 from decision_traces.store.layout import layer_numbers
 from decision_traces.store.opened import OpenRun
+from decision_traces.store.zarr_files import refuse_metadata
 
 _REQUIRED: Final = (
     "run_id",
@@ -217,7 +218,7 @@ def check_layout(store: OpenRun, array: StoredArray, n_rows: int | None) -> Chec
     if about.block_rows not in {None, array.files_shape[0]}:
         problems.append(f"{array.files_shape[0]} rows per file, the meta says {about.block_rows}")
     try:
-        refuse_strange_metadata(PlainFolder(store.run_dir), store.run_dir / spec.group)
+        refuse_metadata(PlainFolder(store.run_dir), store.run_dir / spec.group)
         zarr.open_group(store.run_dir / spec.group, mode="r")
     except (*DECODE_ERRORS, AttributeError, json.JSONDecodeError, DamagedRunError) as error:
         problems.append(f"the group {spec.group} does not open: {error}")

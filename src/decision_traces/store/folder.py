@@ -19,6 +19,8 @@ from decision_traces.folders.removal import files_in
 from decision_traces.schema import ANALYSIS_DIR, INDEX_FILE, MANIFEST_FILE, META_FILE
 
 _CHUNK: Final = 1 << 22
+_LARGEST_JSON: Final = 2 << 20  # bytes; that of the largest models' runs has 100 kB. Parsed it is 40 times as much.
+_MANIFEST_BYTES_PER_FILE, _MANIFEST_PARTS_PER_FILE = 256, 12  # three times what a manifest has of each file
 UNLISTED: Final = frozenset({META_FILE, MANIFEST_FILE, INDEX_FILE})
 
 FileRecord = tuple[int, str]
@@ -145,11 +147,24 @@ def write_meta(run: Path, meta: Mapping[str, Any]) -> None:
 
 
 def _load_object(path: Path, help_: str) -> dict[str, Any]:
+    return _object(path, _whole(path, _LARGEST_JSON, help_), help_)
+
+
+def _whole(path: Path, most: int, help_: str) -> bytes:
+    """Return the bytes of a file in a run's own folder, which must not be more than it can have."""
     try:
         with open_plain(path.parent, path) as file:
-            value = json.loads(file.read().decode(), parse_constant=_no_json)
+            raw = file.read(most + 1)
     except OSError as error:
         raise DamagedRunError(f"{path} cannot be read ({error.strerror}). {help_}") from error
+    if len(raw) > most:
+        raise DamagedRunError(f"{path} is damaged: it has more than the {most} bytes that it can have. {help_}")
+    return raw
+
+
+def _object(path: Path, raw: bytes, help_: str) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode(), parse_constant=_no_json)
     except (ValueError, RecursionError) as error:
         raise DamagedRunError(f"{path} is damaged: it is not JSON ({first_line(error)}). {help_}") from error
     if not isinstance(value, dict):
@@ -223,17 +238,25 @@ def read_manifest(run: Path) -> dict[str, FileRecord]:
     if not there:
         raise DamagedRunError(f"{path} is missing. Restore it from a copy, or extract the run again.")
     help_ = "Restore it from a copy, or extract the run again."
-    try:
-        with open_plain(run, path) as file:
-            raw = file.read()
-    except OSError as error:
-        raise DamagedRunError(f"{path} cannot be read ({error.strerror}). {help_}") from error
+    raw = _manifest_bytes(run, path, help_)
     if f"{crc32c(raw):08x}" != named:
         raise DamagedRunError(f"{path} is damaged: its CRC-32C is not the one {META_FILE} names. {help_}")
     try:
-        return _listed(_load_object(path, help_).get("files"))
+        return _listed(_object(path, raw, help_).get("files"))
     except ValueError as error:
         raise DamagedRunError(f"{path} is damaged: {error}. {help_}") from error
+
+
+def _manifest_bytes(run: Path, path: Path, help_: str) -> bytes:
+    """Return the bytes of a manifest: a large one must be one of many files."""
+    size = PlainFolder(run).size(path) or 0
+    if size <= _LARGEST_JSON:
+        return _whole(path, _LARGEST_JSON, help_)
+    files = sum(1 for _ in files_in(run))
+    raw = _whole(path, files * _MANIFEST_BYTES_PER_FILE, help_)
+    if raw.count(b"[") + raw.count(b",") > files * _MANIFEST_PARTS_PER_FILE:
+        raise DamagedRunError(f"{path} is damaged: it lists far more than the {files} files there. {help_}")
+    return raw
 
 
 def _listed(files: object) -> dict[str, FileRecord]:

@@ -201,6 +201,37 @@ def _block(kind: int, size: int, *, last: bool = False) -> bytes:
     return (int(last) | kind << 1 | size << 3).to_bytes(3, "little")
 
 
+def content_size(frame: bytes | memoryview) -> int | None:
+    """Return how many bytes the first frame of some bytes says it holds, None where it does not say."""
+    start, size = _size_field(frame)
+    if bytes(frame[:4]) != _MAGIC or not size:
+        return None
+    return int.from_bytes(frame[start : start + size], "little") + (256 if size == 2 else 0)
+
+
+def is_one_frame(data: bytes | memoryview) -> bool:
+    """Return whether bytes are one frame and nothing more, which a decoder would add to it."""
+    at, last = sum(_size_field(data)), 0
+    while not last and at + 3 <= len(data):
+        header = int.from_bytes(data[at : at + 3], "little")
+        last, kind = header & 1, header >> 1 & 3
+        at += 3 + (1 if kind == _RLE else header >> 3)
+    checksum = 4 if data[4] & 4 else 0
+    return bool(last) and at + checksum == len(data)
+
+
+def _size_field(frame: bytes | memoryview) -> tuple[int, int]:
+    """Return where the size of a frame's content stands in its header, and in how many bytes; 0 where it is not told.
+
+    RFC 8878, section 3.1.1.1.
+    """
+    if len(frame) < len(_MAGIC) + len(_DESCRIPTOR):
+        return 0, 0
+    descriptor = frame[4]
+    single_segment, dictionary = descriptor >> 5 & 1, (0, 1, 2, 4)[descriptor & 3]
+    return 5 + (1 - single_segment) + dictionary, (single_segment, 2, 4, 8)[descriptor >> 6]
+
+
 def stored_bytes(file: FileIO, frame: int, start: int, length: int) -> bytes | None:
     """Return a stretch of a frame's content from a file, without reading the rest of it.
 

@@ -21,7 +21,7 @@ from numcodecs import Zstd  # type: ignore[import-untyped]
 from zarr import Array
 
 from decision_traces.folders.plain import PlainFolder
-from decision_traces.store.frames import CRC_BYTES, stored_bytes
+from decision_traces.store.frames import CRC_BYTES, content_size, stored_bytes
 
 _ABSENT: Final = np.iinfo(np.uint64).max
 _FILES: Final = 512
@@ -167,8 +167,9 @@ class ShardReader:
         data = _read(file, length)
         _check(data, "the index")
         index = np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(count, 2)
-        there = index[index[:, 0] != _ABSENT]
-        if (there.sum(axis=1) > size - length).any():
+        offsets, lengths = index[index[:, 0] != _ABSENT].T
+        end = np.uint64(size - length)
+        if (offsets > end).any() or (lengths > end - offsets).any():
             raise ValueError("the index points past the end of the file")
         return index
 
@@ -194,6 +195,9 @@ class ShardReader:
         common = [(max(c, s.start), min(c + n, s.stop), c, s.start) for c, n, s in sizes]
         target = result[tuple(slice(a - start, b - start) for a, b, _, start in common)]
         frame = self._frame(file, shard, number)
+        told, expected = content_size(memoryview(frame)[:-CRC_BYTES]), prod(self.chunk) * self.dtype.itemsize
+        if told != expected:  # memory is taken for what is there, and none of it keeps what stood there before
+            raise ValueError(f"chunk {number} holds {told or 'unknown'} bytes where {expected} belong")
         whole = target.shape == self.chunk and target.flags.c_contiguous
         room = target if whole else np.empty(self.chunk, self.dtype)
         decoded = Zstd().decode(memoryview(frame)[:-CRC_BYTES], out=room)

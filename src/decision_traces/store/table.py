@@ -16,6 +16,7 @@ from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import open_plain
 from decision_traces.store.folder import FileRecord, stream_checksum
 from decision_traces.store.still import FileStamp, file_stamp, settled
+from decision_traces.store.table_bounds import open_bounded, refuse_large
 
 if TYPE_CHECKING:
     import pandas
@@ -53,7 +54,7 @@ class TableFile:
     def schema(self) -> pa.Schema:
         """Return names and types of the columns; see `read`."""
         with self._opened() as raw:
-            return pq.read_schema(raw)
+            return open_bounded(raw).schema_arrow
 
     def read(self, columns: Sequence[str] | None = None, where: tuple[str, int | str] | None = None) -> pa.Table:
         """Read the file, or some columns of it, checking the checksums of their pages.
@@ -67,8 +68,10 @@ class TableFile:
         """
         names = None if columns is None else list(columns)
         with self._opened() as raw:
+            file = open_bounded(raw)
+            refuse_large(raw, file, names if names is None or where is None else [*names, where[0]])
             if where is None:
-                return pq.ParquetFile(raw, page_checksum_verification=True).read(columns=names)
+                return file.read(columns=names)
             rows = [(where[0], "=", where[1])]
             return pq.read_table(raw, columns=names, filters=rows, page_checksum_verification=True)
 
