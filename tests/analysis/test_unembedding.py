@@ -86,7 +86,7 @@ def test_one_that_says_it_is_enormous_is_refused_before_it_is_built(kept, tmp_pa
     told, stored = json.loads(config.read_text()), tensors.read_bytes()
     config.write_text(json.dumps(told | {"n_layer": 10**9}))
     reseal(folder)
-    with pytest.raises(ModelError, match="config.json says n_layer: 1000000000"):
+    with pytest.raises(ModelError, match="says n_layer: 1000000000"):
         load_unembedding(TraceStore(folder))
     config.write_text(json.dumps(told))
     tensors.write_bytes((10**9).to_bytes(8, "little") + stored[8:])

@@ -16,7 +16,7 @@ from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import open_plain
 from decision_traces.store.folder import FileRecord, stream_checksum
 from decision_traces.store.still import FileStamp, file_stamp, settled
-from decision_traces.store.table_bounds import open_bounded, refuse_large
+from decision_traces.store.table_bounds import open_bounded
 
 if TYPE_CHECKING:
     import pandas
@@ -54,7 +54,7 @@ class TableFile:
     def schema(self) -> pa.Schema:
         """Return names and types of the columns; see `read`."""
         with self._opened() as raw:
-            return open_bounded(raw).schema_arrow
+            return open_bounded(raw, []).schema_arrow
 
     def read(self, columns: Sequence[str] | None = None, where: tuple[str, int | str] | None = None) -> pa.Table:
         """Read the file, or some columns of it, checking the checksums of their pages.
@@ -68,8 +68,7 @@ class TableFile:
         """
         names = None if columns is None else list(columns)
         with self._opened() as raw:
-            file = open_bounded(raw)
-            refuse_large(raw, file, names if names is None or where is None else [*names, where[0]])
+            file = open_bounded(raw, names if names is None or where is None else [*names, where[0]])
             if where is None:
                 return file.read(columns=names)
             rows = [(where[0], "=", where[1])]
@@ -78,7 +77,7 @@ class TableFile:
     def frame(self) -> "pandas.DataFrame":
         """Return the whole file as a data frame; see `read`."""
         with self._opened() as raw:
-            frame: pandas.DataFrame = pq.ParquetFile(raw, page_checksum_verification=True).read().to_pandas()
+            frame: pandas.DataFrame = open_bounded(raw, None).read().to_pandas()
         return frame
 
     @contextmanager

@@ -23,11 +23,15 @@ _WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4,
 _DICTIONARY_PAGE, _DELTA_BYTE_ARRAY = 2, 7
 
 
-def open_bounded(raw: BinaryIO) -> pq.ParquetFile:
-    """Open a Parquet file and read its footer, which must be one that a table of this size can have.
+def open_bounded(raw: BinaryIO, columns: Sequence[str] | None) -> pq.ParquetFile:
+    """Open a Parquet file some columns of which can be read: they take no more than a file of its size can need.
+
+    Args:
+        raw: The file.
+        columns: Names; all of them where None.
 
     Raises:
-        ValueError: It has more rows, columns or levels than the file can hold.
+        ValueError: They take more, or the footer has more rows, columns or levels than the file can hold.
         pyarrow.ArrowException: It is not Parquet.
     """
     size = os.fstat(raw.fileno()).st_size
@@ -40,36 +44,49 @@ def open_bounded(raw: BinaryIO) -> pq.ParquetFile:
     rows = max(file.metadata.num_rows, sum(file.metadata.row_group(g).num_rows for g in groups))
     if rows > _ROWS + size:
         raise ValueError(f"it says {rows} rows, more than its {size} bytes can hold")
+    _refuse_large(raw, file, columns, size)
     return file
 
 
-def refuse_large(raw: BinaryIO, file: pq.ParquetFile, columns: Sequence[str] | None) -> None:
-    """Raise if reading some columns would take more memory than a file of this size can need.
-
-    Args:
-        raw: The file.
-        file: The same, opened.
-        columns: Names; all of them where left out.
-
-    Raises:
-        ValueError: Says which column.
-    """
-    size = os.fstat(raw.fileno()).st_size
-    most, taken = _LARGEST + _PER_BYTE * size, 0
+def _refuse_large(raw: BinaryIO, file: pq.ParquetFile, columns: Sequence[str] | None, size: int) -> None:
+    """Raise if some columns take more memory than a file of this size can need."""
+    most, numbers, texts = _LARGEST + _PER_BYTE * size, 0, 0
+    leaves = enumerate(map(file.metadata.schema.column, range(file.metadata.num_columns)))
+    wanted = {number: leaf for number, leaf in leaves if _is_of(leaf.path, columns)}
     for group in range(file.metadata.num_row_groups):
         row_group = file.metadata.row_group(group)
-        for leaf in range(row_group.num_columns):
-            chunk = row_group.column(leaf)
-            path = chunk.path_in_schema
-            if columns is not None and not any(path == name or path.startswith(f"{name}.") for name in columns):
-                continue
-            values, page_bytes, repeated = _told(raw, chunk, size)
-            width = _WIDTHS.get(chunk.physical_type) or file.metadata.schema.column(leaf).length
-            taken += values * (width + _LEVELS) + page_bytes
-            if chunk.physical_type == "BYTE_ARRAY" and taken <= most < taken + values * repeated:
-                taken += _text_bytes(raw, group, path)
-            if taken > most:
-                raise ValueError(f"column {path} would take over {most} bytes, more than a file of {size} can need")
+        for number, leaf in wanted.items():
+            values, page_bytes, dictionary = _told(raw, row_group.column(number), size)
+            numbers += values * ((_WIDTHS.get(leaf.physical_type) or leaf.length) + _LEVELS) + page_bytes
+            texts += values * dictionary  # if each were as long as all of them
+            if numbers > most:
+                raise ValueError(f"{leaf.path} would take over {most} bytes, more than a file of {size} can need")
+    if numbers + texts > most:
+        paths = [leaf.path for leaf in wanted.values() if leaf.physical_type == "BYTE_ARRAY"]
+        _refuse_texts(raw, paths, most - numbers, size)
+
+
+def _is_of(path: str, columns: Sequence[str] | None) -> bool:
+    return columns is None or any(path == name or path.startswith(f"{name}.") for name in columns)
+
+
+def _refuse_texts(raw: BinaryIO, paths: Sequence[str], most: int, size: int) -> None:
+    """Raise if the texts of some columns have too many bytes, each counted as often as it stands there."""
+    file = pq.ParquetFile(raw, read_dictionary=list(paths), page_checksum_verification=True)
+    total = 0
+    for group in range(file.metadata.num_row_groups):
+        for column in file.read_row_group(group, columns=list(paths)).columns:
+            total += sum(map(_text_bytes, column.chunks))
+            if total > most:
+                raise ValueError(f"its texts would take over {most} bytes, more than a file of {size} can need")
+
+
+def _text_bytes(part: pa.Array) -> int:
+    while isinstance(part, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        part = part.flatten()
+    coded = isinstance(part, pa.DictionaryArray)
+    lengths = pc.binary_length(part.dictionary if coded else part).cast(pa.int64())
+    return pc.sum(lengths.take(part.indices) if coded else lengths).as_py() or 0
 
 
 def _told(raw: BinaryIO, chunk: pq.ColumnChunkMetaData, size: int) -> tuple[int, int, int]:
@@ -94,20 +111,6 @@ def _told(raw: BinaryIO, chunk: pq.ColumnChunkMetaData, size: int) -> tuple[int,
         page_bytes += uncompressed
         at += length + compressed
     return values, page_bytes, dictionary
-
-
-def _text_bytes(raw: BinaryIO, group: int, path: str) -> int:
-    """Return how many bytes the texts of a column chunk have, each counted as often as it stands there."""
-    file = pq.ParquetFile(raw, read_dictionary=[path], page_checksum_verification=True)
-    column = file.read_row_group(group, columns=[path]).column(0)
-    total = 0
-    for part in column.chunks:
-        while isinstance(part, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
-            part = part.flatten()
-        lengths = pc.binary_length(part.dictionary) if isinstance(part, pa.DictionaryArray) else pc.binary_length(part)
-        taken = lengths.take(part.indices) if isinstance(part, pa.DictionaryArray) else lengths
-        total += pc.sum(taken.cast(pa.int64())).as_py() or 0
-    return total
 
 
 def _refuse_footer(raw: BinaryIO, size: int) -> None:
