@@ -3,6 +3,7 @@
 Nothing that was not computed is ever read or shown, and the state before stays.
 """
 
+import gc
 import json
 import os
 import random
@@ -269,10 +270,10 @@ def reseal(folder: Path) -> None:
     ("command", "rooms"),
     [
         ("attention", (0, 2, 9)),
-        pytest.param("attention", range(0, 60), marks=ALL),
-        pytest.param("lens", range(0, 200, 3), marks=ALL),
-        pytest.param("attribution", range(0, 200, 3), marks=ALL),
-        pytest.param("compare", range(0, 200, 3), marks=ALL),
+        pytest.param("attention", range(0, 60, 2), marks=ALL),
+        pytest.param("lens", range(0, 200, 8), marks=ALL),
+        pytest.param("attribution", range(0, 200, 8), marks=ALL),
+        pytest.param("compare", range(0, 200, 8), marks=ALL),
         ("index", (0,)),
     ],
 )
@@ -297,6 +298,8 @@ def test_a_full_disk_leaves_the_state_before(command: str, rooms, old: bool, who
         assert code == 1 and len(said) == 1, err or out
         assert "is full" in said[0] or "could not be written" in said[0] or "cannot be written" in said[0]
         assert files_of(disk) == before
+    gc.collect()  # what an error still holds open keeps the disk from being unmounted
+    print(command, f"{filled} full disks")  # noqa: T201
     assert filled >= min(3, len(rooms))
 
 
