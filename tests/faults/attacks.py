@@ -22,6 +22,7 @@ from decision_traces.errors import TraceError
 from decision_traces.page import resources
 from decision_traces.page.runs import PageRun
 from decision_traces.store.reader import TraceStore
+from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.runs import list_runs
 from decision_traces.store.validate import validate_run
 from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, SELECTED, TinyRun, build_run
@@ -77,7 +78,7 @@ def read(run: Path) -> None:
 
 def look(run: Path) -> None:
     """Ask for everything that the page shows of the first example, and of the list."""
-    page = PageRun("run", run)
+    page = PageRun("run", ResultsPlace(run))
     calls = (resources.rows, resources.search, resources.row)
     for call, what in zip(calls, (0, "text", "tiny-validation-000000"), strict=True):
         refused(lambda call=call, what=what: call(page, what))

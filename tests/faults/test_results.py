@@ -34,6 +34,7 @@ from decision_traces.page.runs import PageRun
 from decision_traces.schema import RECORD_FILE
 from decision_traces.store.checks_results import check_results
 from decision_traces.store.results import find_result
+from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.validate import failures, validate_run
 
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -82,7 +83,7 @@ def readings(run: Path, results: Iterable[str]) -> Iterator[tuple[str, Callable[
     """Yield what stands in some results as the readers give it."""
     store = TraceStore(run)
     for name in results:
-        result = find_result(run, name)
+        result = find_result(ResultsPlace(run), name)
         assert result is not None
         for file in result.files:
             if file.endswith(".parquet"):
@@ -112,7 +113,7 @@ def read(run: Path, results: Iterable[str] = tuple(FLAGS)) -> dict[str, Any]:
 
 def shown(run: Path, position: int) -> dict[str, Any]:
     """Return what the page answers about the results, never a 5xx; what it leaves out is left out."""
-    page = PageRun("r", run)
+    page = PageRun("r", ResultsPlace(run))
     asked = {
         "stable_from": lambda: resources.column(page, "stable_from", 0),
         "flips": lambda: resources.column(page, "flips", 0),
@@ -159,7 +160,7 @@ def is_said_or_right(damaged: Path, file: str, reference: tuple[dict[str, Any], 
         assert json.dumps(value) == json.dumps(found[name]), name
     for path, answer in shown(damaged, position).items():
         assert shown_alike(path, answer, seen[path]), path
-    assert [check.where for check in failures(list(check_results(damaged)))] == [f"analysis/{command}"]
+    assert [check.where for check in failures(list(check_results(ResultsPlace(damaged))))] == [f"analysis/{command}"]
 
 
 def damaged_files(run: Path) -> list[str]:
@@ -211,7 +212,7 @@ def test_one_damaged_result_empties_its_own_panels_alone(whole: Path, copy, tmp_
     run = copy()
     table = run / "analysis/attribution/contributions.zarr/parts/c.0.0.0.0"
     write_over(table, table.read_bytes()[:-1] + b"x")
-    page = PageRun("r", run)
+    page = PageRun("r", ResultsPlace(run))
     client = TestClient(create_app([page]), base_url="http://127.0.0.1")
     position = int(TraceStore(run).tokens["answer_pos"][1])
     answer = client.get(f"/api/r/e/1/contributions/{position}.json")
@@ -247,7 +248,7 @@ def test_a_shape_that_no_run_has_is_refused_before_anything_is_made_of_it(axis: 
         shape[axis] = 10**10
     write_over(path, json.dumps(told).encode())
     reseal(run / "analysis" / "lens")
-    grid = Grid(find_result(run, "lens"), LENS_GRID, TraceStore(run))
+    grid = Grid(find_result(ResultsPlace(run), "lens"), LENS_GRID, TraceStore(run))
     with pytest.raises(ResultError, match=r"lens\.zarr/prob is not laid out as this package writes it"):
         grid.read("prob", 0)
 
@@ -308,7 +309,7 @@ def test_a_full_disk_leaves_the_state_before(command: str, rooms, old: bool, who
 
 def is_whole(run: Path, before: dict[str, bytes], command: str) -> bool:
     """Return whether a run after a kill has the new result; it has the old one or the new one, and both are right."""
-    result = find_result(run, command)
+    result = find_result(ResultsPlace(run), command)
     assert result is not None
     result.check()
     now, old = ({f: raw for f, raw in files.items() if "/." not in f} for files in (files_of(run), before))
@@ -386,7 +387,7 @@ def test_two_at_once_make_one_good_result(command: str, pairs: int, copy, comman
         for one in (e for e in ended if e.code):
             assert one.code == 1 and "is being written by another process now" in one.said()
             refused += 1
-        result = find_result(run, command)
+        result = find_result(ResultsPlace(run), command)
         assert result is not None
         result.check()
     print(command, f"{refused} of {pairs} refused")  # noqa: T201
@@ -396,7 +397,7 @@ def test_two_at_once_make_one_good_result(command: str, pairs: int, copy, comman
 
 
 def test_numbers_of_the_grid_are_those_that_any_zarr_reader_gives(whole: Path) -> None:
-    grid = Grid(find_result(whole, "lens"), LENS_GRID, TraceStore(whole))
+    grid = Grid(find_result(ResultsPlace(whole), "lens"), LENS_GRID, TraceStore(whole))
     group = zarr.open_group(whole / "analysis/lens/lens.zarr", mode="r")
     for name in ("positions", "rank", "prob", "top_probs"):
         assert np.array_equal(grid.read(name, 2), group[name][2])

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from decision_traces.page.app import create_app
 from decision_traces.page.runs import PageRun
 from decision_traces.page.serve import PageServer, listen
+from decision_traces.store.results_place import ResultsPlace
 
 CAPTURES = ("attn", "qkv", "hidden", "resid")
 SCRIPT = (
@@ -101,7 +102,9 @@ def bare_run(once) -> Path:
 @pytest.fixture(scope="session")
 def client(demo_run: Path, question_run: Path, choice_run: Path, bare_run: Path) -> TestClient:
     """The application in-process, over all four runs: r0 to r3."""
-    runs = [PageRun(f"r{i}", path) for i, path in enumerate((demo_run, question_run, choice_run, bare_run))]
+    runs = [
+        PageRun(f"r{i}", ResultsPlace(path)) for i, path in enumerate((demo_run, question_run, choice_run, bare_run))
+    ]
     return TestClient(create_app(runs), base_url="http://127.0.0.1", raise_server_exceptions=True)
 
 

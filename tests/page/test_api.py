@@ -18,6 +18,7 @@ from decision_traces.page.resources import bundle_paths
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import LARGEST
 from decision_traces.page.text import shown_tokens
+from decision_traces.store.results_place import ResultsPlace
 from decision_traces.testing.encoders import save_tiny_masked_encoder
 from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, TinyRun, build_run
 
@@ -138,7 +139,7 @@ def test_every_masked_token_has_its_prediction(tmp_path: Path) -> None:
         model_path=model, text_file=tmp_path / "texts.txt", mask_prob=0.4, capture=("hidden",), out_dir=tmp_path / "run"
     )
     extract_texts(config)
-    masked = TestClient(create_app([PageRun("r0", tmp_path / "run")]), base_url="http://localhost")
+    masked = TestClient(create_app([PageRun("r0", ResultsPlace(tmp_path / "run"))]), base_url="http://localhost")
     table = pd.read_parquet(tmp_path / "run" / "tokens.parquet")
     for row in range(3):
         found = masked.get(f"/api/r0/e/{row}/c0/tokens.json").json()
@@ -192,7 +193,7 @@ RUNS = {
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
 def test_any_run_opens_and_says_what_is_missing(tmp_path: Path, run: TinyRun) -> None:
     build_run(tmp_path / "run", run)
-    page = PageRun("r0", tmp_path / "run")
+    page = PageRun("r0", ResultsPlace(tmp_path / "run"))
     small = TestClient(create_app([page]), base_url="http://localhost")
     meta = small.get("/api/r0/meta.json").json()
     for said in meta["missing"].values():
@@ -216,7 +217,7 @@ def test_missing_panels_name_the_flag_and_the_command(client: TestClient, bare_r
 
 
 def test_every_answer_is_small(client: TestClient, demo_run: Path, choice_run: Path) -> None:
-    for run in (PageRun("r0", demo_run), PageRun("r2", choice_run)):
+    for run in (PageRun("r0", ResultsPlace(demo_run)), PageRun("r2", ResultsPlace(choice_run))):
         for path, _ in bundle_paths(run, 3):
             answer = client.get(f"/api/{run.key}/{path}")
             assert answer.status_code == 200 and len(answer.content) <= LARGEST, path
@@ -245,7 +246,7 @@ def test_its_own_names_are_not(client: TestClient, host: str) -> None:
 
 
 def test_a_server_for_everybody_is_asked_by_its_numbers(demo_run: Path) -> None:
-    app = create_app([PageRun("r0", demo_run)], Entry(by_number=True))
+    app = create_app([PageRun("r0", ResultsPlace(demo_run))], Entry(by_number=True))
     for host in ("192.168.1.5:8377", "[2001:db8::1]", "localhost"):
         assert TestClient(app, base_url=f"http://{host}").get("/api/runs.json").status_code == 200
     for host in ("evil.example", "192.168.1.5.evil.example"):
@@ -255,7 +256,9 @@ def test_a_server_for_everybody_is_asked_by_its_numbers(demo_run: Path) -> None:
 def test_what_nobody_foresaw_is_a_sentence(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PageRun, "missing", lambda _: 1 / 0)
     client = TestClient(
-        create_app([PageRun("r0", demo_run)]), base_url="http://localhost", raise_server_exceptions=False
+        create_app([PageRun("r0", ResultsPlace(demo_run))]),
+        base_url="http://localhost",
+        raise_server_exceptions=False,
     )
     answer = client.get("/api/r0/meta.json")
     assert answer.status_code == 500
@@ -263,7 +266,7 @@ def test_what_nobody_foresaw_is_a_sentence(demo_run: Path, monkeypatch: pytest.M
 
 
 def test_one_head_is_read_alone(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, read = PageRun("r0", demo_run), []
+    run, read = PageRun("r0", ResultsPlace(demo_run)), []
     whole = TraceStore.attn
     monkeypatch.setattr(TraceStore, "attn", lambda *a, **k: read.append(a[-1]) or whole(*a, **k))
     client = TestClient(create_app([run]), base_url="http://localhost")
@@ -374,7 +377,8 @@ from pathlib import Path
 from starlette.testclient import TestClient
 from decision_traces.page.app import create_app
 from decision_traces.page.runs import PageRun
-client = TestClient(create_app([PageRun("r0", Path({str(demo_run)!r}))]), base_url="http://localhost")
+from decision_traces.store.results_place import ResultsPlace
+client = TestClient(create_app([PageRun("r0", ResultsPlace(Path({str(demo_run)!r})))]), base_url="http://localhost")
 for path in ("meta.json", "e/0/lens.json", "e/0/c0/attn/0/0.u8", "e/0/c0/tokens.json"):
     assert client.get("/api/r0/" + path).status_code == 200
 assert "torch" not in sys.modules and "transformers" not in sys.modules

@@ -23,6 +23,7 @@ from decision_traces.page.app import create_app
 from decision_traces.page.guard import Entry
 from decision_traces.page.runs import PageRun
 from decision_traces.page.serve import PageServer, listen
+from decision_traces.store.results_place import ResultsPlace
 from decision_traces.testing.runs import DECODER, build_run
 
 TOLD = ("content-security-policy", "x-content-type-options", "referrer-policy", "cross-origin-resource-policy")
@@ -35,7 +36,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def asking(run: Path, entry: Entry | None = None) -> TestClient:
-    app = create_app([PageRun("r", run)], entry or Entry())
+    app = create_app([PageRun("r", ResultsPlace(run))], entry or Entry())
     return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
 
 
@@ -245,7 +246,7 @@ def test_a_run_that_is_gone_is_a_sentence(run: Path) -> None:
 
 def listed(run: Path) -> dict[str, bytes | None]:
     """Return what the list shows, None where it is an error of ours instead."""
-    page = PageRun("r", run)
+    page = PageRun("r", ResultsPlace(run))
     asked: dict[str, Callable[[], resources.Resource]] = {
         "rows": lambda: resources.rows(page, 0),
         "search": lambda: resources.search(page, "a"),

@@ -14,13 +14,14 @@ from decision_traces.cli import attribution, lens, nexttok
 from decision_traces.page import snippets
 from decision_traces.page.app import create_app
 from decision_traces.page.runs import PageRun
+from decision_traces.store.results_place import ResultsPlace
 
 EVIL = "x'); import os; os.system('touch PWNED'); ('"
 
 
 def _page(run: Path) -> Callable[[str], Any]:
     """Return what answers as the page's server does."""
-    client = TestClient(create_app([PageRun("r0", run)]), base_url="http://127.0.0.1")
+    client = TestClient(create_app([PageRun("r0", ResultsPlace(run))]), base_url="http://127.0.0.1")
     return lambda path: client.get(f"/api/r0/{path}").json()
 
 
@@ -88,7 +89,7 @@ def test_snippets_give_what_panels_show(name: str, request: pytest.FixtureReques
 
 @pytest.mark.parametrize("name", ["question_run", "choice_run"])
 def test_an_examples_id_is_one_literal(name: str, request: pytest.FixtureRequest, monkeypatch) -> None:
-    run = PageRun("r0", request.getfixturevalue(name))
+    run = PageRun("r0", ResultsPlace(request.getfixturevalue(name)))
     monkeypatch.setattr(type(run.store), "example_id", lambda *_: EVIL)
     for snippet in (
         snippets.tokens(run, 0, 1),

@@ -22,6 +22,7 @@ from decision_traces.errors import (
 from decision_traces.folders import exchange
 from decision_traces.store.new_result import new_result, result_files
 from decision_traces.store.results import find_result
+from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.table import write_table
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.testing.runs import DECODER, build_run
@@ -43,7 +44,7 @@ def put(run: Path, value: int, name: str = "lens") -> list[str]:
 
 
 def value(run: Path) -> int:
-    found = find_result(run, "lens")
+    found = find_result(ResultsPlace(run), "lens")
     assert found is not None
     return int(found.table("depth.parquet").column("stable_from")[0].as_py())
 
@@ -53,7 +54,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_result_says_what_it_is_of_and_replaces_the_one_before(run: Path) -> None:
-    assert find_result(run, "lens") is None and result_files(run) == set()
+    assert find_result(ResultsPlace(run), "lens") is None and result_files(run) == set()
     assert put(run, 1) == put(run, 2) == []
     assert value(run) == 2 and names(run / "analysis") == ["lens"] and names(run.parent) == ["run"]
     record = json.loads((run / "analysis" / "lens" / "record.json").read_text())
@@ -124,7 +125,7 @@ def test_a_result_without_a_record_that_holds_is_set_aside_whole(run: Path) -> N
     record.write_text(record.read_text().replace('"top_k": 1', '"top_k": 3'))
     (run / "analysis" / "lens" / "notes.md").write_text("mine")
     with pytest.raises(ResultError, match=r"record\.json differs from its own digest.*`decision-traces lens "):
-        find_result(run, "lens")
+        find_result(ResultsPlace(run), "lens")
     (note,) = put(run, 2)
     aside = next(p for p in (run / "analysis").iterdir() if "set-aside" in p.name)
     assert str(aside) in note and value(run) == 2
@@ -135,7 +136,7 @@ def test_what_an_earlier_version_left_is_neither_read_nor_removed(run: Path) -> 
     (run / "analysis").mkdir()
     (run / "analysis" / "depth.parquet").write_bytes(b"old")
     with pytest.raises(ResultError, match=r"depth\.parquet in .*: made by an earlier version, without a record"):
-        find_result(run, "lens")
+        find_result(ResultsPlace(run), "lens")
     assert failures(validate_run(run)) == []
     (note,) = put(run, 1)
     assert "depth.parquet" in note and value(run) == 1
@@ -147,7 +148,7 @@ def test_a_result_of_another_run_is_not_believed(run: Path, tmp_path: Path) -> N
     put(tmp_path / "other", 1)
     shutil.copytree(tmp_path / "other" / "analysis", run / "analysis")
     with pytest.raises(ResultError, match=r"was made from another run\. Run `decision-traces lens .*/run` again"):
-        find_result(run, "lens")
+        find_result(ResultsPlace(run), "lens")
     assert [(r.where, r.ok) for r in validate_run(run) if r.name == "results as computed"] == [("analysis/lens", False)]
     put(run, 2)
     assert value(run) == 2 and names(run / "analysis") == ["lens"]
@@ -172,7 +173,7 @@ def test_nothing_is_written_or_read_through_a_link(run: Path, tmp_path: Path, li
     with pytest.raises(DamagedRunError, match="is a symbolic link"):
         put(run, 1)
     with pytest.raises(ResultError, match="is a symbolic link"):
-        find_result(run, "lens")
+        find_result(ResultsPlace(run), "lens")
     assert result_files(run) == set() and names(home) == ["depth.parquet"]
 
 
@@ -183,11 +184,11 @@ def test_a_file_that_is_a_link_or_a_pipe_is_damage(run: Path, tmp_path: Path) ->
     table.unlink()
     table.symlink_to(tmp_path / "same")
     with pytest.raises(ResultError, match=r"depth\.parquet is no file"):
-        find_result(run, "lens")
+        find_result(ResultsPlace(run), "lens")
     table.unlink()
     os.mkfifo(table)
     with pytest.raises(ResultError, match=r"depth\.parquet is no file"):
-        find_result(run, "lens")
+        find_result(ResultsPlace(run), "lens")
 
 
 # -- what kills leave --------------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ class Grid:
         if array not in self._readers:
             place = f"{self._name}/{array}"
             path = self._result.file(f"{place}/zarr.json")
-            plain = PlainFolder(self._result.run)
+            plain = PlainFolder(self._result.place.root)
             try:
                 opened = open_zarr(plain, path.parent)
             except (*DECODE_ERRORS, AttributeError, DamagedRunError) as error:

@@ -1,4 +1,4 @@
-"""Putting what an analysis computed into the run: its tables a few examples at a time, all of it or nothing."""
+"""Putting what an analysis computed into the run, or where `--out` says: a few examples at a time, all or nothing."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,13 +13,12 @@ from rich.console import Console
 
 from decision_traces.store.new_result import new_result
 from decision_traces.store.opened import OpenRun
-from decision_traces.store.results import result_folder
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _EXAMPLES: Final = 2048
-_NO_OPTIONS: Final = frozenset({"run", "quiet"})
+_NO_OPTIONS: Final = frozenset({"run", "out", "quiet"})
 
 
 @runtime_checkable
@@ -39,7 +38,7 @@ class Result(Protocol):
 
 @contextmanager
 def kept_in_run(store: OpenRun, name: str, args: "DataclassInstance", console: Console) -> Iterator[Path]:
-    """Yield the folder that a command writes into, and at the end of the block say what lies in the run now.
+    """Yield the folder that a command writes into, and at the end of the block say what lies there now.
 
     Args:
         store: The run.
@@ -53,7 +52,7 @@ def kept_in_run(store: OpenRun, name: str, args: "DataclassInstance", console: C
     options: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(args) if f.name not in _NO_OPTIONS}
     with new_result(store, name, options) as new:
         yield new.folder
-    for path in sorted(result_folder(store.run_dir, name).iterdir()):
+    for path in sorted(store.results.result(name).iterdir()):
         console.print(f"Written: {path}", soft_wrap=True)
     for note in new.notes:
         console.print(note, soft_wrap=True)

@@ -26,17 +26,19 @@ class AttentionCommand:
     Attributes:
         run: The run folder; it must hold attention.
         array: Which attention; the first that the run has, where left out.
+        out: Keep the results in this folder instead of the run; a run that can only be read needs it.
         quiet: Print nothing; the files are written.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     array: Literal["dec_self_attn", "enc_self_attn", "enc_mc_attn"] | None = None
+    out: Path | None = None
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 def run(args: AttentionCommand) -> int:
     """Measure, print the table, and put the table and the picture into the run."""
-    console, store = make_console(), TraceStore(args.run)
+    console, store = make_console(), TraceStore(args.run, results=args.out)
     console.quiet = args.quiet
     with kept_in_run(store, "attention", args, console) as folder:
         with counting(make_console(stderr=True), "attention", quiet=args.quiet) as progress:

@@ -41,6 +41,7 @@ class AttributionCommand:
             decision.
         device: auto, cpu, cuda, cuda:1, mps.
         trust_remote_code: Run Python that the model brings along; only for models of people you trust.
+        out: Keep the results in this folder instead of the run; a run that can only be read needs it.
         quiet: Print nothing; the files are written.
     """
 
@@ -50,12 +51,13 @@ class AttributionCommand:
     all_positions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
     trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    out: Path | None = None
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 def run(args: AttributionCommand) -> int:
     """Attribute, print the tables, and put table and picture into the run."""
-    console, store = make_console(), TraceStore(args.run)
+    console, store = make_console(), TraceStore(args.run, results=args.out)
     console.quiet = args.quiet
     encoder = store.arch == "enc" and store.n_choices is not None
     with kept_in_run(store, "attribution", args, console) as folder:

@@ -57,6 +57,7 @@ class CompareCommand:
         max_examples: Let the probe use no more examples than these.
         model_path: Where the model lies now, for the decision depth.
         trust_remote_code: Run Python that the model brings along; only for models of people you trust.
+        out: Keep the results in this folder instead of the run; a run that can only be read needs it.
         quiet: Print nothing; the files are written.
     """
 
@@ -68,6 +69,7 @@ class CompareCommand:
     max_examples: int | None = None
     model_path: Path | None = None
     trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    out: Path | None = None
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -85,7 +87,7 @@ class _Findings:
 
 def run(args: CompareCommand) -> int:
     """Compare, print the tables, and put tables and pictures into the run."""
-    console, store = make_console(), TraceStore(args.run)
+    console, store = make_console(), TraceStore(args.run, results=args.out)
     console.quiet = args.quiet
     _check(args)
     labels = None if args.by is None else labels_of(store, args.by)

@@ -24,7 +24,6 @@ from decision_traces.extract.next_token import NextTokenConfig, extract_next_tok
 from decision_traces.models.load import DEMO_MODEL
 from decision_traces.store.new_result import new_result
 from decision_traces.store.reader import TraceStore
-from decision_traces.store.results import result_folder
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.views.tables import decision_table, kind_table
 from decision_traces.views.trajectories import save_trajectories
@@ -100,7 +99,7 @@ def _look(folder: Path, console: Console) -> None:
     console.print()
     console.print(decision_table(lens, depth))
     console.print(kind_table(depth, store.tokens.set_index("example_id")["kind"]))
-    console.print(f"\nPicture: {result_folder(folder, 'lens') / _PICTURE}", soft_wrap=True)
+    console.print(f"\nPicture: {store.results.result('lens') / _PICTURE}", soft_wrap=True)
 
 
 def _next_steps(folder: Path, console: Console) -> None:

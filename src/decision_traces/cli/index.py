@@ -30,6 +30,7 @@ class IndexCommand:
         model_path: Where the model lies now, if not where it lay then; for deep.
         device: Where deep runs it: auto, cpu, cuda.
         trust_remote_code: Run Python that the model brings along; only for models of people you trust.
+        results: Check the results of analyses in this folder (their --out), where they are not in the run.
         quiet: Print failures only.
     """
 
@@ -40,6 +41,7 @@ class IndexCommand:
     model_path: Path | None = None
     device: str = "auto"
     trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    results: Path | None = None
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
@@ -60,7 +62,7 @@ def run(args: IndexCommand, console: Console) -> int:
 
 def _index(args: IndexCommand, console: Console) -> RunIndex:
     with counting(console, "checking", quiet=args.quiet or not args.validate) as progress:
-        index = index_run(args.run, validate=args.validate, progress=progress)
+        index = index_run(args.run, validate=args.validate, results=args.results, progress=progress)
     return _deeper(args, index) if args.deep and index.valid else index
 
 
@@ -104,9 +106,12 @@ def _checks(checks: Sequence[CheckResult]) -> Table:
             where = worst.where if worst.worst else ""
             table.add_row("ok", name, str(len(held)), _figure(worst.worst), where, worst.detail)
         for c in failed:
-            where = c.where if c.array in c.where else f"{c.array}: {c.where}"
-            table.add_row("FAIL", name, "1", _figure(c.worst), where, c.detail, style="red")
+            table.add_row("FAIL", name, "1", _figure(c.worst), _where(c), c.detail, style="red")
     return table
+
+
+def _where(check: CheckResult) -> str:
+    return check.where if check.array in check.where else f"{check.array}: {check.where}"
 
 
 def _figure(value: float | None) -> str:
@@ -125,7 +130,7 @@ def _verdict(index: RunIndex, console: Console) -> int:
         return unwritten
     failed = [check for check in index.checks if not check.ok]
     for c in failed:
-        console.print(f"FAIL {c.name}: {c.array}: {c.where}: {c.detail}", style="red", soft_wrap=True)
+        console.print(f"FAIL {c.name}: {_where(c)}: {c.detail}", style="red", soft_wrap=True)
     size = f"{index.bytes_on_disk / 1e6:.2f} MB on disk"
     if failed:
         console.print(f"{len(failed)} of {len(index.checks)} checks FAILED", style="red")

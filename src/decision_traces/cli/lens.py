@@ -43,6 +43,7 @@ class LensCommand:
             decision.
         device: auto, cpu, cuda, cuda:1, mps.
         trust_remote_code: Run Python that the model brings along; only for models of people you trust.
+        out: Keep the results in this folder instead of the run; a run that can only be read needs it.
         quiet: Print nothing; the files are written.
     """
 
@@ -52,12 +53,13 @@ class LensCommand:
     all_positions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
     trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    out: Path | None = None
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
 
 def run(args: LensCommand) -> int:
     """Look, print the tables, and put tables and pictures into the run."""
-    console, store = make_console(), TraceStore(args.run)
+    console, store = make_console(), TraceStore(args.run, results=args.out)
     console.quiet = args.quiet
     with kept_in_run(store, "lens", args, console) as folder:
         if store.n_choices is not None and store.arch == "enc":

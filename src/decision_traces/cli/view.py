@@ -18,6 +18,7 @@ class ViewCommand:
 
     Attributes:
         runs: The run folder; further ones can be compared with it on the page.
+        results: Folders with results of these runs that were kept elsewhere (--out of lens, attribution, ...).
         port: Port to listen at; 8377, or the next free one, where left out.
         host: Address to listen at. Any but the default lets other machines read the runs, with the token.
         no_token: Let every user of this machine read the runs, and not only who opens the printed address.
@@ -30,6 +31,7 @@ class ViewCommand:
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    results: tuple[Path, ...] = ()
     port: int | None = None
     host: str = "127.0.0.1"
     no_token: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -58,7 +60,7 @@ def _serve(args: ViewCommand, console: Console) -> int:
     from decision_traces.page.guard import is_loopback
     from decision_traces.page.serve import listen, open_browser
 
-    server = listen(args.runs, args.host, args.port, with_token=not args.no_token)
+    server = listen(args.runs, args.host, args.port, results=args.results, with_token=not args.no_token)
 
     def ready() -> None:
         console.print(f"{server.entrance}", soft_wrap=True)
@@ -80,7 +82,12 @@ def _bundle(args: ViewCommand, console: Console) -> int:
 
     assert args.bundle is not None
     written = write_bundle(
-        args.runs, args.bundle, limit=args.limit, drawn_only=args.drawn_only, overwrite=args.overwrite
+        args.runs,
+        args.bundle,
+        results=args.results,
+        limit=args.limit,
+        drawn_only=args.drawn_only,
+        overwrite=args.overwrite,
     )
     if not args.quiet:
         console.print(

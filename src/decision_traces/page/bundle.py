@@ -39,6 +39,7 @@ def write_bundle(
     run_dirs: Sequence[Path],
     folder: Path,
     *,
+    results: Sequence[Path] = (),
     limit: int | None = None,
     drawn_only: bool = False,
     overwrite: bool = False,
@@ -51,6 +52,7 @@ def write_bundle(
     Args:
         run_dirs: The runs; the first is shown first.
         folder: Where.
+        results: Folders with results that are kept outside the runs.
         limit: The first so many examples of each.
         drawn_only: Leave attention out as numbers.
         overwrite: Replace the bundle that is there, once the new one is complete.
@@ -61,11 +63,12 @@ def write_bundle(
         UsageError: A run lies in the folder.
     """
     folder = folder.resolve()
-    if any(Path(run).resolve().is_relative_to(folder) for run in run_dirs):
-        raise UsageError(f"--bundle {folder}: the run itself lies there. Name another folder.")
+    for given in (*run_dirs, *results):
+        if Path(given).resolve().is_relative_to(folder):
+            raise UsageError(f"--bundle {folder}: {given}, which is to be shown, lies there. Name another folder.")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: needs at least 1.")
-    runs = opened(run_dirs)
+    runs = opened(run_dirs, results)
     with FolderPlace(folder, BUNDLE, overwrite=overwrite) as place, disk_errors(folder, kept=_UNCHANGED):
         place.begin()
         try:

@@ -1,18 +1,18 @@
 """The page in a notebook: framed, from a server of this process; and one example as a still picture."""
 
 import html
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from decision_traces.page.serve import PageServer, listen
+from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.selection import ExampleKey
 
 if TYPE_CHECKING:
     from decision_traces.store.reader import TraceStore
 
 _HEIGHT: Final = 860
-_servers: dict[Path, PageServer] = {}
+_servers: dict[ResultsPlace, PageServer] = {}
 
 
 class PageFrame:
@@ -50,11 +50,12 @@ def view(store: "TraceStore", example: ExampleKey | None = None, height: int = _
         example: The example to begin with, by example_id or row.
         height: Of the frame, in pixels.
     """
-    folder = store.run_dir.resolve()
-    if folder not in _servers:
-        server = listen([folder])
+    out = store.results.out
+    place = ResultsPlace(store.run_dir.resolve(), None if out is None else out.resolve())
+    if place not in _servers:
+        server = listen([place.run], results=[] if place.out is None else [place.out])
         server.start()
-        _servers[folder] = server
-    url = _servers[folder].entrance
+        _servers[place] = server
+    url = _servers[place].entrance
     query = "" if example is None else "&" + urlencode({"ex": store.example_id(store.row(example))})
     return PageFrame(url + query, height)

@@ -58,18 +58,19 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
     """Return what a run is, what it has, what is missing, and its colour scales."""
     about, store, figures = run.store.about, run.store, run.figures  # what is damaged turns out when it is read
     lens, contributions = run.grid("lens.zarr"), run.grid("contributions.zarr")
-    path = str(run.run_dir.resolve()) if n is None else run.run_dir.name
+    place = run.place
+    folders = (run.run_dir, place.folder)  # a bundle goes to others, to whom the folders here say nothing
+    path, results = (str(folder.resolve()) if n is None else folder.name for folder in folders)
 
     def told(words: str) -> str:
-        """A bundle goes to others, to whom the folder here says nothing."""
-        return words if n is None else words.replace(str(run.run_dir), path)
+        return words if n is None else words.replace(str(run.run_dir), path).replace(str(place.folder), results)
 
     return as_json(
         {
             "key": run.key,
             "run_id": run.run_id,
             "path": path,
-            "python": snippets.opening(path),
+            "python": snippets.opening(path, None if place.out is None else results),
             **{name: getattr(about, name) for name in ("model", "dataset", "split", "capture", "dtype")},
             "objective": run.objective,
             "n": store.n if n is None else min(n, store.n),

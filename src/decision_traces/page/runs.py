@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from decision_traces.errors import DamagedRunError, NotCapturedError, ResultError, TraceError
 from decision_traces.page.columns import Figure, depth_figures, list_figures
-from decision_traces.schema import ANALYSIS_DIR, HEAD, LAYER, RECORD_FILE, RESULTS
+from decision_traces.schema import HEAD, LAYER, RECORD_FILE, RESULTS
 from decision_traces.store.reader import TraceStore
-from decision_traces.store.results import Result, find_result
+from decision_traces.store.results import Result, find_result, places_of
+from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.still import FileStamp, file_stamp
 
 if TYPE_CHECKING:
@@ -36,15 +36,20 @@ _CACHE_BYTES: Final = 48 << 20
 Made = TypeVar("Made")
 
 
-def opened(run_dirs: Sequence[Path]) -> "list[PageRun]":
+def opened(run_dirs: Sequence[Path], results: Sequence[Path] = ()) -> "list[PageRun]":
     """Open runs under names that stay the same whichever others are opened beside them, so that a copied link does.
+
+    Args:
+        run_dirs: The run folders.
+        results: Folders with results that are kept outside the runs; see `places_of`.
 
     Raises:
         RunError: One of the folders is no complete run.
+        UsageError: A folder of results belongs to none of the runs.
     """
     runs: dict[str, PageRun] = {}
-    for run_dir in run_dirs:
-        run = PageRun("", run_dir)
+    for place in places_of(run_dirs, results):
+        run = PageRun("", place)
         name = _UNSAFE.sub("-", run.run_id).strip("-.") or "run"
         run.key = next(key for key in _numbered(name) if key not in runs)
         runs[run.key] = run
@@ -57,10 +62,9 @@ def _numbered(name: str) -> Iterator[str]:
     yield from (f"{name}.{number}" for number in count(2))
 
 
-def analyses_of(run_dir: Path) -> tuple[tuple[str, FileStamp], ...]:
+def analyses_of(place: ResultsPlace) -> tuple[tuple[str, FileStamp], ...]:
     """Return what changes when something is computed on a run anew: which files there are, and their stamps."""
-    folder = run_dir / ANALYSIS_DIR
-    files = [*sorted(folder.glob("[!.]*")), *(folder / name / RECORD_FILE for name in RESULTS)]
+    files = [*sorted(place.folder.glob("[!.]*")), *(place.result(name) / RECORD_FILE for name in RESULTS)]
     found = []
     for path in files:
         with suppress(FileNotFoundError, NotADirectoryError):  # it may be on its way out
@@ -75,20 +79,21 @@ def _digest(value: object) -> str:
 class PageRun:
     """A run folder behind the page, as it was when it was opened. Everything is read on first use and kept."""
 
-    def __init__(self, key: str, run_dir: Path) -> None:
+    def __init__(self, key: str, place: ResultsPlace) -> None:
         """Open a run.
 
         Args:
             key: Its name in URLs.
-            run_dir: The folder.
+            place: The folder, and where its results lie.
 
         Raises:
             RunError: There is no complete run.
         """
         self.key = key
-        self.analyses = analyses_of(run_dir)
-        self.store = TraceStore(run_dir)
+        self.store = TraceStore(place.run, results=place.out)
         self.run_dir = self.store.run_dir
+        self.place = self.store.results
+        self.analyses = analyses_of(self.place)  # before anything of them is read
         self._lock = threading.Lock()
         self._cache: OrderedDict[Any, Any] = OrderedDict()
 
@@ -187,7 +192,7 @@ class PageRun:
     def _found(self, name: str) -> Result | ResultError | None:
         def find() -> Result | ResultError | None:
             try:
-                return find_result(self.run_dir, name)
+                return find_result(self.place, name)
             except ResultError as error:
                 return error
 
@@ -254,7 +259,7 @@ class PageRun:
 
     def command(self, name: str, *flags: str) -> str:
         """Return a command of this package on this run, as typed into a shell."""
-        return " ".join(["decision-traces", name, shlex.quote(str(self.run_dir)), *flags])
+        return self.place.command(name, *flags)
 
     def not_captured(self, *names: str) -> str:
         """Return the sentence that says what was not captured and which flag adds it; empty where all is there."""

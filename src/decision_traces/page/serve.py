@@ -94,7 +94,12 @@ def _warm(runs: Sequence[PageRun]) -> None:
 
 
 def listen(
-    run_dirs: Sequence[Path], host: str = "127.0.0.1", port: int | None = None, *, with_token: bool = True
+    run_dirs: Sequence[Path],
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    results: Sequence[Path] = (),
+    with_token: bool = True,
 ) -> PageServer:
     """Open runs and listen.
 
@@ -102,6 +107,7 @@ def listen(
         run_dirs: The run folders; the first is shown first.
         host: Address; only a loopback one keeps other machines out.
         port: The port; where left out, 8377 or the next free one.
+        results: Folders with results that are kept outside the runs.
         with_token: Let in only who knows a token, which is part of the address to open. Without, every user of this
             machine can read the runs.
 
@@ -112,7 +118,7 @@ def listen(
     """
     if not with_token and not is_loopback(host):
         raise UsageError(f"--host {host} lets other machines in: that needs the token, so leave --no_token out.")
-    runs = opened(run_dirs)
+    runs = opened(run_dirs, results)
     if port is not None and not 0 <= port < 1 << 16:
         raise UsageError(f"--port {port}: ports go from 0 to 65535.")
     ports = range(DEFAULT_PORT, DEFAULT_PORT + _TRIES) if port is None else [port]

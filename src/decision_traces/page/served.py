@@ -36,13 +36,13 @@ class ServedRun:
         run = self.opened
         try:
             run.store.still.check()
-            if analyses_of(run.run_dir) == run.analyses:
+            if analyses_of(run.place) == run.analyses:
                 return run
         except ReplacedRunError:
             pass
         with self._lock:
             if self.opened is run:
-                self.opened = PageRun(run.key, run.run_dir)
+                self.opened = PageRun(run.key, run.place)
             return self.opened
 
     def answer(self, make: Callable[[PageRun], Answer]) -> Answer:

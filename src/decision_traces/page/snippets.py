@@ -5,7 +5,6 @@ writes a line such as `layer = 3` above.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decision_traces.page.runs import GRID_OF, RACE_FILE
@@ -14,9 +13,10 @@ if TYPE_CHECKING:
     from decision_traces.page.runs import PageRun
 
 
-def opening(path: str | Path) -> str:
-    """Return the lines that every snippet begins with: they open the run."""
-    return f"from decision_traces import TraceStore\n\nst = TraceStore({str(path)!r})"
+def opening(path: str, results: str | None = None) -> str:
+    """Return the lines that every snippet begins with: they open the run, with results that lie elsewhere."""
+    elsewhere = "" if results is None else f", results={results!r}"
+    return f"from decision_traces import TraceStore\n\nst = TraceStore({path!r}{elsewhere})"
 
 
 def tokens(run: "PageRun", row: int, choice: int) -> str:
@@ -51,9 +51,9 @@ def race(run: "PageRun", row: int) -> str:
 
 def choice_race(run: "PageRun", row: int) -> str:
     """Return what gives the choices' logits and probabilities at every depth."""
-    path = f"analysis/lens/{RACE_FILE}"
+    path = f"lens/{RACE_FILE}"
     return (
-        f"import pandas as pd\n\nraces = pd.read_parquet(st.run_dir / {path!r})\n"
+        f"import pandas as pd\n\nraces = pd.read_parquet(st.results.folder / {path!r})\n"
         f"races[races['example_id'] == {run.store.example_id(row)!r}]"
     )
 
@@ -73,5 +73,5 @@ def _row(run: "PageRun", row: int) -> str:
 
 
 def _grid(run: "PageRun", row: int, name: str) -> str:
-    path = f"analysis/{GRID_OF[name]}/{name}"
-    return f"import zarr\n\ngrid = zarr.open_group(st.run_dir / {path!r}, mode='r')\nrow = {_row(run, row)}"
+    path = f"{GRID_OF[name]}/{name}"
+    return f"import zarr\n\ngrid = zarr.open_group(st.results.folder / {path!r}, mode='r')\nrow = {_row(run, row)}"

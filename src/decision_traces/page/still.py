@@ -64,7 +64,7 @@ def show(store: "TraceStore", example: ExampleKey) -> Still:
         UsageError: The analyses that it draws were not run; the message names the command.
         UnknownExampleError: The run has no such example.
     """
-    run, row = PageRun("r0", store.run_dir), store.row(example)
+    run, row = PageRun("r0", store.results), store.row(example)
     asked = _question(run, row)
     with_parts = "contributions" not in run.missing()
     figure = new_figure(9.6 if with_parts else 5.2, 3.3)

@@ -1,21 +1,21 @@
 """Checks of what the analyses computed on a run: every result against its record, the record against the run."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from decision_traces.errors import ResultError
-from decision_traces.schema import ANALYSIS_DIR, RESULTS
+from decision_traces.schema import RESULTS
 from decision_traces.store.checks import CheckResult
-from decision_traces.store.results import find_result, older_files
+from decision_traces.store.results import find_result
+from decision_traces.store.results_place import ResultsPlace
 
 
-def check_results(run: Path) -> Iterator[CheckResult]:
+def check_results(place: ResultsPlace) -> Iterator[CheckResult]:
     """Check seal, run, files and checksums of every result; what an earlier version left cannot be checked."""
     for name in RESULTS:
-        where = f"{ANALYSIS_DIR}/{name}"
-        older = older_files(run, name)
+        where = place.shown(name)
+        older = place.older_files(name)
         try:
-            result = None if older and not (run / where).is_dir() else find_result(run, name)
+            result = None if older and not place.result(name).is_dir() else find_result(place, name)
             if result is not None:
                 result.check()
         except ResultError as error:
@@ -25,5 +25,5 @@ def check_results(run: Path) -> Iterator[CheckResult]:
             detail = f"{len(result.files)} files, size and CRC-32C"
             yield CheckResult("results as computed", True, 0.0, where, detail, where)
         if older:
-            detail = f"without a record, not read: {', '.join(older)}; `decision-traces {name}` computes it again"
-            yield CheckResult("results of earlier versions", True, where=ANALYSIS_DIR, detail=detail, array=where)
+            detail = f"without a record, not read: {', '.join(older)}; `{place.command(name)}` computes it again"
+            yield CheckResult("results of earlier versions", True, where=place.folder.name, detail=detail, array=where)

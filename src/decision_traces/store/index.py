@@ -88,7 +88,13 @@ class RunIndex:
         return None if self.validated is None else all(check.ok for check in self.checks)
 
 
-def index_run(run_dir: str | PathLike[str], *, validate: bool = False, progress: Progress | None = None) -> RunIndex:
+def index_run(
+    run_dir: str | PathLike[str],
+    *,
+    validate: bool = False,
+    results: str | PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> RunIndex:
     """Write `index.json` and return what is in it.
 
     A damaged run is indexed as far as it can be read; what cannot is among the failed checks.
@@ -96,13 +102,14 @@ def index_run(run_dir: str | PathLike[str], *, validate: bool = False, progress:
     Args:
         run_dir: The run folder.
         validate: Check the run from end to end first.
+        results: Where the results of analyses lie, where not in the run (`--out`).
         progress: Told how far the validation is.
 
     Raises:
         RunError: There is no complete run.
         DamagedRunError: `meta.json` is not readable; or, without `validate`, anything else is not.
     """
-    checks = validate_run(run_dir, progress) if validate else []
+    checks = validate_run(run_dir, progress, results=results) if validate else []
     try:
         store = OpenRun(run_dir, lenient=validate)
         index = _build(store, checks, validate=validate)

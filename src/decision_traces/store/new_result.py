@@ -1,5 +1,6 @@
 """Writing what an analysis computed: beside the old result, and exchanged with it when all of it is there."""
 
+import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -24,10 +25,11 @@ from decision_traces.folders.exchange import leftovers, put_in_place, staging_fo
 from decision_traces.folders.lock import FolderLock
 from decision_traces.folders.plain import refuse_strange
 from decision_traces.folders.removal import files_in, refuse_strangers, remove
-from decision_traces.schema import ANALYSIS_DIR, RECORD_FILE, RESULTS
+from decision_traces.schema import RECORD_FILE, RESULTS
 from decision_traces.store.folder import FileRecord, checksum, run_digest, write_sealed
 from decision_traces.store.opened import OpenRun
-from decision_traces.store.results import older_files, read_record, result_folder
+from decision_traces.store.results import read_record
+from decision_traces.store.results_place import ResultsPlace
 
 _HALF_A_RECORD: Final = re.compile(rf"\.{re.escape(RECORD_FILE)}\.[0-9a-f]{{16}}\.partial")
 
@@ -51,10 +53,11 @@ def new_result(
 ) -> Iterator[NewResult]:
     """Write the result of a command: whole and in place at the end of the block, or, after any error, not at all.
 
-    The run is locked from the beginning to the end. Nothing that is not proved ours is removed.
+    The run (or the folder that the user named for results) is locked from the beginning to the end. Nothing that is
+    not proved ours is removed.
 
     Args:
-        store: The run.
+        store: The run; it knows where its results lie.
         name: The command: one of `RESULTS`, which says what files there may be.
         options: How it was called, for the record.
         command: What makes it, where that is another command.
@@ -66,9 +69,11 @@ def new_result(
         DiskSpaceError: No space left.
         RunError: The folder cannot be written.
     """
-    run, target = store.run_dir, result_folder(store.run_dir, name)
-    with FolderLock(run), _sentences(target):
-        new = NewResult(_begin(run, name, target))
+    place = store.results
+    target = place.result(name)
+    _refuse_read_only(place)
+    with FolderLock(place.root), _sentences(place, name):
+        new = NewResult(_begin(place, name, target))
         try:
             about = _about(store, command or name, options)
             write_sealed(new.folder / RECORD_FILE, about | {"files": None})
@@ -76,33 +81,41 @@ def new_result(
             _finish(store, name, new, about)
         except BaseException:
             with suppress(OSError):  # what cannot be removed now is swept by the next writer
-                _discard(run, new.folder, name)
-                _remove_empty(target.parent)
+                _discard(place.root, new.folder, name)
+                _remove_empty(place.folder)
             raise
 
 
 def result_files(run: Path) -> set[str]:
     """Return every file below a run's analysis folder that a record proves ours, relative to the run."""
-    if (run / ANALYSIS_DIR).is_symlink():
+    place = ResultsPlace(run)
+    if place.folder.is_symlink():
         return set()
     found = set()
     for name in RESULTS:
-        target = result_folder(run, name)
+        target = place.result(name)
         for folder in (*leftovers(target), *([target] if target.is_dir() and not target.is_symlink() else [])):
             found |= {(folder / file).relative_to(run).as_posix() for file in _ours(run, folder, name)}
     return found
 
 
-def _begin(run: Path, name: str, target: Path) -> Path:
+def _refuse_read_only(place: ResultsPlace) -> None:
+    """Raise before anything is computed, where no result can be written."""
+    there = next(folder for folder in (place.folder, *place.folder.absolute().parents) if folder.exists())
+    if there.is_dir() and not os.access(there, os.W_OK):
+        raise RunError(f"{there} cannot be written: read-only. --out DIR keeps the results in another folder.")
+
+
+def _begin(place: ResultsPlace, name: str, target: Path) -> Path:
     """Look at what is there, sweep what killed processes left, and return the folder to write into."""
-    refuse_strange(run, target)
+    refuse_strange(place.root, target)
     if target.exists() and not target.is_dir():
         raise RunExistsError(f"{target} is a file; the result is to lie there. Move it away first.")
-    _refuse_strangers(run, name, target)
+    _refuse_strangers(place.root, name, target)
     for every in RESULTS:
-        for left in leftovers(result_folder(run, every)):
-            _discard(run, left, every)
-    target.parent.mkdir(exist_ok=True)
+        for left in leftovers(place.result(every)):
+            _discard(place.root, left, every)
+    place.folder.mkdir(exist_ok=True, parents=place.out is not None)
     return staging_folder(target)
 
 
@@ -120,7 +133,8 @@ def _about(store: OpenRun, command: str, options: Mapping[str, Any]) -> dict[str
 
 def _finish(store: OpenRun, name: str, new: NewResult, about: Mapping[str, Any]) -> None:
     """Seal the new result and give it the name."""
-    run, target = store.run_dir, result_folder(store.run_dir, name)
+    run, place = store.run_dir, store.results
+    target = place.result(name)
     files = {file: list(checksum(new.folder / file)) for file in sorted(files_in(new.folder)) if file != RECORD_FILE}
     write_sealed(new.folder / RECORD_FILE, {**about, "files": files})
     try:
@@ -130,40 +144,40 @@ def _finish(store: OpenRun, name: str, new: NewResult, about: Mapping[str, Any])
         same = False
     if not same:
         raise ReplacedRunError(f"{run} was replaced while `{name}` was computed: nothing was kept. Run it again.")
-    _refuse_strangers(run, name, target)
+    _refuse_strangers(place.root, name, target)
     aside = put_in_place(new.folder, target)
     if aside is not None:
         with suppress(OSError):  # the next writer sweeps it
-            _clear_away(run, name, aside, new.notes)
-    if older := older_files(run, name):
-        new.notes.append(f"An earlier version left {', '.join(older)} in {run / ANALYSIS_DIR}: not read, not removed.")
+            _clear_away(place.root, name, aside, new.notes)
+    if older := place.older_files(name):
+        new.notes.append(f"An earlier version left {', '.join(older)} in {place.folder}: not read, not removed.")
 
 
-def _clear_away(run: Path, name: str, aside: Path, notes: list[str]) -> None:
+def _clear_away(root: Path, name: str, aside: Path, notes: list[str]) -> None:
     """Remove the old result; what of it nothing proves ours is kept under a name that can be seen."""
-    if not _discard(run, aside, name):
+    if not _discard(root, aside, name):
         return
     kept = aside.with_name(f"{name}.set-aside-{secrets.token_hex(4)}")
     aside.rename(kept)
     notes.append(f"What no record proves ours of the old result lies in {kept} now.")
 
 
-def _refuse_strangers(run: Path, name: str, target: Path) -> None:
+def _refuse_strangers(root: Path, name: str, target: Path) -> None:
     """Raise if the user has put files into a result; without a record it is set aside whole."""
-    if target.is_dir() and (ours := _listed(run, target)) is not None:
+    if target.is_dir() and (ours := _listed(root, target)) is not None:
         refuse_strangers(target, {RECORD_FILE, *ours}, f"decision-traces {name}")
 
 
-def _discard(run: Path, folder: Path, name: str) -> list[str]:
+def _discard(root: Path, folder: Path, name: str) -> list[str]:
     """Remove what is proved ours of a folder that has lost its name, or never got it; return what is left."""
-    return remove(folder, _ours(run, folder, name), (RECORD_FILE,))
+    return remove(folder, _ours(root, folder, name), (RECORD_FILE,))
 
 
-def _ours(run: Path, folder: Path, name: str) -> set[str]:
+def _ours(root: Path, folder: Path, name: str) -> set[str]:
     there = set(files_in(folder))
     half = {file for file in there if _HALF_A_RECORD.fullmatch(file)}
     try:
-        record = read_record(run, folder)
+        record = read_record(root, folder)
     except (OSError, DamagedRunError):
         return half
     if record.files is not None:
@@ -171,9 +185,9 @@ def _ours(run: Path, folder: Path, name: str) -> set[str]:
     return {file for file in there if file.split("/")[0] in {RECORD_FILE, *RESULTS[name]}} | half
 
 
-def _listed(run: Path, folder: Path) -> Mapping[str, FileRecord] | None:
+def _listed(root: Path, folder: Path) -> Mapping[str, FileRecord] | None:
     try:
-        return read_record(run, folder).files
+        return read_record(root, folder).files
     except (OSError, DamagedRunError):
         return None
 
@@ -184,8 +198,9 @@ def _remove_empty(folder: Path) -> None:
 
 
 @contextmanager
-def _sentences(target: Path) -> Iterator[None]:
+def _sentences(place: ResultsPlace, name: str) -> Iterator[None]:
     """Turn what a full, failing or read-only disk raises, through whichever library, into one sentence."""
+    target = place.result(name)
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -193,9 +208,12 @@ def _sentences(target: Path) -> Iterator[None]:
             raise
         if is_full(error):
             raise DiskSpaceError(
-                f"The disk of {target} is full. Nothing was changed; free some space and run the command again."
+                f"The disk of {target} is full. Nothing was changed; free some space and run the command again, "
+                "or add --out DIR to keep the results in another folder."
             ) from error
         if isinstance(error, OSError):
             why = error.strerror or first_line(error)
-            raise RunError(f"{target} cannot be written: {why}. Nothing was changed.") from error
+            raise RunError(
+                f"{target} cannot be written: {why}. Nothing was changed; add --out DIR to keep the results elsewhere."
+            ) from error
         raise

@@ -49,6 +49,7 @@ from decision_traces.store.conform import check_outcomes_of
 from decision_traces.store.examples import Examples
 from decision_traces.store.folder import FileRecord, read_manifest, read_meta
 from decision_traces.store.proof import found_run
+from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.selection import SIDES, ExampleKey, Index, checked_index, checked_word, not_captured
 from decision_traces.store.slots import Slots
 from decision_traces.store.still import StillThere
@@ -86,11 +87,18 @@ def doubts(about: RunMeta) -> str | None:
 class OpenRun:
     """What a run folder holds. `TraceStore` adds the accessors."""
 
-    def __init__(self, run_dir: str | PathLike[str], *, lenient: bool = False) -> None:
+    def __init__(
+        self,
+        run_dir: str | PathLike[str],
+        *,
+        results: str | PathLike[str] | None = None,
+        lenient: bool = False,
+    ) -> None:
         """Open a run folder.
 
         Args:
             run_dir: The folder, `traces/<RUN_ID>`.
+            results: Where the results of analyses lie or will lie (`--out`); `analysis/` in the run where left out.
             lenient: Open a run whose `meta.json` has fields that do not fit, as checks do; see `read_about`.
 
         Raises:
@@ -99,6 +107,7 @@ class OpenRun:
         """
         self.run_dir: Path = portable_path(run_dir)
         found_run(self.run_dir)
+        self.results: ResultsPlace = ResultsPlace(self.run_dir, None if results is None else portable_path(results))
         self.still = StillThere(self.run_dir)
         self.meta: dict[str, Any] = read_meta(self.run_dir)
         self.still.check()
@@ -126,7 +135,7 @@ class OpenRun:
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the place of the run and nothing that is open."""
-        return {"run_dir": self.run_dir}
+        return {"run_dir": self.run_dir, "results": self.results.out}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """Open the run again."""

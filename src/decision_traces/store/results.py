@@ -5,7 +5,6 @@ result is used only where all of that holds; of a file no byte is used before al
 """
 
 import os
-import shlex
 import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,14 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from decision_traces.errors import DamagedRunError, ResultError
+from decision_traces.errors import DamagedRunError, ResultError, UsageError
 from decision_traces.folders.exchange import put_back
 from decision_traces.folders.plain import open_plain, refuse_strange
 from decision_traces.folders.removal import files_in
-from decision_traces.schema import ANALYSIS_DIR, RECORD_FILE, RESULTS
+from decision_traces.schema import RECORD_FILE, RESULTS
 from decision_traces.store.folder import FileRecord, read_sealed, run_digest, stream_checksum
+from decision_traces.store.proof import found_run
+from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.still import FileStamp, file_stamp, settled
 from decision_traces.store.table import TableFile
 
@@ -51,26 +52,19 @@ class Record:
     files: Mapping[str, FileRecord] | None
 
 
-def result_folder(run: Path, name: str) -> Path:
-    """Return where the result of a command lies."""
-    return run / ANALYSIS_DIR / name
-
-
-def command_for(run: Path, name: str) -> str:
-    """Return the command that makes a result, as it is typed into a shell."""
-    command = "compare --by COLUMN" if name == "compare_by" else name
-    return f"decision-traces {command} {shlex.quote(str(run))}"
-
-
-def read_record(run: Path, folder: Path) -> Record:
+def read_record(root: Path, folder: Path) -> Record:
     """Return the record in the folder of a result.
+
+    Args:
+        root: What the folder lies in, and nothing may lead out of.
+        folder: That of the result.
 
     Raises:
         DamagedRunError: It is not what was written.
         OSError: There is none, or it cannot be read.
     """
     most = _RECORD_BYTES + _RECORD_BYTES_PER_FILE * sum(1 for _ in files_in(folder))
-    value = read_sealed(run, folder / RECORD_FILE, most)
+    value = read_sealed(root, folder / RECORD_FILE, most)
     try:
         listed = value["files"]
         files = None if listed is None else {str(f): (int(size), str(crc)) for f, (size, crc) in listed.items()}
@@ -85,13 +79,13 @@ class Result:
     """A result that is of this run, with all its files there; see `find_result`.
 
     Attributes:
-        run: The run folder.
+        place: Where the results of the run lie.
         name: The command.
         record: What it says of itself.
         files: Every file but the record with size and CRC-32C.
     """
 
-    run: Path
+    place: ResultsPlace
     name: str
     record: Record
     files: Mapping[str, FileRecord]
@@ -100,11 +94,11 @@ class Result:
     @property
     def folder(self) -> Path:
         """Where it lies."""
-        return result_folder(self.run, self.name)
+        return self.place.result(self.name)
 
     def damaged(self, what: str) -> ResultError:
         """Return the error that says what of this result is damaged."""
-        return _damaged(self.run, self.name, what)
+        return _damaged(self.place, self.name, what)
 
     def file(self, name: str) -> Path:
         """Return the path of a file whose bytes are those that were written; they are read once, as long as it stays.
@@ -116,7 +110,7 @@ class Result:
         if name not in self.files:
             raise self.damaged(f"{name} is not in its record")
         try:
-            with open_plain(self.run, path) as raw:
+            with open_plain(self.place.root, path) as raw:
                 status = os.fstat(raw.fileno())
                 if self._checked.get(name) == file_stamp(status):
                     return path
@@ -153,73 +147,103 @@ class Result:
             self.file(name)
 
 
-def find_result(run: Path, name: str) -> Result | None:
+def find_result(place: ResultsPlace, name: str) -> Result | None:
     """Return the result of a command on a run; None where there is none.
 
     Args:
-        run: The run folder.
+        place: Where the results of the run lie.
         name: The command: one of `RESULTS`.
 
     Raises:
         ResultError: It is damaged, of another run, or made by an earlier version, which wrote no record.
     """
-    folder = result_folder(run, name)
+    folder = place.result(name)
     try:
-        refuse_strange(run, folder)
-        if not put_back(folder, lambda aside: _is_whole(run, aside)):
-            _refuse_older(run, name)
+        refuse_strange(place.root, folder)
+        if not put_back(folder, lambda aside: _is_whole(place.root, aside)):
+            _refuse_older(place, name)
             return None
-        return _checked(run, name, read_record(run, folder))
+        return _checked(place, name, read_record(place.root, folder))
     except OSError as error:
-        raise _damaged(run, name, f"it cannot be read ({error.strerror}: {error.filename})") from error
+        raise _damaged(place, name, f"it cannot be read ({error.strerror}: {error.filename})") from error
     except DamagedRunError as error:
-        raise _damaged(run, name, str(error).removesuffix(".")) from error
+        raise _damaged(place, name, str(error).removesuffix(".")) from error
 
 
-def _checked(run: Path, name: str, record: Record) -> Result:
+def places_of(runs: Sequence[Path], results: Sequence[Path]) -> list[ResultsPlace]:
+    """Return where the results of some runs lie, in the runs' order.
+
+    Args:
+        runs: The run folders.
+        results: Folders that `--out` filled, in any order: each goes with the run that its records name. The results
+            of the other runs lie in the runs.
+
+    Raises:
+        UsageError: A folder holds no results, or none of these runs'.
+        RunError: One of the folders is no complete run.
+    """
+    found = [ResultsPlace(run) for run in runs]
+    for folder in results:
+        place = ResultsPlace(runs[0], folder)
+        made_from = {record.run for name in RESULTS if (record := _record(place, name)) is not None}
+        if not made_from:
+            raise UsageError(
+                f"--results {folder}: no result lies there. `lens`, `compare` and others put some with --out."
+            )
+        own = [at for at, run in enumerate(runs) if found_run(run) and run_digest(run) in made_from]
+        if not own:
+            raise UsageError(f"--results {folder}: made from another run than {', '.join(map(str, runs))}.")
+        for at in own:
+            found[at] = ResultsPlace(runs[at], folder)
+    return found
+
+
+def _record(place: ResultsPlace, name: str) -> Record | None:
+    try:
+        return read_record(place.root, place.result(name))
+    except (OSError, DamagedRunError):
+        return None
+
+
+def _checked(place: ResultsPlace, name: str, record: Record) -> Result:
     """Return a result of which all but the bytes of the files is known to be right."""
     if record.files is None:
-        raise _damaged(run, name, f"{RECORD_FILE} is that of a result that was never finished")
-    if record.run != run_digest(run):
-        raise ResultError(f"{result_folder(run, name)} was made from another run.", command_for(run, name))
-    _refuse_other_files(run, name, record.files)
-    return Result(run, name, record, record.files)
+        raise _damaged(place, name, f"{RECORD_FILE} is that of a result that was never finished")
+    if record.run != run_digest(place.run):
+        raise ResultError(f"{place.result(name)} was made from another run.", place.command(name))
+    _refuse_other_files(place, name, record.files)
+    return Result(place, name, record, record.files)
 
 
-def _refuse_other_files(run: Path, name: str, files: Mapping[str, FileRecord]) -> None:
+def _refuse_other_files(place: ResultsPlace, name: str, files: Mapping[str, FileRecord]) -> None:
     """Raise unless exactly the files of the record are there, with their sizes."""
-    folder = result_folder(run, name)
+    folder = place.result(name)
     there = set(files_in(folder)) - {RECORD_FILE}
     for what, names in (("missing", files.keys() - there), ("not part of it", there - files.keys())):
         if names:
-            raise _damaged(run, name, f"{_some(names)} {'is' if len(names) == 1 else 'are'} {what}")
+            raise _damaged(place, name, f"{_some(names)} {'is' if len(names) == 1 else 'are'} {what}")
     for file, (size, _) in files.items():
         status = (folder / file).lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size != size:
-            raise _damaged(run, name, f"{file} is no file of {size} bytes")
+            raise _damaged(place, name, f"{file} is no file of {size} bytes")
 
 
-def _refuse_older(run: Path, name: str) -> None:
-    if older := older_files(run, name):
-        why = f"{_some(older)} in {run / ANALYSIS_DIR}: made by an earlier version, without a record."
-        raise ResultError(why, command_for(run, name))
+def _refuse_older(place: ResultsPlace, name: str) -> None:
+    if older := place.older_files(name):
+        why = f"{_some(older)} in {place.folder}: made by an earlier version, without a record."
+        raise ResultError(why, place.command(name))
 
 
-def older_files(run: Path, name: str) -> list[str]:
-    """Return what an earlier version may have left of a result: tables and arrays directly in the analysis folder."""
-    return [file for file in RESULTS[name] if not file.endswith(".png") and os.path.lexists(run / ANALYSIS_DIR / file)]
-
-
-def _is_whole(run: Path, folder: Path) -> bool:
+def _is_whole(root: Path, folder: Path) -> bool:
     try:
-        files = read_record(run, folder).files
+        files = read_record(root, folder).files
         return files is not None and files.keys() <= set(files_in(folder))
     except (OSError, DamagedRunError):
         return False
 
 
-def _damaged(run: Path, name: str, what: str) -> ResultError:
-    return ResultError(f"{result_folder(run, name)} is damaged: {what}.", command_for(run, name))
+def _damaged(place: ResultsPlace, name: str, what: str) -> ResultError:
+    return ResultError(f"{place.result(name)} is damaged: {what}.", place.command(name))
 
 
 def _some(names: Collection[str]) -> str:

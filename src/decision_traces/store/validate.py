@@ -36,7 +36,12 @@ Progress = Callable[[int, int], None]
 """Called with the bytes done and all bytes to do."""
 
 
-def validate_run(run_dir: str | PathLike[str], progress: Progress | None = None) -> list[CheckResult]:
+def validate_run(
+    run_dir: str | PathLike[str],
+    progress: Progress | None = None,
+    *,
+    results: str | PathLike[str] | None = None,
+) -> list[CheckResult]:
     """Check a run folder and return every check, whether it holds or not; a failure never ends the checking.
 
     Memory is that of one file of the run (one block at one layer), uncompressed, and little more.
@@ -44,30 +49,31 @@ def validate_run(run_dir: str | PathLike[str], progress: Progress | None = None)
     Args:
         run_dir: The folder.
         progress: Told how far the reading of the arrays is.
+        results: Where the results of analyses lie, where not in the run (`--out`).
 
     Raises:
         RunError: There is no run folder, or none that is complete.
     """
     run = portable_path(run_dir)
-    results = [*check_plain(run), *check_index(run)]
+    found = [*check_plain(run), *check_index(run)]
     try:
-        store = OpenRun(run, lenient=True)
+        store = OpenRun(run, results=results, lenient=True)
     except DamagedRunError as error:
         detail = f"{error} Nothing else can be checked without it."
         return [
-            *results,
+            *found,
             CheckResult("meta.json unchanged", False, where=META_FILE, detail=detail, array=META_FILE),
         ]
-    results += check_meta(store)
-    results += check_files(store)
-    results += check_presence(store)
+    found += check_meta(store)
+    found += check_files(store)
+    found += check_presence(store)
     tables, table = _tables(store)
-    results += tables
+    found += tables
     arrays, opened = _open_arrays(store)
-    results += opened
-    results += _arrays(store, arrays, table, progress or (lambda done, total: None))
-    results += check_results(run)
-    return results
+    found += opened
+    found += _arrays(store, arrays, table, progress or (lambda done, total: None))
+    found += check_results(store.results)
+    return found
 
 
 def failures(results: list[CheckResult]) -> list[CheckResult]:
