@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
 
@@ -121,7 +122,7 @@ def _delete(container: Any, key: Any, there: list[Any], rng: random.Random) -> s
 
 
 def _other(container: Any, key: Any, there: list[Any], rng: random.Random) -> str:
-    container[key] = rng.choice((*OTHERS, NAN, DEEP, HALF))
+    container[key] = deepcopy(rng.choice((*OTHERS, NAN, DEEP, HALF)))
     return f"is {container[key]!r}"
 
 
