@@ -17,8 +17,8 @@ from decision_traces.printable import one_line, printable
 from decision_traces.run_meta import RunMeta
 from decision_traces.store.opened import uncertified
 
-EVIL = "[/bold]\x1b]52;c;aGk=\x07\x1b]8;;http:x\x07\x9b31m\u202e"
-SEEN = r"[/bold]\x1b]52;c;aGk=\x07\x1b]8;;http:x\x07\x9b31m\u202e"
+EVIL = "[/bold]\x1b]52;c;aGk=\x07\x1b]8;;http:x\x07\x9b31m\u202e\r\nFAKED\tline\u2028FAKED"
+SEEN = r"[/bold]\x1b]52;c;aGk=\x07\x1b]8;;http:x\x07\x9b31m\u202e\r\nFAKED\tline\u2028FAKED"
 OBEYED = re.compile("\x1b(?!\\[[0-9;?]*[A-Za-z])|[\x00-\x08\x0b\x0c\x0e-\x1a\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e]")
 """Anything but what rich itself writes: SGR and cursor sequences, and the carriage returns of its bars."""
 
@@ -55,7 +55,9 @@ def printed(
     def since() -> str:
         out, err = capsys.readouterr()
         assert OBEYED.search(out + err) is None
-        return re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", out + err)
+        told = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", out + err)
+        assert not re.search(r"^\W*FAKED", told, re.MULTILINE)
+        return told
 
     since()
     yield since
@@ -115,10 +117,10 @@ def test_python_says_the_same(evil_run: Path) -> None:
 
 
 def test_what_is_shown_of_a_text() -> None:
-    assert printable("a\tb\nç 漢 😀 [/bold] \\x1b") == "a\tb\nç 漢 😀 [/bold] \\x1b"
+    assert printable("a\tb\nç 漢 😀 [/bold] \\x1b") == r"a\tb\nç 漢 😀 [/bold] \x1b"
     every = "".join(map(chr, [*range(32), *range(127, 160), 0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F)]))
-    assert printable(every).isascii() and {c for c in printable(every) if ord(c) < 32} == {"\n", "\t"}
-    assert printable("\u2066\u2069\ud800\r") == r"\u2066\u2069\ud800\r"
+    assert printable(every).isascii() and printable(every).isprintable()
+    assert printable("\u2066\u2069\ud800\r\u2028\u2029") == r"\u2066\u2069\ud800\r\u2028\u2029"
     assert (one_line("one\ntwo", 20), one_line("x" * 21, 20)) == (r"one\ntwo", "x" * 19 + "…")
     assert len(one_line("\x1b" * 2_000_000, 80)) == 80
 

@@ -76,15 +76,16 @@ def run_command(
 
 
 def _parsed(command_cls: Callable[..., CommandT], argv: Sequence[str], prog: str | None) -> CommandT:
-    """Return the command that the flags make; tyro repeats flags it cannot read, and prints them as they are."""
+    """Return the command that the flags make; tyro repeats flags it cannot read, so it is told them as they are shown."""
     said, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
     try:
         with redirect_stderr(said):
             return tyro.cli(command_cls, args=argv, prog=prog, use_underscores=True, config=options)
-    except SystemExit:
-        words = said.getvalue()
-        harmless = all(flag == printable(flag) for flag in argv)
-        sys.stderr.write(words if harmless else printable(words))  # tyro's own colours stay where nothing else is
+    except SystemExit as stopped:
+        shown = [printable(flag) for flag in argv]
+        if stopped.code and shown != list(argv):
+            _parsed(command_cls, shown, prog)
+        sys.stderr.write(said.getvalue())
         raise
 
 

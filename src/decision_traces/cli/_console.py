@@ -11,7 +11,10 @@ from decision_traces.printable import printable
 
 
 class DataConsole(Console):
-    """A console without markup, emoji names and highlighting, on which control characters are seen and do nothing."""
+    """A console without markup, emoji names and highlighting, on which control characters are seen and do nothing.
+
+    A text is one line of its own: one that ends a line is a call of `print` more, or a row of a table.
+    """
 
     def __init__(self, **options: Any) -> None:
         """Make a console.
@@ -22,10 +25,14 @@ class DataConsole(Console):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text as rich measures and wraps it: already as wide as it will be."""
+        """Return a text as rich measures and wraps it: one line, already as wide as it will be."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Yield what is written; rich's own control codes (of bars) are segments by themselves and stay."""
+        """Yield what is written; rich's own control codes (of bars) and line ends (of tables) stay."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+            yield segment if segment.control else Segment(_printable_lines(segment.text), segment.style)
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))

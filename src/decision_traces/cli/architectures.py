@@ -49,7 +49,8 @@ def _run(config: ArchitecturesConfig) -> int:
             verdicts.append(check_class(which))
             if not config.quiet:
                 console.print(_line(verdicts[-1]), soft_wrap=True)
-    console.print("\n" + _summary(verdicts), soft_wrap=True)
+    for line in _summary(verdicts):
+        console.print(line, soft_wrap=True)
     if config.out is not None:
         with new_file(config.out) as file:
             file.write(markdown(verdicts).encode())
@@ -63,8 +64,8 @@ def _line(verdict: Verdict) -> str:
     return f"{which.kind:<16}{which.model_type:<24}{verdict.status:<16}{why}".rstrip()
 
 
-def _summary(verdicts: Sequence[Verdict]) -> str:
-    lines = [f"{'':<16}" + "".join(f"{status:>16}" for status in STATUSES)]
+def _summary(verdicts: Sequence[Verdict]) -> list[str]:
+    lines = ["", f"{'':<16}" + "".join(f"{status:>16}" for status in STATUSES)]
     for kind, found in counts(verdicts).items():
         lines.append(f"{kind:<16}" + "".join(f"{found[status]:>16}" for status in STATUSES))
-    return "\n".join(lines)
+    return lines

@@ -99,7 +99,8 @@ def _look(folder: Path, console: Console) -> None:
     console.print()
     console.print(decision_table(lens, depth))
     console.print(kind_table(depth, store.tokens.set_index("example_id")["kind"]))
-    console.print(f"\nPicture: {store.results.result('lens') / _PICTURE}", soft_wrap=True)
+    console.print()
+    console.print(f"Picture: {store.results.result('lens') / _PICTURE}", soft_wrap=True)
 
 
 def _next_steps(folder: Path, console: Console) -> None:
@@ -107,15 +108,15 @@ def _next_steps(folder: Path, console: Console) -> None:
         f"from decision_traces import TraceStore; st = TraceStore({str(folder)!r}); print(st.arrays()); "
         "print(st.attn(0, layer=2, head=1, trim=True).round(2))"
     )
-    lines = [
+    for line in (
         "",
         "Next:",
         f"  {command_line('decision-traces', 'view', folder)}",
         f"  {command_line('decision-traces', 'index', folder, '--validate')}",
         f"  {command_line('python', '-c', python)}",
         "  decision-traces nexttok --model gpt2 --dataset wikitext2 --limit 100 --max_seq_len 256",
-    ]
-    console.print("\n".join(lines), soft_wrap=True)
+    ):
+        console.print(line, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -92,9 +92,11 @@ def _bundle(args: ViewCommand, console: Console) -> int:
     if not args.quiet:
         console.print(
             f"Written: {args.bundle} ({written.files:,} files, {written.size / 1e6:.1f} MB). Any file server shows it, "
-            f"for example:\n  {command_line('python', '-m', 'http.server', '--directory', args.bundle)}",
+            "for example:",
             soft_wrap=True,
         )
+        server = command_line("python", "-m", "http.server", "--directory", args.bundle)
+        console.print(f"  {server}", soft_wrap=True)
     return 0
 
 
