@@ -47,7 +47,7 @@ def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
         assert not [o for o in outputs if o.output_type == "error"]
         # tqdm misses its widgets, which nobody needs here; nothing else may be said on the side.
         assert [o.text for o in outputs if o.output_type == "stream" and "IProgress" not in o.text] == []
-        assert sorted(p.name for p in here.iterdir()) == ([] if run else ["traces"])
+        assert sorted(p.name for p in here.iterdir()) == ["pictures", *([] if run else ["traces"])]
         return outputs
 
     return execute
@@ -88,8 +88,9 @@ def test_on_the_embedded_model(
     outputs = executed(path)
     assert pictures(outputs) == 5
     assert [part for part in shown if part not in text(outputs)] == []
-    folder = tmp_path / "here" / "traces" / run / "analysis"
-    assert sorted(p.name for p in folder.iterdir()) == [f"{name}.png" for name in names]
+    here = tmp_path / "here"
+    assert not (here / "traces" / run / "analysis").exists()  # where --overwrite knows every file
+    assert sorted(p.name for p in (here / "pictures" / run).iterdir()) == [f"{name}.png" for name in names]
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import jaxtyping
 import pytest
 
 from decision_traces import TraceStore
-from decision_traces.cli import compare, lens, ls, nexttok, view
+from decision_traces.cli import attention, attribution, compare, finetune, index, lens, ls, nexttok, view
 from decision_traces.errors import PathError, UsageError
 from decision_traces.extract.next_token import NextTokenConfig
 from decision_traces.paths import portable_path
@@ -34,6 +34,29 @@ def test_home_is_expanded_and_drives_of_windows_stay(tmp_path: Path, monkeypatch
     assert portable_path("~") == tmp_path
     with pytest.raises(PathError, match="there is no home folder of ~nobody-at-all"):
         portable_path("~nobody-at-all/x")
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/run", "dangling/run", "to_a_file", "to_a_file/run", "x" * 300, "a\0b"])
+def test_links_that_lead_nowhere_are_refused_in_one_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("dangling").symlink_to("nowhere")
+    Path("file").write_text("words")
+    Path("to_a_file").symlink_to("file")
+    extract = ["--model", "demo", "--dataset", "tinyworld", "--limit", "1", "--out_dir"]
+    commands = [(command.main, [name]) for command in (attention, attribution, compare, index, lens, ls, view)]
+    commands += [(finetune.main, ["--model_path", name, "--quiet", "--dataset", "tinyworld"])]
+    if not name.startswith("dangling"):  # there the folder is made that the link leads to
+        commands += [(nexttok.main, [*extract, name]), (nexttok.main, [*extract, name, "--overwrite"])]
+    for main, flags in commands:
+        with pytest.raises(SystemExit) as stopped:
+            main(flags)
+        printed = capsys.readouterr().err
+        assert stopped.value.code == 1 and printed.startswith("error: ") and printed.count("\n") == 1, printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "loop", "to_a_file"]
+    assert Path("file").read_text() == "words"
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/run", "gs://b/r", "https://x.org/texts.txt", "file:///tmp/x"])

@@ -19,7 +19,8 @@ def portable_path(path: str | PathLike[str]) -> Path:
         path: A path. Backslashes, and the `~` of another user, are left where something exists under the literal name.
 
     Raises:
-        PathError: It is an address of an object store or a server, or `~` stands for nobody.
+        PathError: It is an address of an object store or a server, `~` stands for nobody, or the system cannot follow
+            it, as where a symbolic link leads back to itself.
     """
     given = Path(path)
     if _ADDRESS.match(str(path)):
@@ -27,14 +28,28 @@ def portable_path(path: str | PathLike[str]) -> Path:
             f"{path} is an address, where a path of this machine belongs: object stores and servers cannot be read or "
             "written yet. Copy or mount it, and give that folder."
         )
-    if os.sep == "/" and "\\" in str(path) and not given.exists():
+    if os.sep == "/" and "\\" in str(path) and not _is_there(given):
         given = Path(str(path).replace("\\", "/"))
-    if given.parts[:1] != ("~",) and given.exists():
+    if given.parts[:1] != ("~",) and _is_there(given):
         return given
     try:
-        return given.expanduser()
+        expanded = given.expanduser()
     except RuntimeError as error:
         raise PathError(f"{path}: there is no home folder of {given.parts[0]}. Give the path from / on.") from error
+    _is_there(expanded)
+    return expanded
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is something at a path, through links; raise where that cannot be known."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise PathError(f"{path} is no path that can be followed: {why}. Give another.") from error
+    return True
 
 
 def portable_fields(command: Any) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_what_the_user_has_put_into_the_site_is_named_and_stays(demo_run: Path, 
     put(site / "CNAME", "example.org")
     put(site / "blog" / "first.html")
     before = tree(site.parent)
-    with pytest.raises(RunExistsError, match=r"did not write \(CNAME, blog/first.html\)\. Move them away"):
+    with pytest.raises(RunExistsError, match=r"no record .* \(CNAME, blog/first.html\): your own, .*\. Move them away"):
         write_bundle([demo_run], site, limit=1, overwrite=True)
     assert tree(site.parent) == before
 

@@ -57,6 +57,10 @@ def notes_beside_the_arrays(run: Path) -> None:
     put(write(run, "old") / "dec_hidden.zarr" / "notes.txt")
 
 
+def results_of_an_earlier_version(run: Path) -> None:
+    put(write(run, "old") / "analysis" / "lens.parquet")
+
+
 def a_link_in_a_run(run: Path) -> None:
     (write(run, "old") / "thesis").symlink_to(put(run.with_name("home") / "thesis.tex").parent)
 
@@ -110,8 +114,12 @@ def a_file_as_partial(run: Path) -> None:
 @pytest.mark.parametrize(
     ("plant", "said"),
     [
-        (notes_beside_the_arrays, r"did not write \(dec_hidden.zarr/notes.txt\)\. Move them away first"),
-        (a_link_in_a_run, r"did not write \(thesis\)"),
+        (notes_beside_the_arrays, r"no record .* \(dec_hidden.zarr/notes.txt\): your own, .*\. Move them away"),
+        (
+            results_of_an_earlier_version,
+            r"no record .* \(analysis/lens.parquet\): .* or an earlier version's\. Move them",
+        ),
+        (a_link_in_a_run, r"no record .* \(thesis\)"),
         (some_project_with_a_meta, r"run is not proved to be a run of decision-traces .*remove it yourself"),
         (a_run_of_an_older_tool, r"run is not proved to be a run"),
         (a_run_with_a_broken_seal, r"meta.json differs from its own digest.*remove it yourself"),
@@ -119,7 +127,7 @@ def a_file_as_partial(run: Path) -> None:
         (a_folder_without_a_meta, r"is not a run folder"),
         (a_foreign_partial, r"\.run\.partial .*nothing proves that decision-traces made"),
         (a_foreign_ledger, r"\.run\.partial .*nothing proves that decision-traces made"),
-        (notes_in_an_unfinished_run, r"did not write \(parts/notes.txt\)"),
+        (notes_in_an_unfinished_run, r"no record .* \(parts/notes.txt\)"),
         (a_link_as_partial, r"\.run\.partial .*is no folder"),
         (a_file_as_partial, r"\.run\.partial .*is no folder"),
     ],

@@ -38,8 +38,9 @@ def refuse_strangers(folder: Path, ours: Collection[str], what: str) -> None:
     if unknown:
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         raise RunExistsError(
-            f"{what}: {folder} holds files that decision-traces did not write ({', '.join(unknown[:_NAMED])}{more}). "
-            "Move them away first; nothing was changed."
+            f"{what}: {folder} holds files that no record in it proves to be of decision-traces "
+            f"({', '.join(unknown[:_NAMED])}{more}): your own, or an earlier version's. Move them away, or remove them "
+            "yourself, and try again; nothing was changed."
         )
 
 
