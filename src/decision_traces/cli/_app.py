@@ -76,7 +76,7 @@ def run_command(
 
 
 def _parsed(command_cls: Callable[..., CommandT], argv: Sequence[str], prog: str | None) -> CommandT:
-    """Return the command that the flags make; tyro repeats flags it cannot read, so it is told them as they are shown."""
+    """Return the command that the flags make; tyro repeats flags that it cannot read, and is told them as shown."""
     said, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
     try:
         with redirect_stderr(said):
