@@ -110,6 +110,25 @@ def test_a_checkpoint_is_replaced_by_the_next_one_and_nothing_is_left(config, ol
     assert listed.keys() | {"finetune_files.json"} == files_of(result.folder).keys()
 
 
+def test_an_anonymous_checkpoint_says_of_no_byte_where_it_lies(config, base: Path, tmp_path: Path, monkeypatch) -> None:
+    """Whatever a library writes into which file; an unfinished one has a plan that is no less silent."""
+    home = tmp_path / "home"
+    model = Path(shutil.copytree(base, home / "model"))
+    for name, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "tokenizer_file")):
+        settings = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({**settings, key: str(model)}))
+    plans: list[bytes] = []
+
+    def look(line: str) -> None:
+        plans.extend(path.read_bytes() for path in home.glob(".ft.partial/finetune_plan.json"))
+
+    ft = finetune(config(home / "ft", model_path=model, anonymous=True), look).folder
+    written = {path.relative_to(ft).as_posix(): path.read_bytes() for path in ft.rglob("*") if path.is_file()}
+    assert len(written) == 6 and plans
+    assert [name for name, content in written.items() if str(tmp_path).encode() in content] == []
+    assert not any(str(tmp_path).encode() in plan for plan in plans)
+
+
 def test_stopped_before_the_first_epoch_it_leaves_nothing_and_says_so(config, old: Path, tmp_path: Path) -> None:
     shutil.copytree(old, tmp_path / "ft")
     before = files_of(tmp_path)

@@ -5,10 +5,13 @@ the trainer and the tokenizer give.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +31,7 @@ from decision_traces.finetuning.config import FinetuneConfig, settings_of
 from decision_traces.folders.disk import free_bytes, is_full
 from decision_traces.folders.place import FolderKind, FolderPlace
 from decision_traces.folders.plain import open_plain
-from decision_traces.folders.removal import files_in
+from decision_traces.folders.removal import files_in, remove
 from decision_traces.models.load import LoadedModel
 from decision_traces.schema import FINETUNE_FILE
 from decision_traces.store.folder import checksum, read_sealed, write_json, write_sealed
@@ -42,7 +45,6 @@ _FREE_TO_CHANGE: Final = frozenset(
         "resume",
         "overwrite",
         "quiet",
-        "anonymous",
         "device",
         "epochs",
         "early_stopping",
@@ -143,7 +145,7 @@ def begin(config: FinetuneConfig, place: FolderPlace, loaded: LoadedModel) -> st
     Raises:
         UsageError: It is to go on, and no epoch was finished, or it was begun with other settings.
     """
-    plan = {name: value for name, value in settings_of(config).items() if name not in _FREE_TO_CHANGE}
+    plan = {name: value for name, value in _planned(config).items() if name not in _FREE_TO_CHANGE}
     if config.resume:
         begun = _plan_in(place.folder)
         differing = [f"{k} was {begun.get(k)!r}, is {plan[k]!r}" for k in plan if begun and begun.get(k) != plan[k]]
@@ -156,8 +158,21 @@ def begin(config: FinetuneConfig, place: FolderPlace, loaded: LoadedModel) -> st
     return None
 
 
-def finish(place: FolderPlace) -> None:
-    """Write the sealed list of the files, and give the checkpoint its name."""
+def _planned(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the flags as JSON values; where the training is to be anonymous, digests in place of the paths."""
+    digests = {n: sha256(os.fsencode(v)).hexdigest() for n, v in asdict(config).items() if isinstance(v, Path)}
+    return settings_of(config) | (digests if config.anonymous else {})
+
+
+def finish(place: FolderPlace, *, anonymous: bool) -> None:
+    """Write the sealed list of the files, and give the checkpoint its name.
+
+    Args:
+        place: Where it was built.
+        anonymous: Whether the folders of the epochs go: the trainer writes into them where they lie.
+    """
+    if anonymous:
+        remove(place.folder, {name for name in unfinished_files(place.folder) if "/" in name})
     ours = unfinished_files(place.folder) - {PLAN_FILE, FILES_FILE}
     files = {name: list(checksum(place.folder / name)) for name in sorted(ours)}
     write_sealed(place.folder / FILES_FILE, {**_MADE_BY, "files": files})

@@ -104,7 +104,7 @@ def _train(
         _save(trainer, loaded, place.folder)
     result = FinetuneResult(place.target, float(metrics["eval_accuracy"]), len(judged), 1 / n_choices(judged))
     _write_meta(place.folder, config, source, loaded, result, story, questions, outcome.metrics)
-    finish(place)
+    finish(place, anonymous=config.anonymous)
     return result
 
 

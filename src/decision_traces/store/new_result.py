@@ -59,7 +59,7 @@ def new_result(
     Args:
         store: The run; it knows where its results lie.
         name: The command: one of `RESULTS`, which says what files there may be.
-        options: How it was called, for the record.
+        options: How it was called, for the record; of paths, the last part.
         command: What makes it, where that is another command.
 
     Raises:
@@ -125,7 +125,8 @@ def _about(store: OpenRun, command: str, options: Mapping[str, Any]) -> dict[str
         "run": run_digest(store.run_dir),
         "run_id": store.about.run_id or store.run_dir.name,
         "command": command,
-        "options": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
+        # Where a model lies here is nobody's business but the user's: runs are passed on with their results.
+        "options": {key: value.name if isinstance(value, Path) else value for key, value in options.items()},
         "version": __version__,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
