@@ -10,10 +10,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from decision_traces.analysis.unembedding import load_run_model
+from decision_traces.cli import lens
 from decision_traces.errors import ModelError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.progress import Silent
 from decision_traces.finetuning.config import FinetuneConfig, told_settings
+from decision_traces.page.bundle import write_bundle
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.validate import failures, validate_run
 
@@ -61,6 +63,20 @@ def test_an_anonymous_run_tells_nothing_of_its_place_and_is_a_run_like_any_other
     assert (meta["model_path"], meta["command"], meta["model"]) == (None, [], "model")
     assert meta["time"].endswith("+00:00")
     assert not failures(validate_run(run))
+
+
+def test_results_and_a_bundle_of_an_anonymous_run_say_of_no_byte_where_they_lie(here, config):
+    settings = here / "given" / "model" / "config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "_name_or_path": str(here / "given")}))
+    away = {"model_path": here / "given" / "model", "text_file": here / "given" / "texts.txt", "out_dir": here / "run"}
+    run = extract_next_token(replace(config, **away, anonymous=True, store_unembed=True, positions="all"))
+    with pytest.raises(SystemExit) as ended:
+        lens.main([str(run), "--model_path", str(away["model_path"]), "--quiet"])
+    assert ended.value.code == 0
+    write_bundle([run], here / "site", limit=1)
+    for folder in (run, here / "site"):
+        written = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        assert len(written) > 10 and [name for name, content in written.items() if str(here).encode() in content] == []
 
 
 def test_a_model_is_found_as_given_or_from_the_run_and_else_its_absence_is_said(here, config, monkeypatch):

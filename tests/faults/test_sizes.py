@@ -13,15 +13,17 @@ from typing import Any
 
 import numcodecs
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zarr
 from crc32c import crc32c
+from pandas.testing import assert_frame_equal
 
 from decision_traces import TraceStore
 from decision_traces.errors import DamagedRunError
-from decision_traces.store.table import read_table
+from decision_traces.store.table import TableFile, read_table
 from decision_traces.testing.runs import TinyRun, build_run, copy_run, reseal
 
 MOST_BYTES = 200e6
@@ -259,6 +261,25 @@ def test_no_array_is_unpickled(built, tmp_path):
     with pytest.raises(DamagedRunError, match="pickle"):
         TraceStore(run).attn(0)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"columns": [], "index_columns": [], "column_indexes": [{"numpy_type": "S1500000000", "name": None}]},
+        {"columns": [], "index_columns": [{"kind": "range", "name": None, "start": 0, "stop": 10**30, "step": 1}]},
+        {"columns": [], "index_columns": ["example_id"], "column_indexes": []},
+    ],
+)
+def test_what_a_table_says_to_pandas_is_not_taken(told: dict[str, Any], tmp_path: Path) -> None:
+    """A type of 1.5 GB for the names of columns, an index of 10^30 rows, and one that takes the ids away."""
+    table = pa.table({"example_id": ["a", "b"]}).replace_schema_metadata({"pandas": json.dumps(told)})
+    pq.write_table(table, tmp_path / "tokens.parquet")
+    file = TableFile(tmp_path / "tokens.parquet")
+    expected = pd.DataFrame({"example_id": ["a", "b"]})
+    for frame in (file.frame(), file.read().to_pandas(), file.read(where=("example_id", "b")).to_pandas()):
+        assert_frame_equal(frame, expected[-len(frame) :].reset_index(drop=True))
+    assert file.schema().metadata is None
 
 
 @pytest.mark.parametrize(("rows", "positions"), [(2, 131_072), (64, 4096), (3000, 8)])

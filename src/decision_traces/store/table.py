@@ -37,7 +37,10 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 class TableFile:
-    """A Parquet file of a run: all its bytes are checked once, and again when it is another file."""
+    """A Parquet file of a run: all its bytes are checked once, and again when it is another file.
+
+    What its footer says to pandas (an index, types of names) is not taken: a few words can make gigabytes of it.
+    """
 
     def __init__(self, path: Path, expected: FileRecord | None = None) -> None:
         """Remember the path; nothing is read.
@@ -54,7 +57,7 @@ class TableFile:
     def schema(self) -> pa.Schema:
         """Return names and types of the columns; see `read`."""
         with self._opened() as raw:
-            return open_bounded(raw, []).schema_arrow
+            return open_bounded(raw, []).schema_arrow.remove_metadata()
 
     def read(self, columns: Sequence[str] | None = None, where: tuple[str, int | str] | None = None) -> pa.Table:
         """Read the file, or some columns of it, checking the checksums of their pages.
@@ -70,14 +73,16 @@ class TableFile:
         with self._opened() as raw:
             file = open_bounded(raw, names if names is None or where is None else [*names, where[0]])
             if where is None:
-                return file.read(columns=names)
-            rows = [(where[0], "=", where[1])]
-            return pq.read_table(raw, columns=names, filters=rows, page_checksum_verification=True)
+                table = file.read(columns=names)
+            else:
+                rows = [(where[0], "=", where[1])]
+                table = pq.read_table(raw, columns=names, filters=rows, page_checksum_verification=True)
+        return table.replace_schema_metadata()
 
     def frame(self) -> "pandas.DataFrame":
         """Return the whole file as a data frame; see `read`."""
         with self._opened() as raw:
-            frame: pandas.DataFrame = open_bounded(raw, None).read().to_pandas()
+            frame: pandas.DataFrame = open_bounded(raw, None).read().replace_schema_metadata().to_pandas()
         return frame
 
     @contextmanager
