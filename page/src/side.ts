@@ -103,7 +103,7 @@ function assembled(place: Side["place"], meta: Meta, row: number, tokens: Tokens
   const pos = Math.min(last, place.pos ?? tokens.decision?.pos ?? last);
   const at = meta.by_choice ? 0 : pos;
   const followed = (meta.by_choice || meta.objective === "csqa_choice") && !meta.missing.race;
-  const here = tokens.decisions?.find((d) => d.pos === pos);
+  const here = tokens.decisions.find((d) => d.pos === pos);
   const side: Side = {
     place,
     meta,
@@ -139,7 +139,7 @@ export function pinOf(side: Side, { target, vs }: Question): Pinned {
 
 /** Return whether tokens were masked, and are predicted where they stand; else each is at the one before. */
 export function fillsGaps(side: Side): boolean {
-  return side.tokens.decisions !== null;
+  return side.meta.objective === "masked";
 }
 
 /** Return whether a side stands where its example's decision was made. */

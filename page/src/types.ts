@@ -103,9 +103,10 @@ export interface Tokens {
   tokens: string[];
   n_tokens: number;
   padding: number;
+  /** The example's own. */
   decision: Decision | null;
-  /** Of a run with masked tokens: that of each of them. */
-  decisions: Decision[] | null;
+  /** All that were made: of masked tokens one each; of a text that of its last token and of what comes after it. */
+  decisions: Decision[];
   choices: Choice[] | null;
   attention: AttentionLayout | null;
   python: { tokens: string; decision: string; attention: string | null };

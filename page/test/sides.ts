@@ -38,7 +38,7 @@ export function lensOf(probs: [number, number][], rank: number, known = 1): Lens
 export function sideWith(lens: Lens, more: Partial<Side> = {}): Side {
   const tokens: Tokens = {
     example_id: "tiny-1", row: 1, choice: 0, text: "", question: null, tokens: ["a", " b", " c", " d"], n_tokens: 4,
-    padding: 0, decision: null, decisions: null, choices: null, attention: layout(),
+    padding: 0, decision: null, decisions: [], choices: null, attention: layout(),
     python: { tokens: "st.encodings('tiny-1')", decision: "", attention: null },
   };
   return {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -65,6 +65,17 @@ NEXT_TOKEN_COLUMNS: Final = (
     Column("after_pos", pa.int32(), "position of the last token, n_tokens - 1; -1 where there is none", optional=True),
     *(Column(f"after_{c.name}", c.type, c.doc, optional=True) for c in _OUTCOME if c.name not in _OF_TRUTH),
 )
+
+
+def outcome_of(record: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return one prediction in a row of `tokens.parquet`, named as in `token_outcomes.parquet`; None what it lacks.
+
+    Args:
+        record: The row.
+        kind: next, or after.
+    """
+    return {name: record.get(f"{kind}_{name}") for name in ("pos", *(column.name for column in _OUTCOME))}
+
 
 POSITION_COLUMNS: Final = (
     Column("row", pa.int32(), "row of the example in tokens.parquet"),

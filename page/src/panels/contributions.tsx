@@ -32,7 +32,7 @@ export function ContributionPanel({ sides, children }: { sides: Sides; children:
       {children}
       {partial && (
         <p class="hint">
-          Only where the decision was made. For every position: <Command text={partial} />
+          Only where decisions were made. For every position: <Command text={partial} />
         </p>
       )}
     </Panel>

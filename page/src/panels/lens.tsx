@@ -65,7 +65,7 @@ export function LensPanel({ sides, children }: { sides: Sides; children: preact.
       {!diff && side.meta.lens && <LensLegend sides={sides} />}
       {partial && (
         <p class="hint">
-          Only where the decision was made. For every position: <Command text={partial} />
+          Only where decisions were made. For every position: <Command text={partial} />
         </p>
       )}
       <Tooltip />

@@ -77,7 +77,7 @@ export function TokenStrip({ side, label, onPick }: { side: Side; label: string;
         const at = value == null ? null : scale(value);
         const looked = pos === side.pos;
         const truth = pos === side.pos + 1 && !side.meta.by_choice && !fillsGaps(side) && side.target !== null;
-        const decides = pos === decided || side.tokens.decisions?.some((d) => d.pos === pos);
+        const decides = pos === decided || side.tokens.decisions.some((d) => d.pos === pos);
         const kinds = [looked && "looked", truth && "truth", decides && "decided"].filter(Boolean).join(" ");
         return (
           <button

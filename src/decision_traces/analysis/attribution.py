@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from decision_traces.analysis.decisions import Decisions, decisions_of
+from decision_traces.analysis.decisions import Decisions, Kind, decisions_of
 from decision_traces.analysis.frozen import FrozenNorm, freeze
 from decision_traces.analysis.heads import HeadWriter, head_points, split_attention
 from decision_traces.analysis.lens import with_competitors
@@ -30,6 +30,7 @@ def direct_attribution(
     unembedding: Unembedding,
     heads: tuple[HeadWriter, ...] | None = None,
     *,
+    kind: Kind | None = None,
     progress: Progress | None = None,
 ) -> Attribution:
     """Split the model's logit difference (target minus competitor) into what each of its parts wrote.
@@ -45,13 +46,14 @@ def direct_attribution(
         unembedding: The model's final norm and output embedding.
         heads: Each layer's way from heads to the stream (`heads.find_head_writers`), to split attention by head; the
             run must have captured `attn` and `qkv` as well.
+        kind: Which decisions; the run's own where left out (`decisions.kinds_of`).
         progress: Called with (examples done, of how many).
 
     Raises:
         NotCapturedError: The run did not capture what is needed.
         UnsupportedArchitecture: The model normalises the stream itself (post-LN), its final norm cannot be frozen, or
             it is an encoder-decoder.
-        UsageError: The run does not keep all layers, or not every layer has attention.
+        UsageError: The run has no such decision, does not keep all layers, or not every layer has attention.
         ModelError: The parts do not add up to the model's logit difference.
     """
     refuse_post_norm(store)
@@ -59,7 +61,7 @@ def direct_attribution(
     stream = {stage: path_of(store, stage) for stage in ("post_attn", "post_mlp")}
     embed = Point(store.array("dec_res_embed"), None)
     points = [embed, *stream["post_attn"], *stream["post_mlp"], *(head_points(store) if heads else ())]
-    decisions = with_competitors(decisions_of(store), store, unembedding)
+    decisions = with_competitors(decisions_of(store, kind), store, unembedding)
     norm = freeze(unembedding.norm, store.d_model)
     looked: list[Columns] = []
     for part in parts(points, decisions):

@@ -70,7 +70,7 @@ def write_contribution_grid(
         unembedding: The model's final norm and output embedding.
         heads: Each layer's way from heads to the stream, to split attention by head; None not to.
         folder: Where the group `contributions.zarr` goes; see `new_result`.
-        all_positions: Every position that the run keeps, and not only that of the decision.
+        all_positions: Every position that the run keeps, and not only those of its decisions.
         progress: Called with (examples done, of how many).
 
     Returns:

@@ -1,7 +1,8 @@
 """Which decision each example of a run is about: where it was made, what is true, what was said, the closest rival."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +11,12 @@ from jaxtyping import Bool, Float32, Int64
 
 from decision_traces.analysis.columns import read_columns
 from decision_traces.errors import DataError, UsageError
+from decision_traces.schema import Positions
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.table import rectangle
+
+Kind = Literal["next", "after", "answer"]
+"""Which decision: about the text's last token, about what comes after the text, about the answer to a question."""
 
 NONE: Final = -1
 FIRST_LOGITS: Final = "choice_token_logits"
@@ -49,10 +54,11 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """One decision an example: that about the next token, or about the answer to a question.
+    """One decision an example, all of one kind.
 
     The competitor is the most probable token other than the true one at the end of the model (of multiple-choice
-    runs: the strongest other choice). Where the truth is not known it is the runner-up of the predicted token.
+    runs: the strongest other choice). Where the truth is not known, as of what comes after a text, it is the runner-up
+    of the predicted token.
 
     Attributes:
         example_id: n examples; those without a decision are left out.
@@ -98,61 +104,83 @@ class Decisions:
         return target
 
 
-def decisions_of(store: TraceStore) -> Decisions:
-    """Return the decisions of a decoder run.
+def kinds_of(store: TraceStore) -> tuple[Kind, ...]:
+    """Return which decisions can be looked at in a decoder run, its own first.
 
-    Multiple-choice runs have the columns `answer_pos` and `choice_token_ids`, next-token runs `next_pos`.
-
-    Args:
-        store: The run. Only the columns needed are read.
+    Multiple-choice runs have the columns `answer_pos` and `choice_token_ids`, next-token runs `next_pos` and
+    `after_pos`; of these two a run of `--positions next` or `last` keeps one.
 
     Raises:
         UsageError: The run has no decision that could be read at one position.
         DataError: No example of the run has a prediction.
     """
-    columns = set(store.columns)
-    if "choice_token_ids" in columns:
+    if "choice_token_ids" in store.columns:
+        return ("answer",)
+    table = store.table(f"{kind}_pos" for kind in _OF_TOKENS)
+    if table.num_columns == 0:
+        raise UsageError(
+            f"{store.run_dir} has no decision at one position of a decoder: neither next_pos nor choice_token_ids "
+            "is in its table."
+        )
+    there = [kind for kind in _OF_TOKENS if (_numbers(table, f"{kind}_pos", NONE) >= 0).any()]
+    if not there:
+        raise DataError(f"{store.run_dir} holds no prediction: its texts are too short.")
+    kept: Mapping[Positions, tuple[Kind, ...]] = {"all": _OF_TOKENS, "last": ("after",)}
+    wanted = kept.get(store.dims("dec").positions, ("next",))
+    return tuple(kind for kind in there if kind in wanted) or tuple(there[:1])
+
+
+def decisions_of(store: TraceStore, kind: Kind | None = None) -> Decisions:
+    """Return the decisions of a decoder run.
+
+    Args:
+        store: The run. Only the columns needed are read.
+        kind: Which ones; the run's own where left out: the answers, or the next tokens, or what comes after the texts
+            where only their last positions are kept.
+
+    Raises:
+        UsageError: The run has no such decision.
+        DataError: No example of the run has a prediction.
+    """
+    kinds = kinds_of(store)
+    kind = kinds[0] if kind is None else kind
+    if kind not in kinds:
+        raise UsageError(f"{store.run_dir} has no decision {kind!r} to look at, only {', '.join(map(repr, kinds))}.")
+    if kind == "answer":
         return _answers(read_columns(store, _ANSWER_COLUMNS))
-    if "next_pos" in columns:
-        return _next_tokens(read_columns(store, _NEXT_COLUMNS), store)
-    raise UsageError(
-        f"{store.run_dir} has no decision at one position of a decoder: neither next_pos nor choice_token_ids "
-        "is in its table."
-    )
+    return _tokens(read_columns(store, ("example_id", *(f"{kind}_{name}" for name in _TOKEN_COLUMNS))), kind)
 
 
-_NEXT_COLUMNS: Final = (
-    "example_id", "next_pos", "next_true_id", "next_pred_id", "next_true_prob", "next_pred_prob", "next_margin",
-    "next_topk_ids",
-)  # fmt: skip
+_OF_TOKENS: Final[tuple[Kind, ...]] = ("next", "after")
+_TOKEN_COLUMNS: Final = ("pos", "true_id", "pred_id", "true_prob", "pred_prob", "margin", "topk_ids")
 _ANSWER_COLUMNS: Final = (
     "example_id", "answer_pos", "choice_token_ids", "choice_labels", "choice_logits", "choice_probs",
     "correct_idx", "pred_idx", FIRST_LOGITS,
 )  # fmt: skip
 
 
-def _next_tokens(table: pa.Table, store: TraceStore) -> Decisions:
-    position = _numbers(table, "next_pos", NONE).astype(np.int64)
+def _tokens(table: pa.Table, kind: Kind) -> Decisions:
+    position = _numbers(table, f"{kind}_pos", NONE).astype(np.int64)
     rows = np.flatnonzero(position >= 0)
-    if len(rows) == 0:
-        raise DataError(f"{store.run_dir} holds no prediction: all its texts have fewer than two tokens.")
     table = table.take(pa.array(rows))
-    true, pred = (_numbers(table, f"next_{which}_id", NONE).astype(np.int64) for which in ("true", "pred"))
-    correct = (true == pred) & (true >= 0)
-    top = rectangle(table.column("next_topk_ids")) if "next_topk_ids" in table.column_names else pred[:, None]
+    true, pred = (_numbers(table, f"{kind}_{which}_id", NONE).astype(np.int64) for which in ("true", "pred"))
+    known, topk = true >= 0, f"{kind}_topk_ids"
+    correct = (true == pred) & known
+    top = rectangle(table.column(topk)) if topk in table.column_names else pred[:, None]
     runner_up = top[:, 1] if top.shape[1] > 1 else np.full(len(rows), NONE)
-    true_prob, pred_prob = (_numbers(table, f"next_{which}_prob", np.nan) for which in ("true", "pred"))
+    true_prob, pred_prob = (_numbers(table, f"{kind}_{which}_prob", np.nan) for which in ("true", "pred"))
     behind = np.log(np.where(true_prob > _SMALLEST_PROB, true_prob, np.nan)) - np.log(pred_prob)
+    margin = _numbers(table, f"{kind}_margin", np.nan)
     return Decisions(
         example_id=_names(table),
         row=rows,
         position=position[rows],
         true_id=true,
         pred_id=pred,
-        competitor_id=np.where(correct | (true < 0), runner_up, pred).astype(np.int64),
+        competitor_id=np.where(correct | ~known, runner_up, pred).astype(np.int64),
         correct=correct,
         pred_prob=pred_prob.astype(np.float32),
-        difference=np.where(correct, _numbers(table, "next_margin", np.nan), behind).astype(np.float32),
+        difference=np.where(correct | ~known, margin, behind).astype(np.float32),
     )
 
 

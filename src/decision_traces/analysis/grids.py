@@ -24,6 +24,7 @@ from decision_traces.store.arrays import DECODE_ERRORS
 from decision_traces.store.consolidated import consolidate
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.results import Result
+from decision_traces.store.selection import PREDICTIONS
 from decision_traces.store.shard_reader import ShardReader, shard_reader
 from decision_traces.store.table import write_table
 from decision_traces.store.zarr_files import open_zarr
@@ -275,11 +276,10 @@ def write_words(folder: Path, store: TraceStore, ids: np.ndarray, tokenizer: Any
 
 
 def _table_words(store: TraceStore) -> dict[int, str]:
-    if not {"next_topk_ids", "next_topk_tokens"} <= set(store.columns):
-        return {}
-    frame = store.tokens[["next_topk_ids", "next_topk_tokens"]].dropna()
-    return {
-        int(i): text
-        for ids, texts in zip(frame["next_topk_ids"], frame["next_topk_tokens"], strict=True)
-        for i, text in zip(ids, texts, strict=True)
-    }
+    words: dict[int, str] = {}
+    for kind in PREDICTIONS:
+        table = store.table([f"{kind}_topk_ids", f"{kind}_topk_tokens"])
+        if table.num_columns == 2:
+            ids, texts = (column.combine_chunks().flatten().to_pylist() for column in table.columns)
+            words |= zip(ids, texts, strict=True)
+    return words

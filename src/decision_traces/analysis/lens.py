@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
-from decision_traces.analysis.decisions import Decisions, decisions_of
+from decision_traces.analysis.decisions import Decisions, Kind, decisions_of
 from decision_traces.analysis.results import LensTrajectories, TokenPath
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress, Stage, parts, path_of, states_at
@@ -33,6 +33,7 @@ def logit_lens(
     stage: Stage = "hidden",
     *,
     top_k: int = 5,
+    kind: Kind | None = None,
     progress: Progress | None = None,
 ) -> LensTrajectories:
     """Read every state of the residual stream at the position of the decision as if the model ended there.
@@ -50,18 +51,19 @@ def logit_lens(
         stage: Which states: "hidden", the way from the embedding to the end (also of runs that captured `resid`
             alone), or one of the residual stages, one state a layer.
         top_k: How many of the most probable tokens to keep at every depth.
+        kind: Which decisions; the run's own where left out (`decisions.kinds_of`).
         progress: Called with (decisions done, of how many).
 
     Raises:
         NotCapturedError: The run did not capture the stage.
-        UsageError: The run has no decision at one position, or `top_k` is not positive.
+        UsageError: The run has no such decision at one position, or `top_k` is not positive.
         DataError: No example of the run has a prediction.
         ModelError: The end is not the model's own prediction, so that nothing before it can be trusted.
     """
     if top_k < 1:
         raise UsageError(f"top_k {top_k}: needs at least 1.")
     path, end = path_of(store, stage), path_of(store, "hidden")[-1]
-    decisions = with_competitors(decisions_of(store), store, unembedding)
+    decisions = with_competitors(decisions_of(store, kind), store, unembedding)
     points = path if path[-1] == end else [*path, end]
     looked: list[Columns] = []
     rounding, wanted = resolution(store), max(2, top_k)

@@ -47,7 +47,7 @@ def write_lens_grid(
         unembedding: The model's final norm and output embedding.
         folder: Where the group `lens.zarr` goes; see `new_result`.
         top_k: How many of the most probable tokens to keep of every state.
-        all_positions: Every position that the run keeps, and not only that of the decision.
+        all_positions: Every position that the run keeps, and not only those of its decisions.
         progress: Called with (examples done, of how many).
 
     Returns:

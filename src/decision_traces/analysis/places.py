@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from decision_traces.analysis.columns import read_columns
-from decision_traces.analysis.decisions import NONE, Decisions, decisions_of
+from decision_traces.analysis.decisions import NONE, Decisions, decisions_of, kinds_of
 from decision_traces.analysis.states import Point, path_of
 from decision_traces.schema import EXAMPLE
 from decision_traces.store.reader import TraceStore
@@ -24,7 +24,6 @@ class Places:
     """Positions of a run, a row of slots an example.
 
     Attributes:
-        decisions: The decision of each example.
         positions: (n, slot) token position in each slot, -1 where it is empty.
         slot: (n, slot) where these stand on the position axis of the run's arrays.
         true_id: (n, slot) the true token, -1 where it is not known.
@@ -32,7 +31,6 @@ class Places:
         answer: (n, slot) whether the slot is where the question is answered, or None.
     """
 
-    decisions: Decisions
     positions: Int64[np.ndarray, "n slot"]
     slot: Int64[np.ndarray, "n slot"]
     true_id: Int64[np.ndarray, "n slot"]
@@ -97,34 +95,37 @@ class Block:
 
 
 def places_of(store: TraceStore, *, all_positions: bool) -> Places:
-    """Return the positions to look at: those of the decisions, or all that the run keeps.
+    """Return the positions to look at: those of the decisions, one slot a kind, or all that the run keeps.
 
     Raises:
         UsageError: The run has no decision that could be read at one position.
         DataError: No example of the run has a prediction.
     """
-    decisions, n = decisions_of(store), store.n
     array = path_of(store, "hidden")[0].array
-    slots = array.slots(array.position_axis)
+    slots, made = array.slots(array.position_axis), [decisions_of(store, kind) for kind in kinds_of(store)]
+    decided = [_by_row(one, one.position, store.n) for one in made]
     if all_positions:
         positions = slots.at()
         slot = np.broadcast_to(np.arange(positions.shape[1]), positions.shape)
         true_id = _next_ids(store, positions)
     else:
-        positions, true_id = np.full((n, 1), NONE, np.int64), np.full((n, 1), NONE, np.int64)
-        positions[decisions.row, 0] = decisions.position
-        slot = slots.find(positions[:, 0])[:, None]
-    here = np.full(n, -2, np.int64)
-    here[decisions.row] = decisions.position
-    decided = positions == here[:, None]
-    truth = np.full(n, NONE, np.int64)
-    truth[decisions.row] = decisions.true_id
-    true_id = np.where(decided, truth[:, None], true_id)
-    if decisions.choices is None:
-        return Places(decisions, positions, slot, true_id)
-    choices = np.full((n, decisions.choices.token_ids.shape[1]), NONE, np.int64)
-    choices[decisions.row] = decisions.choices.token_ids
-    return Places(decisions, positions, slot, true_id, choices, decided)
+        positions = np.stack(decided, axis=1)
+        slot = np.stack([slots.find(column) for column in decided], axis=1)
+        true_id = np.full_like(positions, NONE)
+    here = [(positions == column[:, None]) & (positions >= 0) for column in decided]
+    for one, there in zip(made, here, strict=True):
+        true_id = np.where(there, _by_row(one, one.true_id, store.n)[:, None], true_id)
+    choices = made[0].choices
+    if choices is None:
+        return Places(positions, slot, true_id)
+    return Places(positions, slot, true_id, _by_row(made[0], choices.token_ids, store.n), here[0])
+
+
+def _by_row(decisions: Decisions, values: Int64[np.ndarray, "m ..."], n: int) -> Int64[np.ndarray, "n ..."]:
+    """Return values of decisions by row of the run, -1 where a row has none."""
+    found = np.full((n, *values.shape[1:]), NONE, np.int64)
+    found[decisions.row] = values
+    return found
 
 
 def _next_ids(store: TraceStore, positions: Int64[np.ndarray, "n slot"]) -> Int64[np.ndarray, "n slot"]:

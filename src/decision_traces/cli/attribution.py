@@ -10,7 +10,7 @@ from rich.console import Console
 
 from decision_traces.analysis.attribution import direct_attribution, refuse_post_norm
 from decision_traces.analysis.contribution_grid import write_choice_contributions, write_contribution_grid
-from decision_traces.analysis.decisions import decisions_of, text_note
+from decision_traces.analysis.decisions import Kind, decisions_of, text_note
 from decision_traces.analysis.encoder_attribution import choice_parts, lead_of_the_right
 from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.heads import HeadWriter, find_head_writers
@@ -20,7 +20,7 @@ from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, lo
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run, write_result
-from decision_traces.errors import ModelError, UnsupportedArchitecture
+from decision_traces.errors import ModelError, UnsupportedArchitecture, UsageError
 from decision_traces.models.load import quiet_transformers
 from decision_traces.store.reader import TraceStore
 from decision_traces.views.attributions import save_attribution
@@ -37,8 +37,10 @@ class AttributionCommand:
             run once more.
         model_path: Folder of the model, where it no longer lies where the run found it.
         top_k: How many of the heads that push most to show.
-        all_positions: Decoders: split every position for the page (`decision-traces view`), not only that of the
-            decision.
+        of: Decoders: the decisions that tables and pictures are about: next, the text's last token; after, what comes
+            after the text: what the model says, against its runner-up; answer. Default: the run's own.
+        all_positions: Decoders: split every position for the page (`decision-traces view`), not only those of the
+            decisions.
         device: auto, cpu, cuda, cuda:1, mps.
         trust_remote_code: Run Python that the model brings along; only for models of people you trust.
         out: Keep the results in this folder instead of the run; a run that can only be read needs it.
@@ -48,6 +50,7 @@ class AttributionCommand:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     model_path: Path | None = None
     top_k: int = 8
+    of: Kind | None = None
     all_positions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
     trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -92,12 +95,12 @@ def _decoder(store: TraceStore, args: AttributionCommand, console: Console, fold
     """Attribute the lead of the true token."""
     # What the run lacks is said before a model is loaded.
     refuse_post_norm(store)
-    decisions_of(store), path_of(store, "post_mlp")
+    decisions_of(store, args.of), path_of(store, "post_mlp")
     if note := text_note(store):
         console.print(note, soft_wrap=True)
     unembedding, heads = _load(store, args, console)
     with counting(make_console(stderr=True), "attribution", quiet=args.quiet) as progress:
-        result = direct_attribution(store, unembedding, heads, progress=progress)
+        result = direct_attribution(store, unembedding, heads, kind=args.of, progress=progress)
     with counting(make_console(stderr=True), "for the page", quiet=args.quiet) as progress:
         ids = write_contribution_grid(
             store, unembedding, heads, folder, all_positions=args.all_positions, progress=progress
@@ -128,7 +131,7 @@ def _load(
     unembedding = of_model(loaded, store.about.final_norm, logits_are_unembedded=store.about.logits_are_unembedded)
     try:
         return unembedding, find_head_writers(store, loaded)
-    except UnsupportedArchitecture as reason:
+    except (UnsupportedArchitecture, UsageError) as reason:  # the model's heads, or what the run keeps of them
         console.print(f"Attention is not split by head: {reason}", soft_wrap=True)
         return unembedding, None
 

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from decision_traces.analysis.choices import choice_race
-from decision_traces.analysis.decisions import decisions_of, text_note
+from decision_traces.analysis.decisions import Kind, decisions_of, text_note
 from decision_traces.analysis.depth import decision_depth, race_depth
 from decision_traces.analysis.encoder_race import encoder_race, load_head, need_hidden
 from decision_traces.analysis.grids import write_words
@@ -39,8 +39,10 @@ class LensCommand:
         run: The run folder; it must hold `hidden` (or `resid`, for decoders).
         model_path: Folder of the model, where it no longer lies where the run found it.
         top_k: How many of the most probable tokens to keep at every layer.
-        all_positions: Decoders: look at every position for the page (`decision-traces view`), not only at that of the
-            decision.
+        of: Decoders: the decisions that tables and pictures are about: next, the text's last token; after, what comes
+            after the text, whose target is what the model says itself; answer. Default: the run's own.
+        all_positions: Decoders: look at every position for the page (`decision-traces view`), not only at those of the
+            decisions.
         device: auto, cpu, cuda, cuda:1, mps.
         trust_remote_code: Run Python that the model brings along; only for models of people you trust.
         out: Keep the results in this folder instead of the run; a run that can only be read needs it.
@@ -50,6 +52,7 @@ class LensCommand:
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     model_path: Path | None = None
     top_k: int = 5
+    of: Kind | None = None
     all_positions: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     device: str = "auto"
     trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -81,7 +84,7 @@ def _encoder(store: TraceStore, args: LensCommand, console: Console, folder: Pat
 
 def _decoder(store: TraceStore, args: LensCommand, console: Console, folder: Path) -> None:
     """Look through the unembedding at every stage; where there are answers, let them race."""
-    decisions_of(store), path_of(store, "hidden")  # what the run lacks is said before a model is loaded
+    decisions_of(store, args.of), path_of(store, "hidden")  # what the run lacks is said before a model is loaded
     if note := text_note(store):
         console.print(note, soft_wrap=True)
     unembedding = load_unembedding(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
@@ -108,7 +111,7 @@ def _stages(store: TraceStore) -> list[Stage]:
 
 def _look(store: TraceStore, unembedding: Unembedding, stage: Stage, args: LensCommand) -> LensTrajectories:
     with counting(make_console(stderr=True), f"lens: {stage}", quiet=args.quiet) as progress:
-        return logit_lens(store, unembedding, stage, top_k=args.top_k, progress=progress)
+        return logit_lens(store, unembedding, stage, top_k=args.top_k, kind=args.of, progress=progress)
 
 
 def _for_the_page(store: TraceStore, unembedding: Unembedding, args: LensCommand, folder: Path) -> None:

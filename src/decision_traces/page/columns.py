@@ -55,13 +55,16 @@ class Figure:
         }
 
 
-_NEXT: Final = (
+_OF_TOKENS: Final = (
     ("next_correct", "correct", "right", ""),
     ("next_entropy", "entropy", "entropy", "nats"),
     ("next_margin", "margin", "margin, top 1 − top 2", "logits"),
     ("next_true_prob", "true_prob", "probability of the actual token", ""),
     ("next_pred_prob", "pred_prob", "probability of the predicted token", ""),
     ("next_true_rank", "rank", "rank of the actual token", ""),
+    ("after_entropy", "after_entropy", "entropy after the text", "nats"),
+    ("after_margin", "after_margin", "margin after the text, top 1 − top 2", "logits"),
+    ("after_pred_prob", "after_pred_prob", "probability of what is predicted after the text", ""),
 )
 
 
@@ -73,10 +76,10 @@ def list_figures(store: TraceStore, objective: str) -> list[Figure]:
     """
     own = {column.name for column in RUN_COLUMNS.get(objective, ())}
     others = tuple(f.name for f in store.schema if f.name not in own | _NO_KINDS and is_label(f.type))
-    wanted = tuple(name for name, *_ in _NEXT)
+    wanted = tuple(name for name, *_ in _OF_TOKENS)
     choices = ("is_correct", "choice_probs", "choice_logits", "choice_logprob_sum", "pred_idx")
     table = store.table((*wanted, *choices, "n_tokens", *others))
-    figures = [Figure(name, label, unit, _numbers(table, column)) for column, name, label, unit in _NEXT
+    figures = [Figure(name, label, unit, _numbers(table, column)) for column, name, label, unit in _OF_TOKENS
                if column in table.column_names]  # fmt: skip
     if "choice_probs" in table.column_names and table.num_rows:
         figures += _of_choices(table)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from decision_traces.columns import outcome_of
 from decision_traces.page import snippets
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import attention_layout
@@ -49,8 +50,8 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
     if run.by_choice:
         columns = {k: None if v is None else v[choice] for k, v in columns.items()}
     tokens = shown_tokens(columns, _texts(run, values, choice, prefix), start, stop)
-    gaps = masked_decisions(values, start) if run.objective == "masked" else None
-    for gap in gaps or ():  # the model read the mask token, not what stands in the text
+    made = decisions(run, values, start)
+    for gap in made if run.objective == "masked" else ():  # the model read the mask token, not what stands in the text
         tokens[gap["pos"]] = plain(str(values["tokens"][gap["pos"] + start]))
     layout = attention_layout(run, row, choice)
     return {
@@ -62,8 +63,8 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
         "tokens": tokens,
         "n_tokens": stop - start,
         "padding": len(columns["tokens"] or []) - (stop - start),
-        "decision": decision(run, values, start),
-        "decisions": gaps,
+        "decision": next(iter(made), None),
+        "decisions": made,
         "choices": choices(run, values),
         "attention": None if layout is None else layout.as_json(),
         "python": {
@@ -103,30 +104,34 @@ def choices(run: PageRun, values: Mapping[str, Any]) -> list[dict[str, Any]] | N
     ]
 
 
-def decision(run: PageRun, values: Mapping[str, Any], start: int) -> dict[str, Any] | None:
-    """Return where the example's prediction was made, what was predicted, and what is true."""
+def decisions(run: PageRun, values: Mapping[str, Any], start: int) -> list[dict[str, Any]]:
+    """Return where an example's predictions were made, what was predicted, and what is true; the run's own first."""
     if values.get("choice_probs") is not None:
-        return {
+        own = {
             "pos": None if run.by_choice else int(values.get("answer_pos", start)) - start,
             "correct": values.get("is_correct"),
             "known": values.get("is_correct") is not None,
         }
+        return [own]
     if run.objective == "masked":
-        return next(iter(masked_decisions(values, start)), None)
-    position = values.get("next_pos")
-    if position is None or position < 0:
-        return None
-    top = zip(*(values.get(f"next_topk_{what}") or [] for what in ("ids", "tokens", "probs")), strict=True)
-    known = values.get("next_true_id") is not None
+        return masked_decisions(values, start)
+    made = (outcome_of(values, kind) for kind in run.kinds)
+    return [_decision(outcome, start) for outcome in made if outcome["pos"] is not None and outcome["pos"] >= 0]
+
+
+def _decision(outcome: Mapping[str, Any], start: int) -> dict[str, Any]:
+    """Return one prediction of a token."""
+    top = zip(*(outcome[f"topk_{what}"] or [] for what in ("ids", "tokens", "probs")), strict=True)
+    known = outcome["true_id"] is not None
     return {
-        "pos": int(position) - start,
-        "correct": values.get("next_correct") if known else None,
+        "pos": int(outcome["pos"]) - start,
+        "correct": outcome["correct"] if known else None,
         "known": known,
-        "true": _token(values, "true") if known else None,
-        "pred": _token(values, "pred"),
-        "entropy": number(values.get("next_entropy")),
-        "margin": number(values.get("next_margin")),
-        "rank": values.get("next_true_rank"),
+        "true": _token(outcome, "true") if known else None,
+        "pred": _token(outcome, "pred"),
+        "entropy": number(outcome["entropy"]),
+        "margin": number(outcome["margin"]),
+        "rank": outcome["true_rank"],
         "top": [{"id": int(i), "text": plain(str(t)), "prob": number(p)} for i, t, p in top],
     }
 
@@ -148,11 +153,11 @@ def masked_decisions(values: Mapping[str, Any], start: int) -> list[dict[str, An
     return found
 
 
-def _token(values: Mapping[str, Any], which: str) -> dict[str, Any]:
+def _token(outcome: Mapping[str, Any], which: str) -> dict[str, Any]:
     return {
-        "id": values.get(f"next_{which}_id"),
-        "text": plain(str(values.get(f"next_{which}_token"))),
-        "prob": number(values.get(f"next_{which}_prob")),
+        "id": outcome[f"{which}_id"],
+        "text": plain(str(outcome[f"{which}_token"])),
+        "prob": number(outcome[f"{which}_prob"]),
     }
 
 

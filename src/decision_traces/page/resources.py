@@ -105,7 +105,9 @@ def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
     found: dict[str, Any] = {"id": [str(i) for i in _listed(some, "example_id").to_pylist()]}
     text = "question" if run.objective in {"multiple_choice", "csqa_choice"} else "text"
     found["text"] = [_snippet(t, end=text == "text") for t in _listed(some, text).to_pylist()]
-    for name, names in (("target", ("next_true_token", "answerKey")), ("said", ("next_pred_token", "pred_label"))):
+    kind = next(iter(run.kinds), None)
+    columns = {"target": (f"{kind}_true_token", "answerKey"), "said": (f"{kind}_pred_token", "pred_label")}
+    for name, names in columns.items():
         there = next((c for c in names if c in some.column_names), None)
         if there is not None:
             found[name] = [None if t is None else plain(str(t)) for t in some.column(there).to_pylist()]

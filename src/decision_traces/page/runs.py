@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from decision_traces.errors import DamagedRunError, NotCapturedError, ResultError, TraceError
+from decision_traces.errors import DamagedRunError, DataError, NotCapturedError, ResultError, TraceError, UsageError
 from decision_traces.page.columns import Figure, depth_figures, list_figures
 from decision_traces.schema import HEAD, LAYER, RECORD_FILE, RESULTS
 from decision_traces.store.reader import TraceStore
@@ -22,6 +22,7 @@ from decision_traces.store.still import FileStamp, file_stamp
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from decision_traces.analysis.decisions import Kind
     from decision_traces.analysis.grids import Grid
     from decision_traces.store.arrays import StoredArray
 
@@ -29,7 +30,10 @@ ROWS_PER_PART: Final = 50
 VALUES_PER_PART: Final = 200_000
 RACE_FILE: Final = "choice_race.parquet"
 GRID_OF: Final = {"lens.zarr": "lens", "contributions.zarr": "attribution"}  # the commands whose results hold them
-_LISTED: Final = ("example_id", "text", "question", "next_true_token", "next_pred_token", "answerKey", "pred_label")
+_LISTED: Final = (
+    "example_id", "text", "question",
+    "next_true_token", "next_pred_token", "after_pred_token", "answerKey", "pred_label",
+)  # fmt: skip
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _CACHE: Final = 32
 _CACHE_BYTES: Final = 48 << 20
@@ -178,6 +182,15 @@ class PageRun:
     def decides(self) -> bool:
         """Whether a decoder makes one decision an example, so that lens and contributions are possible."""
         return self.objective in {"next_token", "csqa_choice", "target"} and "dec" in self.store.sides
+
+    @cached_property
+    def kinds(self) -> "tuple[Kind, ...]":
+        """Which decisions of a decoder can be looked at, its own first; none where it makes none."""
+        from decision_traces.analysis.decisions import kinds_of
+
+        with suppress(UsageError, DataError):
+            return kinds_of(self.store)
+        return ()
 
     def result(self, name: str) -> Result | None:
         """Return what a command computed, None where there is nothing or nothing that can be used; see `missing`."""

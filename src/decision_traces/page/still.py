@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from decision_traces.errors import UsageError
-from decision_traces.page.example import choices, decision, table_row
+from decision_traces.page.example import choices, decisions, table_row
 from decision_traces.page.results import Lens, contributions_json, lens_of, race_json
 from decision_traces.page.runs import PageRun
 from decision_traces.store.selection import ExampleKey
@@ -97,10 +97,10 @@ def _question(run: PageRun, row: int) -> _Question:
         return _Question(ids[target], ids[rival], names, paths, position)
     if "lens" in missing:
         raise UsageError(f"{missing['lens']['why']} {missing['lens']['command']}".strip())
-    made = decision(run, values, int(run.store.spans.start[row]))
-    if made is None:
-        raise UsageError(f"{run.store.example_id(row)} has no prediction: its text has fewer than two tokens.")
-    return _tokens(run, lens_of(run, row), made["pos"])
+    made = decisions(run, values, int(run.store.spans.start[row]))
+    if not made:
+        raise UsageError(f"{run.store.example_id(row)} has no prediction: its text has too few tokens.")
+    return _tokens(run, lens_of(run, row), made[0]["pos"])
 
 
 def _tokens(run: PageRun, lens: Lens, position: int) -> _Question:
@@ -156,7 +156,6 @@ def _said(run: PageRun, row: int) -> str:
         if right is None or right is given:
             return f"{run.store.example_id(row)}: {verdict}"
         return f"{run.store.example_id(row)}: {verdict}; right is {right['label']} {right['text']}"
-    made = decision(run, values, 0) or {}
-    true = made.get("true") or {"text": None}
-    went_on = f"; the text goes on {true['text']!r}" if made.get("correct") is False else ""
+    made = decisions(run, values, 0)[0]
+    went_on = f"; the text goes on {made['true']['text']!r}" if made["correct"] is False else ""
     return f"{run.store.example_id(row)}: says {made['pred']['text']!r} ({made['pred']['prob']:.2f}){went_on}"

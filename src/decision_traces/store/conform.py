@@ -24,10 +24,11 @@ _TOGETHER: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
     (("dec_tokens",), tuple(f"dec_{name}" for name in _TOKENS if name != "tokens")),
     (("choice_labels", "choice_logits", "choice_probs"), ("choice_texts", "csqa_choices", "choice_token_ids")),
     (("next_topk_ids", "next_topk_tokens", "next_topk_probs"), ()),
+    (("after_topk_ids", "after_topk_tokens", "after_topk_probs"), ()),
     (tuple(c.name for c in MASKED_COLUMNS), ()),
 )
 """Lists of a row that are of one length: those that must be there where any of them is, and others."""
-_POSITIONS: Final = ("next_pos", "answer_pos")
+_POSITIONS: Final = ("next_pos", "after_pos", "answer_pos")
 _MAY_HOLD_NULLS: Final = frozenset(c.name for c in MASKED_COLUMNS if "true" in c.name or c.name == "masked_correct")
 
 

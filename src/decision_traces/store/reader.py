@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from decision_traces.errors import RunError
+from decision_traces.columns import outcome_of
+from decision_traces.errors import RunError, UsageError
 from decision_traces.schema import CHOICE, EXAMPLE, HEAD, KEY, SOURCE
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.gather import Position, gather
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.runs import list_runs
 from decision_traces.store.selection import (
+    PREDICTIONS,
     SIDES,
     STAGES,
     WHICH,
@@ -230,6 +232,27 @@ class TraceStore(OpenRun):
     ) -> Trace:
         """Return the MLP's hidden activations of one choice; see `mlp_act`."""
         return self._read("enc_mc_mlp_act", eid, layer, choice=choice_idx, trim=trim)
+
+    # What was predicted ------------------------------------------------------------------------------------
+
+    def outcome(self, eid: ExampleKey, kind: str = "next") -> dict[str, Any]:
+        """Return a prediction of an example: that of the text's last token, or of what comes after the text.
+
+        Args:
+            eid: example_id or row.
+            kind: "next", made at `n_tokens - 2`, or "after", made at the last token; its truth is not known.
+
+        Returns:
+            `pos` (-1 where a text is too short) and the columns of `token_outcomes.parquet`: `pred_id`, `pred_token`,
+            `pred_prob`, `entropy` (nats), `margin` (logits), `topk_ids`, …; None for what is not known.
+
+        Raises:
+            UsageError: The run has no such prediction.
+        """
+        name = f"{checked_word(kind, PREDICTIONS, 'prediction')}_pos"
+        if name not in self.columns:
+            raise UsageError(f"{self.run_dir} has no prediction {kind!r}: its table has no column {name}.")
+        return outcome_of(self.record(eid), kind)
 
     # Many examples at once ---------------------------------------------------------------------------------
 

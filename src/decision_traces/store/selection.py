@@ -29,6 +29,7 @@ Index = int | np.integer
 
 SIDES: Final = ("dec", "enc")
 KINDS: Final = ("self", "cross")
+PREDICTIONS: Final = ("next", "after")
 WHICH: Final = ("q", "k", "v")
 STAGES: Final[Mapping[str, tuple[str, ...]]] = {
     "dec": ("pre_attn", "post_attn", "post_cross", "post_mlp"),

@@ -28,8 +28,9 @@ def save_trajectories(lens: LensTrajectories, depth: DecisionDepth, path: Path, 
     """Draw the lens trajectories of a run and save them as PNG.
 
     Six panels over the layers: the probability of what the model says in the end, the probability of the actual
-    token, its lead over the competitor, the entropy, how far the distribution is from the final one, and the share
-    of decisions that stand. Lines are medians, bands the middle half of the examples.
+    token, the lead of the target (the actual token; where it is not known, the predicted one) over its competitor,
+    the entropy, how far the distribution is from the final one, and the share of decisions that stand. Lines are
+    medians, bands the middle half of the examples.
 
     Args:
         lens: The trajectories.
@@ -37,11 +38,13 @@ def save_trajectories(lens: LensTrajectories, depth: DecisionDepth, path: Path, 
         path: The picture's file; its folder is made.
         title: What run it is.
     """
-    lead = lens.true.logit - lens.competitor.logit
+    target = np.where(lens.known[:, None], lens.true.logit, lens.pred.logit)
     panels = [
         _Panel("What it will say", "probability of the final prediction", lens.pred.prob, 1.0),
         _Panel("What is true", "probability of the actual token", lens.true.prob, 1.0),
-        _Panel("Truth against its competitor", "lead of the actual token (logits)", lead, signed=True),
+        _Panel(
+            "Target against its competitor", "lead of the target (logits)", target - lens.competitor.logit, signed=True
+        ),
         _Panel("How unsure it is", "entropy (nats)", lens.entropy),
         _Panel("How far from the end", "KL to the final distribution (nats)", np.maximum(lens.kl_to_final, 0)),
     ]
