@@ -19,7 +19,7 @@ def test_true_false_and_numbers_are_figures_of_the_list(tmp_path: Path) -> None:
         table["weight"], table["words"] = np.arange(N) / 7, [f"said {i}" for i in range(N)]
 
     build_run(tmp_path / "run", TinyRun(lengths=(4,) * N, capture=()), alter)
-    found = {f.label: f for f in list_figures(TraceStore(tmp_path / "run"), "next_token")}
+    found = {f.label: f for f in list_figures(TraceStore(tmp_path / "run"), "next_token", ("next",))}
     assert found["flag"].categories == ("false", "true")
     assert np.isnan(found["flag"].values[0]) and found["flag"].values[1:4].tolist() == [0, 1, 0]
     assert found["stars"].categories == ("1", "6", "11", "16")  # in the order of numbers

@@ -120,7 +120,7 @@ function Heads({ side, found }: { side: Side; found: Lead }) {
       <div class="heads">
         {select}
         {!side.meta.by_choice && (
-          <span class="hint">Attention is not split by head: that needs --capture attn qkv resid.</span>
+          <span class="hint">Attention is not split by head: that needs --capture attn qkv resid, at all positions.</span>
         )}
       </div>
     );

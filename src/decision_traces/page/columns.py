@@ -1,5 +1,6 @@
 """The figures of the example list: one number an example, to filter and to sort by."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -55,31 +56,36 @@ class Figure:
         }
 
 
-_OF_TOKENS: Final = (
-    ("next_correct", "correct", "right", ""),
-    ("next_entropy", "entropy", "entropy", "nats"),
-    ("next_margin", "margin", "margin, top 1 − top 2", "logits"),
-    ("next_true_prob", "true_prob", "probability of the actual token", ""),
-    ("next_pred_prob", "pred_prob", "probability of the predicted token", ""),
-    ("next_true_rank", "rank", "rank of the actual token", ""),
-    ("after_entropy", "after_entropy", "entropy after the text", "nats"),
-    ("after_margin", "after_margin", "margin after the text, top 1 − top 2", "logits"),
-    ("after_pred_prob", "after_pred_prob", "probability of what is predicted after the text", ""),
+_OF_TOKEN: Final = (
+    ("correct", "correct", "right", ""),
+    ("entropy", "entropy", "entropy", "nats"),
+    ("margin", "margin", "margin, top 1 − top 2", "logits"),
+    ("true_prob", "true_prob", "probability of the actual token", ""),
+    ("pred_prob", "pred_prob", "probability of the predicted token", ""),
+    ("true_rank", "rank", "rank of the actual token", ""),
 )
+_AFTER: Final = ("after_", "after the text: ")
+"""What stands before the names of what comes after the text, where that is not the run's own decision."""
 
 
-def list_figures(store: TraceStore, objective: str) -> list[Figure]:
+def list_figures(store: TraceStore, objective: str, kinds: Sequence[str]) -> list[Figure]:
     """Return the figures of a run's examples, `correct` first where it is known.
+
+    Args:
+        store: The run.
+        objective: What it is about.
+        kinds: Its decisions about tokens, its own first.
 
     Raises:
         DamagedRunError: A table is missing or changed.
     """
     own = {column.name for column in RUN_COLUMNS.get(objective, ())}
     others = tuple(f.name for f in store.schema if f.name not in own | _NO_KINDS and is_label(f.type))
-    wanted = tuple(name for name, *_ in _OF_TOKENS)
+    of_tokens = tuple(_token_figures(kinds))
+    wanted = tuple(column for column, *_ in of_tokens)
     choices = ("is_correct", "choice_probs", "choice_logits", "choice_logprob_sum", "pred_idx")
     table = store.table((*wanted, *choices, "n_tokens", *others))
-    figures = [Figure(name, label, unit, _numbers(table, column)) for column, name, label, unit in _OF_TOKENS
+    figures = [Figure(name, label, unit, _numbers(table, column)) for column, name, label, unit in of_tokens
                if column in table.column_names]  # fmt: skip
     if "choice_probs" in table.column_names and table.num_rows:
         figures += _of_choices(table)
@@ -87,6 +93,13 @@ def list_figures(store: TraceStore, objective: str) -> list[Figure]:
         figures += _counts(table)
     figures += [f for name in others if (f := _own_figure(table, name)) is not None]
     return figures
+
+
+def _token_figures(kinds: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield column, name, label and unit of every figure that decisions about tokens may have."""
+    for kind in kinds:
+        before, said = ("", "") if kind == kinds[0] else _AFTER
+        yield from ((f"{kind}_{column}", before + name, said + label, unit) for column, name, label, unit in _OF_TOKEN)
 
 
 def _counts(table: pa.Table) -> list[Figure]:

@@ -146,7 +146,7 @@ class PageRun:
     @cached_property
     def figures(self) -> list[Figure]:
         """The figures of the example list, and those that the lens left, where it can be used."""
-        figures = list_figures(self.store, self.objective)
+        figures = list_figures(self.store, self.objective, self.kinds)
         lens = self.result("lens")
         if lens is None:
             return figures
