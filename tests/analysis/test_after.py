@@ -24,6 +24,7 @@ from decision_traces.errors import UsageError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.page.app import create_app
 from decision_traces.page.runs import PageRun
+from decision_traces.store.results_place import ResultsPlace
 
 TEXTS = ("Every morning Lena has", "The cat sat on the mat and", "the", "One two three")
 Runs = Callable[[str], Path]
@@ -138,7 +139,7 @@ def test_results_hold_the_place_behind_the_text(positions: str, prompts: Runs, a
 
 @pytest.mark.parametrize("positions", ["all", "last"])
 def test_the_page_shows_it_at_the_last_token(positions: str, prompts: Runs, at_the_end) -> None:
-    client = TestClient(create_app([PageRun("r", prompts(positions))]), base_url="http://127.0.0.1")
+    client = TestClient(create_app([PageRun("r", ResultsPlace(prompts(positions)))]), base_url="http://127.0.0.1")
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     said = [tokenizer.decode([_best(there)[0]]) for there in at_the_end]
     for row, there in enumerate(at_the_end):
