@@ -160,6 +160,8 @@ class RunMeta:
     layer_heads: Annotated[Mapping[str, Any] | None, none_or(anything_named)] = None
     rows_padded: Annotated[bool, flag] = True
     logits_are_unembedded: Annotated[bool, flag] = True
+    logit_factor: Annotated[float | None, none_or(number)] = None
+    logit_cap: Annotated[float | None, none_or(number)] = None
     attention_scale: Annotated[tuple[Any, ...], many(none_or(number))] = ()
     attention_rows_sum_to_one: Annotated[bool | Mapping[str, bool], either(flag, named(flag))] = True
     final_norm: Annotated[str | None, none_or(text)] = None

@@ -15,7 +15,7 @@ from decision_traces.analysis.lens import logit_lens, with_competitors
 from decision_traces.analysis.results import LensTrajectories, TokenPath
 from decision_traces.analysis.unembedding import Unembedding, load_unembedding
 from decision_traces.demo import MODEL_DIR
-from decision_traces.errors import ModelError, NotCapturedError, UnsupportedArchitecture, UsageError
+from decision_traces.errors import ModelError, NotCapturedError, UsageError
 from decision_traces.testing.models import byte_tokenizer
 
 NORMS = {
@@ -141,13 +141,6 @@ def test_a_wrong_norm_is_noticed_at_the_end(traced) -> None:
     right = load_unembedding(store)
     with pytest.raises(ModelError, match="misses the model's own probabilities"):
         logit_lens(store, Unembedding(None, right.head))
-
-
-@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
-def test_models_that_cap_or_scale_their_logits_are_refused(family: str, traced) -> None:
-    store = TraceStore(traced(family))
-    with pytest.raises(UnsupportedArchitecture, match="caps, scales or transforms"):
-        load_unembedding(store)
 
 
 def test_bfloat16_and_float16_runs_stay_within_rounding(traced) -> None:

@@ -11,7 +11,7 @@ from decision_traces.analysis.decisions import Decisions, Kind, decisions_of
 from decision_traces.analysis.frozen import FrozenNorm, freeze
 from decision_traces.analysis.heads import HeadWriter, head_points, split_attention
 from decision_traces.analysis.lens import with_competitors
-from decision_traces.analysis.requirements import refuse_cross_attention
+from decision_traces.analysis.requirements import refuse_cross_attention, what_works
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, Progress, parts, path_of
@@ -37,7 +37,9 @@ def direct_attribution(
 
     Method: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits": the residual stream is a sum
     of what embedding, attention and MLPs wrote; with the final norm frozen at the actual final residual, so is the
-    logit difference. The sum is checked against the difference that the run stored.
+    logit difference. The sum is checked against the difference that the run stored. Of a model that caps its logits
+    (Gemma 2) the difference before the cap is split up, since only that is a sum; its own logits, capped, are checked
+    against what the run stored.
 
     Memory: the result, and one layer of some examples (64 MB) of each array, a few times over in float64.
 
@@ -73,7 +75,7 @@ def direct_attribution(
         if progress is not None:
             progress(part.rows.stop, store.n)
     joined = {name: np.concatenate([columns[name] for columns in looked]) for name in looked[0]}
-    return _result(decisions, joined, resolution(store))
+    return _result(decisions, joined, resolution(store), unembedding.ending.cap)
 
 
 def refuse_post_norm(store: TraceStore) -> None:
@@ -85,8 +87,8 @@ def refuse_post_norm(store: TraceStore) -> None:
     if store.about.post_attn == "post_norm":
         raise UnsupportedArchitecture(
             f"{store.about.model or 'The model'} normalises its residual stream after every layer (post-LN): the "
-            "stream is not a sum of what its parts wrote, so logits cannot be attributed to them. The lens works: "
-            "decision-traces lens."
+            "stream is not a sum of what its parts wrote, so logits cannot be attributed to them. "
+            f"{what_works(store)}"
         )
 
 
@@ -96,7 +98,8 @@ class _Direction:
 
     Attributes:
         before_norm: (m, d_model) the difference of two unembedding rows, pulled back through the frozen norm.
-        columns: remainder, difference by the unembedding, and the size of what is rounded on the way, (m,) each.
+        columns: remainder, difference by the unembedding (before a cap, and behind it), and the size of what is
+            rounded on the way, (m,) each.
     """
 
     before_norm: Float64[np.ndarray, "m d_model"]
@@ -111,7 +114,8 @@ def _direction(part: Part, decisions: Decisions, unembedding: Unembedding, norm:
     x = final.astype(np.float64)
     scale = norm.scale_at(x)
     ids = torch.from_numpy(np.stack([target, competitor], axis=1))
-    logits = unembedding.token_logits(torch.from_numpy(final), ids, normed=False).double().cpu().numpy()
+    uncapped = unembedding.token_logits(torch.from_numpy(final), ids, normed=False, capped=False).double().cpu()
+    logits, capped = uncapped.numpy(), unembedding.ending.capped(uncapped).numpy()
     # Each product that a logit sums up is rounded for itself; their errors add like random steps.
     products = np.square(scale[:, None] * norm.weight * x) * (np.square(of_target) + np.square(of_rival))
     difference = of_target - of_rival
@@ -120,6 +124,7 @@ def _direction(part: Part, decisions: Decisions, unembedding: Unembedding, norm:
         {
             "remainder": difference @ norm.bias + target_bias - rival_bias,
             "by_unembedding": logits[:, 0] - logits[:, 1],
+            "capped": capped[:, 0] - capped[:, 1],
             "rounded": np.sqrt(products.sum(1)) + np.abs(logits).sum(1),
         },
     )
@@ -144,17 +149,16 @@ def _along(state: np.ndarray, direction: Float64[np.ndarray, "m d_model"]) -> Fl
     return along
 
 
-def _result(decisions: Decisions, columns: Columns, rounding: float) -> Attribution:
+def _result(decisions: Decisions, columns: Columns, rounding: float, cap: float | None) -> Attribution:
     stored = decisions.difference.astype(np.float64)
-    difference = np.where(np.isnan(stored), columns["by_unembedding"], stored)
+    known, allowed = ~np.isnan(stored), _ROUNDINGS * rounding * columns["rounded"]
     total = columns["embed"] + columns["attn"].sum(1) + columns["mlp"].sum(1) + columns["remainder"]
-    missed = np.abs(total - difference)
-    if not (missed <= _ROUNDINGS * rounding * columns["rounded"]).all():
-        worst = decisions.example_id[int(np.nanargmax(missed / columns["rounded"]))]
-        raise ModelError(
-            f"The parts miss the model's logit difference by {np.nanmax(missed):.3g} (worst: {worst}), more than "
-            "rounding explains. The model is not the one of the run, or does more than its parts say."
-        )
+    difference = columns["by_unembedding"]
+    if cap is None:
+        difference = np.where(known, stored, difference)
+    else:
+        _refuse_more(np.where(known, columns["capped"] - stored, 0.0), allowed, decisions)
+    missed = _refuse_more(total - difference, allowed, decisions)
     result = Attribution(
         example_id=decisions.example_id,
         correct=decisions.correct,
@@ -169,12 +173,31 @@ def _result(decisions: Decisions, columns: Columns, rounding: float) -> Attribut
         attn_bias=None,
         difference=_single(difference),
         sum_error=float(missed.max()),
+        logit_cap=cap,
     )
     if "heads" not in columns:
         return result
     apart = np.abs(columns["heads"].sum(2) + columns["attn_bias"] - columns["attn"])
     heads, bias = _single(columns["heads"]), _single(columns["attn_bias"])
     return replace(result, heads=heads, attn_bias=bias, head_error=float(apart.max()))
+
+
+def _refuse_more(
+    missed: Float64[np.ndarray, " n"], allowed: Float64[np.ndarray, " n"], decisions: Decisions
+) -> Float64[np.ndarray, " n"]:
+    """Return the sizes of what is missed.
+
+    Raises:
+        ModelError: One is more than rounding.
+    """
+    missed = np.abs(missed)
+    if not (missed <= allowed).all():
+        worst = decisions.example_id[int(np.nanargmax(missed / allowed))]
+        raise ModelError(
+            f"The parts miss the model's logit difference by {np.nanmax(missed):.3g} (worst: {worst}), more than "
+            "rounding explains. The model is not the one of the run, or does more than its parts say."
+        )
+    return missed
 
 
 def _single(values: np.ndarray) -> Float32[np.ndarray, "..."]:

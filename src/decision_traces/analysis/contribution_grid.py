@@ -108,7 +108,8 @@ def write_contribution_grid(
         if progress is not None:
             progress(block.rows.stop, store.n)
     about = {"all_positions": all_positions, "parts": part_names(store.L), "sum_error": worst, "of": "token"}
-    writer.finish(about)
+    cap = unembedding.ending.cap
+    writer.finish(about if cap is None else about | {"logit_cap": cap})
     return np.flatnonzero(met)
 
 
@@ -155,10 +156,10 @@ def _split(
 
 
 def _candidates(block: Block, way: _Way) -> tuple[Int64[np.ndarray, "m candidate"], Float64[np.ndarray, "m candidate"]]:
-    """Return the candidates of every place and their logits at the end of the model."""
+    """Return the candidates of every place and their logits at the end of the model, before a cap."""
     end, found, logits = torch.from_numpy(block.read(way.steps[-1])), [], []
     for rows in way.unembedding.portions(len(block)):
-        of_all = way.unembedding.logits(end[rows], normed=False)
+        of_all = way.unembedding.logits(end[rows], normed=False, capped=False)
         ids = block.part(rows).candidates(of_all)
         at = torch.from_numpy(np.where(ids >= 0, ids, ids[:, :1])).to(of_all.device)
         found.append(ids)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int64
 
 from decision_traces.analysis.columns import read_columns
+from decision_traces.analysis.requirements import what_works
 from decision_traces.errors import DataError, UsageError
 from decision_traces.schema import Positions
 from decision_traces.store.reader import TraceStore
@@ -120,7 +121,7 @@ def kinds_of(store: TraceStore) -> tuple[Kind, ...]:
     if table.num_columns == 0:
         raise UsageError(
             f"{store.run_dir} has no decision at one position of a decoder: neither next_pos nor choice_token_ids "
-            "is in its table."
+            f"is in its table. {what_works(store)}"
         )
     there = [kind for kind in _OF_TOKENS if (_numbers(table, f"{kind}_pos", NONE) >= 0).any()]
     if not there:

@@ -36,7 +36,7 @@ SLOT, CANDIDATE, TOP, PART = "slot", "candidate", "top", "part"
 _SHARD_BYTES: Final = 4 << 20
 _LARGEST_CHUNK: Final = 128 << 20  # of an example of a long text; more is not read at once, whatever a file says
 _MOST_TOKENS: Final = 1 << 12
-_ATTRIBUTES: Final = ("all_positions", "scale", "stage", "vocab_size", "parts", "sum_error", "of")
+_ATTRIBUTES: Final = ("all_positions", "scale", "stage", "vocab_size", "parts", "sum_error", "of", "logit_cap")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,14 @@
 """What an analysis needs of a run that may keep only some layers, heads and positions."""
 
+from typing import Final
+
 from decision_traces.errors import UnsupportedArchitecture, UsageError
 from decision_traces.schema import HEAD, KV_HEAD, LAYER
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.selection import layers_that_have
+
+_ATTENTION: Final = ("dec_self_attn", "enc_self_attn", "enc_mc_attn")
 
 
 def need_whole(array: StoredArray, what: str, *, positions: bool = False) -> None:
@@ -37,6 +41,21 @@ def _some(kept: str, what: str, flag: str) -> UsageError:
     return UsageError(f"This run keeps {kept} only; {what} needs all: extract again without {flag}.")
 
 
+def what_works(store: TraceStore) -> str:
+    """Return the sentence that names the commands which do work with a run, for the refusal of another."""
+    columns, about = set(store.columns), store.about
+    unembeds = about.final_norm is not None and (about.logits_are_unembedded or about.logit_factor is not None)
+    states = any(store.has(name) for name in ("dec_hidden", "dec_res_pre_attn"))
+    works = {
+        "lens": unembeds and states and bool({"next_pos", "after_pos", "choice_token_ids"} & columns),
+        "attention": any(store.has(name) for name in _ATTENTION),
+        "compare": bool({"next_correct", "is_correct"} & columns),
+        "view": True,
+    }
+    named = [f"decision-traces {command} {store.run_dir}" for command, there in works.items() if there]
+    return f"This works with the run: {'; '.join(named)}."
+
+
 def refuse_cross_attention(store: TraceStore, what: str) -> None:
     """Raise for encoder-decoders, whose decoder writes a part into its stream that the analysis does not know.
 
@@ -46,5 +65,5 @@ def refuse_cross_attention(store: TraceStore, what: str) -> None:
     if store.arch == "encdec":
         raise UnsupportedArchitecture(
             f"{store.about.model or 'The model'} is an encoder-decoder, whose cross-attention writes into the "
-            f"residual stream as well: {what} is made for decoders alone. The lens works: decision-traces lens."
+            f"residual stream as well: {what} is made for decoders alone. {what_works(store)}"
         )

@@ -275,8 +275,9 @@ class ChoiceRace:
 class Attribution:
     """What every part of a model adds to the lead of the target over its competitor, in logits.
 
-    `embed + attn.sum(1) + mlp.sum(1) + remainder` is the model's logit difference. The target is the true token,
-    or the predicted one where the truth is not known.
+    `embed + attn.sum(1) + mlp.sum(1) + remainder` is the model's logit difference, and where the model caps its
+    logits, what that is before the cap: only this is a sum. The target is the true token, or the predicted one where
+    the truth is not known.
 
     Attributes:
         example_id: n examples.
@@ -290,9 +291,10 @@ class Attribution:
         remainder: (n,) what the biases of norms and unembedding add (of an encoder, and the bend of its head).
         heads: (n, layer, head) what each head adds, or None: with `attn_bias` they sum to `attn`.
         attn_bias: (n, layer) what the biases of attention's output add, or None.
-        difference: (n,) the model's logit difference, as the run stored it where it did.
+        difference: (n,) the model's logit difference, as the run stored it where it did; before the cap, if any.
         sum_error: Largest |sum of all parts - difference|, logits.
         head_error: Largest |sum of the heads and the bias - attn|, logits; None without heads.
+        logit_cap: What the model caps its logits with: x becomes cap * tanh(x / cap); None: it does not.
     """
 
     example_id: tuple[str, ...]
@@ -309,6 +311,7 @@ class Attribution:
     difference: Float32[np.ndarray, " n"]
     sum_error: float
     head_error: float | None = None
+    logit_cap: float | None = None
 
     def __post_init__(self) -> None:
         """Check that all fields speak of the same examples and layers."""

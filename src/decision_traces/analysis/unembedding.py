@@ -1,4 +1,7 @@
-"""The model's own way from a residual vector to logits: final norm and output embedding, without the layers."""
+"""The model's own way from a residual vector to logits: final norm, output embedding, and what it makes of these.
+
+Models that scale or cap their logits are read as they do it (`models.logit_map`).
+"""
 
 import logging
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor, nn
 
 from decision_traces import demo
+from decision_traces.analysis.requirements import what_works
 from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
 from decision_traces.folders.plain import PlainFolder, refuse_strange_inside
 from decision_traces.models.anatomy import IDENTITY
@@ -26,17 +30,21 @@ from decision_traces.models.load import (
     load_tokenizer,
     resolve_device,
 )
+from decision_traces.models.logit_map import LogitMap
+from decision_traces.models.probe import find_anatomy
 from decision_traces.models.unembed_file import (
     holds_words,
     load_unembedding_file,
     load_words,
 )
 from decision_traces.printable import printable
+from decision_traces.run_meta import RunMeta
 from decision_traces.schema import UNEMBED_DIR, UNEMBED_FILE
 from decision_traces.store.folder import problem_of, read_manifest
 from decision_traces.store.reader import TraceStore
 
 _LOG: Final = logging.getLogger("decision_traces")
+_AS_IT_IS: Final = LogitMap()
 # Bytes of float32 logits at a time: a few such arrays are alive at once. The fewer the portions, the less often the
 # whole embedding goes through the processor.
 _LOGIT_BYTES: Final = {"cpu": 64 << 20, "cuda": 256 << 20}
@@ -48,11 +56,13 @@ class Unembedding:
 
     Attributes:
         norm: What leads from the last layer's output to the last hidden state; None where nothing does.
-        head: From the last hidden state to logits: one row of weights a token, and maybe a bias.
+        head: The output embedding: one row of weights a token, and maybe a bias.
+        ending: What the model makes of it: its logits.
     """
 
     norm: nn.Module | None
     head: nn.Module
+    ending: LogitMap = _AS_IT_IS
 
     @property
     def weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -74,34 +84,42 @@ class Unembedding:
         return x if self.norm is None or normed else self.norm(x)
 
     @torch.inference_mode()
-    def logits(self, residual: Float[Tensor, "n d_model"], *, normed: bool) -> Float[Tensor, "n vocab"]:
+    def logits(
+        self, residual: Float[Tensor, "n d_model"], *, normed: bool, capped: bool = True
+    ) -> Float[Tensor, "n vocab"]:
         """Return the logits a residual vector would give if the model ended there, in float32.
 
         Args:
             residual: Vectors of the residual stream, any float type.
             normed: Whether the final norm has been applied already (true for `hidden[L]`).
+            capped: Whether the cap is applied, in a model that caps its logits.
         """
-        logits: Tensor = self.head(self.normed(residual, normed=normed))
-        return logits.float()
+        unembedded: Tensor = self.head(self.normed(residual, normed=normed))
+        uncapped = self.ending.uncapped(unembedded.float())
+        return self.ending.capped(uncapped) if capped else uncapped
 
     @torch.inference_mode()
     def token_logits(
-        self, residual: Float[Tensor, "n d_model"], ids: Int[Tensor, "n choice"], *, normed: bool
+        self, residual: Float[Tensor, "n d_model"], ids: Int[Tensor, "n choice"], *, normed: bool, capped: bool = True
     ) -> Float[Tensor, "n choice"]:
         """Return the logits of a few tokens for each vector, in float32; far cheaper than `logits`."""
         x = self.normed(residual, normed=normed).float()
         ids = ids.to(self.weight.device)
-        logits = torch.einsum("nd,ncd->nc", x, self.weight[ids].float())
-        return logits if self.bias is None else logits + self.bias[ids].float()
+        unembedded = torch.einsum("nd,ncd->nc", x, self.weight[ids].float())
+        if self.bias is not None:
+            unembedded = unembedded + self.bias[ids].float()
+        uncapped = self.ending.uncapped(unembedded, ids)
+        return self.ending.capped(uncapped) if capped else uncapped
 
     @torch.inference_mode()
     def token_rows(
         self, ids: Int[np.ndarray, " n"]
     ) -> tuple[Float64[np.ndarray, "n d_model"], Float64[np.ndarray, " n"]]:
-        """Return the weights and the bias (0 where there is none) of some tokens."""
+        """Return the weights and the bias (0 where there is none) of some tokens, before a cap."""
         at = torch.from_numpy(ids.astype(np.int64)).to(self.weight.device)
         bias = torch.zeros(len(ids)) if self.bias is None else self.bias[at]
-        return self.weight[at].double().cpu().numpy(), bias.double().cpu().numpy()
+        rows, scaled = self.weight[at].double().cpu() * self.ending.factor, bias.double().cpu()
+        return rows.numpy(), self.ending.uncapped(scaled, at.cpu()).numpy()
 
     @property
     def rows_at_once(self) -> int:
@@ -121,22 +139,37 @@ def of_model(loaded: LoadedModel, final_norm: str | None, *, logits_are_unembedd
     Args:
         loaded: The model.
         final_norm: As in a run's meta.
-        logits_are_unembedded: As in a run's meta.
+        logits_are_unembedded: As in a run's meta; where they are more, what the model makes of them is found from it.
 
     Raises:
-        UnsupportedArchitecture: No single module leads from the last layer to the last hidden state, or the
-            model does more than unembed it (caps, scales, a transform).
+        UnsupportedArchitecture: No single module leads from the last layer to the last hidden state, or more than an
+            output embedding from there to the logits.
     """
-    name = _usable(type(loaded.model).__name__, final_norm, logits_are_unembedded)
+    known = _AS_IT_IS if logits_are_unembedded else None
+    found = known or find_anatomy(loaded.model, loaded.vocab_size, loaded.task).logits
+    name, ending = _usable(type(loaded.model).__name__, final_norm, found)
     norm = None if name == IDENTITY else loaded.model.get_submodule(name)
-    return Unembedding(norm, loaded.model.get_output_embeddings())  # type: ignore[operator]
+    return Unembedding(norm, loaded.model.get_output_embeddings(), ending)  # type: ignore[operator]
 
 
-def _usable(model: str, final_norm: str | None, logits_are_unembedded: bool) -> str:
-    if final_norm is None or not logits_are_unembedded:
-        what = "has no single final norm" if final_norm is None else "caps, scales or transforms around its unembedding"
-        raise UnsupportedArchitecture(f"{model} {what}; reading its residual stream by a lens is not supported yet.")
-    return final_norm
+def _usable(model: str, final_norm: str | None, ending: LogitMap | None) -> tuple[str, LogitMap]:
+    if final_norm is None or ending is None:
+        what = "has no single final norm" if final_norm is None else "transforms its states before it unembeds them"
+        raise UnsupportedArchitecture(f"{model} {what}: there is no lens for it, and its logits cannot be split up.")
+    return final_norm, ending
+
+
+def of_run(store: TraceStore, loaded: LoadedModel) -> Unembedding:
+    """Return the unembedding of a run's model, which is loaded already (`load_run_model`).
+
+    Raises:
+        UnsupportedArchitecture: See `of_model`.
+    """
+    about = store.about
+    try:
+        return of_model(loaded, about.final_norm, logits_are_unembedded=about.logits_are_unembedded)
+    except UnsupportedArchitecture as reason:
+        raise UnsupportedArchitecture(f"{reason} {what_works(store)}") from None
 
 
 def load_unembedding(
@@ -157,14 +190,21 @@ def load_unembedding(
         DamagedRunError: The run's own unembedding is not as written.
         UnsupportedArchitecture: See `of_model`.
     """
-    about = store.about
-    folder = store.run_dir / UNEMBED_DIR
-    if model_path is not None or not PlainFolder(store.run_dir).has(folder / UNEMBED_FILE):
-        loaded = load_run_model(store, model_path, device, trust_remote_code=trust_remote_code)
-        return of_model(loaded, about.final_norm, logits_are_unembedded=about.logits_are_unembedded)
-    name = _usable(about.model_class or about.model, about.final_norm, about.logits_are_unembedded)
+    about, folder = store.about, store.run_dir / UNEMBED_DIR
+    told = _told_ending(about)
+    held = model_path is None and PlainFolder(store.run_dir).has(folder / UNEMBED_FILE)
+    if not held or told is None or about.final_norm is None:
+        return of_run(store, load_run_model(store, model_path, device, trust_remote_code=trust_remote_code))
     _refuse_changed(store, folder)
-    return Unembedding(*load_unembedding_file(folder, name, resolve_device(device)))
+    norm, head, shift = load_unembedding_file(folder, about.final_norm, resolve_device(device))
+    return Unembedding(norm, head, replace(told, shift=shift))
+
+
+def _told_ending(about: RunMeta) -> LogitMap | None:
+    """Return what a run says its model makes of what it unembeds; None where that is not told, or another thing."""
+    if about.logit_factor is None:
+        return _AS_IT_IS if about.logits_are_unembedded else None
+    return LogitMap(about.logit_factor, about.logit_cap)
 
 
 def _refuse_changed(store: TraceStore, folder: Path) -> None:

@@ -89,15 +89,20 @@ def _base_outputs(model: Any) -> Iterator[list[Any]]:
 
 
 def head(proof: Proof, batch: TokenBatch) -> Iterator[Check]:
-    """Where the logits are just the unembedding of the last hidden state, it gives them."""
-    if not proof.anatomy.logits_are_unembedded or proof.together.logits is None:
+    """Where the logits are the unembedding of the last hidden state, maybe scaled or capped, it gives them."""
+    ending = proof.anatomy.logits
+    if ending is None or proof.together.logits is None:
         return
     unembedding: Any = proof.loaded.model.get_output_embeddings()  # type: ignore[operator]
     mask = batch.main.attention_mask.bool()
     final = proof.together.sites[site(proof.anatomy.main.side, FINAL)][0]
     hidden = final[mask].to(proof.loaded.device, unembedding.weight.dtype)
-    worst = relative_difference(unembedding(hidden), proof.together.logits[mask.to(proof.loaded.device)])
-    yield within("the unembedding of hidden[L] gives the logits", worst, TOLERANCE[unembedding.weight.dtype])
+    ours = ending.capped(ending.uncapped(unembedding(hidden)))
+    theirs = proof.together.logits[mask.to(proof.loaded.device)]
+    used = (theirs != -torch.inf).any(0)  # a token that the model rules out has no logit to compare
+    worst = relative_difference(ours[:, used], theirs[:, used])
+    said = "" if ending.changes_nothing else ", scaled, capped or shifted as the model does,"
+    yield within(f"the unembedding of hidden[L]{said} gives the logits", worst, TOLERANCE[unembedding.weight.dtype])
 
 
 # -- the stream adds up --------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from decision_traces.analysis.decisions import Kind, decisions_of, text_note
 from decision_traces.analysis.encoder_attribution import choice_parts, lead_of_the_right
 from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.heads import HeadWriter, find_head_writers
+from decision_traces.analysis.requirements import refuse_cross_attention
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.states import path_of
-from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, load_run_model, load_unembedding, of_model
+from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, load_run_model, load_unembedding, of_run
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run, write_result
@@ -68,6 +69,7 @@ def run(args: AttributionCommand) -> int:
         _print(result, args, console)
         what = "choice" if encoder else "token"
         title = f"{run_title('Direct logit attribution', store.meta)}; true {what} against its competitor"
+        title += "" if result.logit_cap is None else ", before the cap"
         save_attribution(result, folder / "attribution.png", title)
         write_result(folder / "attribution.parquet", result)
     return 0
@@ -79,6 +81,11 @@ def _print(result: Attribution, args: AttributionCommand, console: Console) -> N
         console.print(head_table(result, args.top_k))
     by_head = "" if result.head_error is None else f", heads to attention's share within {result.head_error:.2g}"
     console.print(f"Parts sum to the model's logit difference within {result.sum_error:.2g} logits{by_head}.")
+    if result.logit_cap is not None:
+        console.print(
+            f"The model caps its logits at {result.logit_cap:g}, behind this sum: the lead before the cap is split up.",
+            soft_wrap=True,
+        )
 
 
 def _encoder(store: TraceStore, args: AttributionCommand, folder: Path) -> Attribution:
@@ -94,8 +101,9 @@ def _encoder(store: TraceStore, args: AttributionCommand, folder: Path) -> Attri
 def _decoder(store: TraceStore, args: AttributionCommand, console: Console, folder: Path) -> Attribution:
     """Attribute the lead of the true token."""
     # What the run lacks is said before a model is loaded.
-    refuse_post_norm(store)
     decisions_of(store, args.of), path_of(store, "post_mlp")
+    refuse_post_norm(store)
+    refuse_cross_attention(store, "direct logit attribution")
     if note := text_note(store):
         console.print(note, soft_wrap=True)
     unembedding, heads = _load(store, args, console)
@@ -128,7 +136,7 @@ def _load(
         unembedding = load_unembedding(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
         console.print(f"Attention is not split by head: {reason}", soft_wrap=True)
         return unembedding, None
-    unembedding = of_model(loaded, store.about.final_norm, logits_are_unembedded=store.about.logits_are_unembedded)
+    unembedding = of_run(store, loaded)
     try:
         return unembedding, find_head_writers(store, loaded)
     except (UnsupportedArchitecture, UsageError) as reason:  # the model's heads, or what the run keeps of them

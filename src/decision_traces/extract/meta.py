@@ -129,6 +129,8 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         layer_heads=_layer_heads(anatomy),
         rows_padded=anatomy.pads,
         logits_are_unembedded=anatomy.logits_are_unembedded,
+        logit_factor=None if anatomy.logits is None else anatomy.logits.factor,
+        logit_cap=None if anatomy.logits is None else anatomy.logits.cap,
         attention_scale=tuple(a.scale for a in anatomy.main.attention(cross=False)),
         attention_rows_sum_to_one=_sums(prepared),
         final_norm=anatomy.final_norm,

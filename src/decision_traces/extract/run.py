@@ -168,8 +168,9 @@ def _store_head(prepared: Prepared, writer: RunWriter) -> None:
     if prepared.loaded.task == "multiple_choice":
         choice_head(prepared.loaded, prepared.anatomy).save(folder)
         return
+    ending = prepared.anatomy.logits
     try:
-        save_unembedding(prepared.loaded, prepared.anatomy.final_norm, folder)
+        save_unembedding(prepared.loaded, prepared.anatomy.final_norm, folder, None if ending is None else ending.shift)
     except UnsupportedArchitecture:
         writer.discard()
         raise

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from decision_traces.models.logit_map import LogitMap
 from decision_traces.schema import CROSS_STAGES, MLP_STAGES, SELF_STAGES, PostAttn, Side
 
 IDENTITY = "identity"
@@ -158,21 +159,26 @@ class Anatomy:
     Attributes:
         stacks: Its stacks; "enc" before "dec" where there are both.
         calls: Every attention call of a forward pass, in order.
-        logits_are_unembedded: Whether the logits are just the output embedding of the last hidden state, with
-            nothing before (BERT's head has a transform) and nothing after (Gemma 2 caps, Cohere scales).
+        logits: What becomes logits of the last hidden state's output embedding; None where the way is another one
+            (BERT's head has a transform).
         pads: Whether rows of different lengths may share a batch; False where padding changes what the model computes
             at the tokens (a convolution reads over the end of the text, say).
     """
 
     stacks: Mapping[Side, Stack]
     calls: tuple[AttentionPlan, ...]
-    logits_are_unembedded: bool
+    logits: LogitMap | None
     pads: bool = True
 
     @property
     def main(self) -> Stack:
         """The stack that the outcome is read from: the decoder's where there is one."""
         return self.stacks.get("dec") or self.stacks["enc"]
+
+    @property
+    def logits_are_unembedded(self) -> bool:
+        """Whether the logits are just the output embedding of the last hidden state: nothing before, nothing after."""
+        return self.logits is not None and self.logits.changes_nothing
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:

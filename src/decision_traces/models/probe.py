@@ -11,7 +11,7 @@ What cannot be found is refused with the reason: a stage by itself, or the model
 plan is believed only after `capture.certificate` has checked its numbers on another input.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from decision_traces.models.anatomy import (
 )
 from decision_traces.models.dataflow import AttentionNode, Dataflow, ModuleCall, record_forward
 from decision_traces.models.layers import Layer, LayerFinder
+from decision_traces.models.logit_map import LogitMap, find_logit_map
 from decision_traces.models.stream import Refused, Step, Stream
 from decision_traces.models.task import probe_inputs
 from decision_traces.schema import (
@@ -75,7 +76,7 @@ class _Finder:
     """The reasoning of `find_anatomy` over one record."""
 
     def __init__(self, model: nn.Module, flow: Dataflow, inputs: Mapping[str, Any], task: Task) -> None:
-        self.model, self.flow, self.task = model, flow, task
+        self.model, self.flow, self.inputs, self.task = model, flow, inputs, task
         self.modules = dict(model.named_modules(remove_duplicate=False))
         lengths = {k: v.shape[-1] for k, v in inputs.items() if isinstance(v, Tensor)}
         self.layers = LayerFinder(model, flow, lengths, task)
@@ -84,7 +85,7 @@ class _Finder:
         sides = self.layers.sides()
         stacks = {side: _StackFinder(self, side, sides).stack() for side in sides}
         main = stacks.get("dec") or stacks["enc"]
-        return Anatomy(stacks, self._calls(stacks, sides), self._unembedded(main.final))
+        return Anatomy(stacks, self._calls(stacks, sides), self._logits(main.final))
 
     def _calls(self, stacks: Mapping[Side, Stack], sides: Mapping[Side, Sequence[Layer]]) -> tuple[AttentionPlan, ...]:
         """Return the plans of all attention calls in the order in which they happen."""
@@ -99,16 +100,34 @@ class _Finder:
 
     # -- the end --------------------------------------------------------------------------------------------
 
-    def _unembedded(self, final: Tap) -> bool:
-        head = next((n for n, m in self.modules.items() if m is self.model.get_output_embeddings()), None)  # type: ignore[operator]
+    def _logits(self, final: Tap) -> LogitMap | None:
+        """Return what leads from the last hidden state to the logits, None where it is more than the output embedding.
+
+        A transform in front of it (BERT's head) is more; a factor in front, or what `LogitMap` knows behind, is not.
+        """
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
         calls = {c.name: c for c in self.flow.module_calls}
-        if head not in calls or final.module not in calls:
-            return False
+        call = calls.get(next((n for n, m in self.modules.items() if m is head), ""))
+        if head is None or call is None or final.module not in calls:
+            return None
         state = calls[final.module].outputs.get(final.key)  # type: ignore[arg-type]
-        reads = {self.flow.root(n) for n in calls[head].inputs.values()}
-        writes = {self.flow.root(n) for n in calls[head].outputs.values()}
-        logits = {self.flow.root(n) for n in calls[""].outputs.values()}
-        return state is not None and self.flow.root(state) in reads and bool(writes & logits)
+        before = None if state is None else self._factor(call.inputs.values(), self.flow.root(state))
+        if before is None or not call.outputs:
+            return None
+        writes = {self.flow.root(n) for n in call.outputs.values()}
+        if writes & {self.flow.root(n) for n in calls[""].outputs.values()}:
+            return LogitMap(before)
+        return find_logit_map(self.model, head, self.inputs, call.shapes[next(iter(call.outputs.values()))], before)
+
+    def _factor(self, nodes: Iterable[int], state: int) -> float | None:
+        """Return what a state was multiplied by to become one of these values, None where that is not all."""
+        for node in map(self.flow.root, nodes):
+            factor = 1.0
+            while node != state and self.flow.nodes[node].kind == "scale":
+                factor, node = factor * self.flow.nodes[node].factor, self.flow.root(self.flow.nodes[node].parents[0])
+            if node == state:
+                return factor
+        return None
 
 
 class _StackFinder:

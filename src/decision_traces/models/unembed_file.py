@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from decision_traces.errors import ModelError, UnsupportedArchitecture, first_line
 from decision_traces.models.anatomy import IDENTITY
@@ -27,6 +27,7 @@ from decision_traces.schema import HEAD_CONFIG_FILE, HEAD_WORDS_FILE, UNEMBED_FI
 _LARGEST: Final = {HEAD_CONFIG_FILE: 1 << 20, HEAD_WORDS_FILE: 32 << 20}  # bytes
 _LARGEST_HEADER: Final = 1 << 20  # bytes in front of the tensors, of which there are a few
 _MOST_PARTS: Final = 1024
+_SHIFT: Final = "logit_shift"
 _PARTS: Final = re.compile(r"(layers?|experts|labels|depth|stages)$")
 
 
@@ -45,12 +46,13 @@ class Words:
         return "".join(self.texts[i] for i in ids if i < len(self.texts))
 
 
-def save_unembedding(loaded: LoadedModel, final_norm: str | None, folder: Path) -> Path:
+def save_unembedding(loaded: LoadedModel, final_norm: str | None, folder: Path, shift: Tensor | None = None) -> Path:
     """Write the final norm and the output embedding of a model, with its config, and return the folder.
 
     Args:
         loaded: The model. Its numbers are written in the type they have.
         final_norm: Name of the final norm, as `Anatomy` and a run's meta have it.
+        shift: (vocab,) what the model adds to what it unembeds (`LogitMap.shift`); factor and cap stand in the meta.
         folder: Made where it does not exist; files of these names in it are replaced.
 
     Raises:
@@ -60,7 +62,7 @@ def save_unembedding(loaded: LoadedModel, final_norm: str | None, folder: Path) 
         raise UnsupportedArchitecture(
             f"{type(loaded.model).__name__} has no single final norm; there is nothing that could be stored alone."
         )
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {} if shift is None else {_SHIFT: shift.clone()}
     for name, module in _modules(loaded.model, final_norm).items():
         for key, value in chain(module.named_parameters(), module.named_buffers()):
             tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()  # tied weights share memory
@@ -97,8 +99,8 @@ def load_words(folder: Path) -> Words:
 
 def load_unembedding_file(
     folder: Path, final_norm: str, device: torch.device | None = None
-) -> tuple[nn.Module | None, nn.Module]:
-    """Return the final norm (None where there is none) and the output embedding from a folder.
+) -> tuple[nn.Module | None, nn.Module, Tensor | None]:
+    """Return final norm, output embedding and shift of the logits from a folder; None for what the model has not.
 
     Args:
         folder: As `save_unembedding` wrote it.
@@ -114,11 +116,13 @@ def load_unembedding_file(
         _refuse_header(folder / UNEMBED_FILE)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            model = auto.from_config(config, trust_remote_code=False)
         modules = _modules(model, final_norm)
         with safe_open(folder / UNEMBED_FILE, framework="pt") as file:
             for name, module in modules.items():
                 _fill(name, module, file)
+            shift = file.get_tensor(_SHIFT) if _SHIFT in file.keys() else None  # noqa: SIM118
     except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         raise ModelError(
             f"{folder} holds no unembedding that can be loaded ({first_line(error)}). Give the model itself with "
@@ -127,7 +131,7 @@ def load_unembedding_file(
     for module in modules.values():
         module.to(device or torch.device("cpu")).eval()
     *norm, head = modules.values()
-    return (norm[0] if norm else None), head
+    return (norm[0] if norm else None), head, shift
 
 
 def _refuse_large(path: Path) -> None:

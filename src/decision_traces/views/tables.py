@@ -151,7 +151,7 @@ def attribution_table(result: Attribution) -> Table:
         row(f"MLP {layer}", result.mlp[:, layer])
     row("biases and rest", result.remainder)
     table.add_section()
-    row("logit difference", result.difference)
+    row("logit difference" if result.logit_cap is None else "logit difference before the cap", result.difference)
     return table
 
 
