@@ -137,6 +137,8 @@ export interface Contributions {
   of: "token" | "choice";
   candidates: { id: number; text: string }[];
   parts: string[];
+  /** Where the model caps its logits, at what: the parts add up to the lead before that. */
+  logit_cap: number | null;
   values: number[][];
   heads: number[][][] | null;
   python: string;

@@ -55,7 +55,7 @@ describe("contributions", () => {
   const contributions = {
     value: {
       pos: 2, of: "token" as const, candidates: [{ id: 7, text: "" }, { id: 8, text: "" }],
-      parts: ["embed", "attn 0", "mlp 0", "attn 1", "mlp 1", "remainder"],
+      logit_cap: null, parts: ["embed", "attn 0", "mlp 0", "attn 1", "mlp 1", "remainder"],
       values: [[0, 0, 0, 0, 0, 0], [1, 0.5, -2, -3, 1, 0.25]], heads: [[[0, 0]], [[0.5, 0]]], python: "",
     },
   };

@@ -60,15 +60,21 @@ export function ContributionBars({ side, sides, height = 210 }: { side: Side; si
     return <p class="empty" role="note">These two were not compared: choose another token to compare with.</p>;
   }
   const most = contributionEnd(sides.flatMap((s) => lead(s)?.values ? [lead(s)!.values] : []));
+  const cap = side.contributions.value?.logit_cap ?? null;
   return (
     <>
       <Bars found={found} most={most} height={height} what="Contributions in logits" />
       <p class="sum">
         <span>
-          Σ = Δlogit = <b class={found.total >= 0 ? "is-target" : "is-rival"}>{signed(found.total)}</b>
+          Σ = Δlogit{cap === null ? "" : " before the cap"} = <b class={found.total >= 0 ? "is-target" : "is-rival"}>{signed(found.total)}</b>
         </span>
         <Key />
       </p>
+      {cap !== null && (
+        <p class="hint">
+          The model caps its logits at {cap}, behind this sum: only the lead before the cap is one.
+        </p>
+      )}
       <Heads side={side} found={found} />
     </>
   );

@@ -1,5 +1,6 @@
 """What an analysis needs of a run that may keep only some layers, heads and positions."""
 
+import shlex
 from typing import Final
 
 from decision_traces.errors import UnsupportedArchitecture, UsageError
@@ -52,7 +53,8 @@ def what_works(store: TraceStore) -> str:
         "compare": bool({"next_correct", "is_correct"} & columns),
         "view": True,
     }
-    named = [f"decision-traces {command} {store.run_dir}" for command, there in works.items() if there]
+    run = shlex.quote(str(store.run_dir))
+    named = [f"decision-traces {command} {run}" for command, there in works.items() if there]
     return f"This works with the run: {'; '.join(named)}."
 
 

@@ -166,6 +166,7 @@ def _contributions(run: PageRun, group: "Grid", row: int, position: int) -> dict
         "of": group.attrs.get("of"),
         "candidates": [_candidate(run, row, int(i), of_choices=of_choices) for i in candidates[keep]],
         "parts": group.attrs["parts"],
+        "logit_cap": group.attrs.get("logit_cap"),
         "values": _rounded(group.read("parts", row)[slot][keep]),
         "heads": _rounded(group.read("heads", row)[slot][keep]) if "heads" in group else None,
         "python": snippets.contributions(run, row, slot, keep.tolist()),

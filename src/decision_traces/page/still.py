@@ -143,7 +143,8 @@ def _parts(axis: Any, found: dict[str, Any], asked: _Question) -> None:
     ]
     axis.set_xticks(range(len(lead)), names, rotation=90, fontsize=7)
     target, rival = (label(asked.names[token], _NAME) for token in (asked.target, asked.rival))
-    plain(axis, f"Contributions to {target} over {rival}: {lead.sum():+.2f}", "", "logits")
+    unit = "logits" if found["logit_cap"] is None else "logits before the cap"
+    plain(axis, f"Contributions to {target} over {rival}: {lead.sum():+.2f}", "", unit)
 
 
 def _said(run: PageRun, row: int) -> str:
