@@ -60,6 +60,6 @@ def test_what_a_refusal_names_works(
     code, said = _typed([command, str(run(name))], capsys)
     advised = [shlex.split(one) for one in re.findall(r"decision-traces ((?:[^;']|'[^']*')+?)(?=;|\.$)", said)]
     assert code == 1 and {words[0] for words in advised} == named
+    bundle = ["--bundle", str(tmp_path / "bundle"), "--limit", "1"]  # or it would serve for ever
     for words in advised:
-        more = ["--bundle", str(tmp_path / "bundle"), "--limit", "1"] if words[0] == "view" else []  # or it would serve for ever
-        assert _typed([*words, *more], capsys)[0] == 0, words
+        assert _typed([*words, *(bundle if words[0] == "view" else [])], capsys)[0] == 0, words
