@@ -1,6 +1,7 @@
 """The embedded model, judged with plain transformers, apart from this package's own code."""
 
 import ast
+import errno
 import json
 import re
 from collections import defaultdict
@@ -13,8 +14,9 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from decision_traces.data import tinyworld
 from decision_traces.demo import MODEL_DIR
-from decision_traces.demo.evaluate import decided_layer
+from decision_traces.demo.evaluate import BEGIN, END, Figures, decided_layer, write
 from decision_traces.demo.ngram import KneserNey
+from decision_traces.demo.train import save
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,26 @@ def model() -> GPT2LMHeadModel:
 def test_the_weights_are_small() -> None:
     assert (MODEL_DIR / "model.safetensors").stat().st_size <= 6_000_000
     assert not list(MODEL_DIR.glob("*.bin"))
+
+
+def test_what_cannot_be_written_whole_leaves_the_old_model_and_card(tokenizer, model, tmp_path, monkeypatch) -> None:
+    old = {"config.json": "old", "model.safetensors": "old", "README.md": f"{BEGIN}\nold\n{END}"}
+    out = tmp_path / "model"
+    out.mkdir()
+    for name, words in old.items():
+        (out / name).write_text(words)
+
+    def half(folder: Path) -> None:
+        (Path(folder) / "model.safetensors").write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", half)
+    with pytest.raises(OSError, match="No space"):
+        save(out, tokenizer, model, {"texts": 1})
+    with pytest.raises(UnicodeEncodeError):  # half of a character: it ends the writing as a full disk would
+        write(out, Figures("test", 1, 1, 1, 1.0, None, None, 1.0, {}, {}), "\ud800")
+    assert {p.name: p.read_text() for p in out.iterdir() if p.name != "figures.json"} == old
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_folder_is_known_without_torch() -> None:

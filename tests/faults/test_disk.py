@@ -17,6 +17,7 @@ from decision_traces.errors import DiskSpaceError, Interrupted, RunError
 from decision_traces.extract import run
 from decision_traces.extract.next_token import extract_next_token
 from decision_traces.extract.progress import Silent
+from decision_traces.store import writer
 from decision_traces.store.appender import Appender
 from decision_traces.store.validate import failures, validate_run
 
@@ -106,10 +107,36 @@ def test_a_disk_full_at_any_step_of_the_end_keeps_all_blocks_and_the_old_run(con
         leave_room(disk, len(stages))
         watcher = Silent()
         assert len(stages) < 30
-    # A page more at a time: where what is written before takes one for a while, the manifest has its room at once.
+    # A page more at a time: where what is written before takes one for a while, the manifest has its room at once; the
+    # next test takes it away.
     assert [s for s in dict.fromkeys(stages) if s != "manifest"] == ["tables", "meta"]
     assert_same(content_of(target), content_of(extract_next_token(config(out_dir=tmp_path / "whole", **few))))
     assert failures(validate_run(target)) == []
+    assert [p.name for p in disk.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(("write", "missing"), [("write_manifest", "manifest"), ("write_meta", "meta")])
+def test_a_disk_full_at_one_of_the_last_files_keeps_all_blocks_and_the_old_run(
+    write: str, missing: str, config, tmpfs, monkeypatch, tmp_path: Path
+) -> None:
+    """Filled at that instant: what is written before takes more room for a while, which the manifest would have."""
+    disk, few = tmpfs("size=64m"), {"limit": 12, "capture": ("hidden",)}
+    target = disk / "run"
+    extract_next_token(config(out_dir=target, limit=1))
+    before, written = files_of(target), getattr(writer, write)
+
+    def full(folder: Path, *content: object) -> object:
+        leave_room(disk, 0)
+        return written(folder, *content)
+
+    with monkeypatch.context() as patch, pytest.raises(DiskSpaceError, match=r"\.run\.partial is full.*--resume"):
+        patch.setattr(writer, write, full)
+        extract_next_token(config(out_dir=target, overwrite=True, **few))
+    assert files_of(target) == before
+    assert (stage(partial_of(target)), len(blocks_of(target))) == (missing, 1)
+    leave_room(disk, 1000)
+    extract_next_token(config(out_dir=target, overwrite=True, resume=True, **few))
+    assert_same(content_of(target), content_of(extract_next_token(config(out_dir=tmp_path / "whole", **few))))
     assert [p.name for p in disk.iterdir()] == ["run"]
 
 

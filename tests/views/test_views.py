@@ -1,12 +1,15 @@
 """Tables say the right numbers; pictures draw the right lines whatever the groups hold."""
 
+import errno
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from decision_traces.analysis.depth import decision_depth, race_depth
@@ -181,6 +184,20 @@ def test_a_picture_writes_its_title_as_it_stands(
     race = _race([1], [1])
     assert races.save_race(race, tmp_path / "race.png", title).read_bytes()[:8] == PNG
     assert shown in written()
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch) -> None:
+    def half(_: Figure, target: Any, **__: Any) -> None:
+        with open(target, "wb") if isinstance(target, Path) else nullcontext(target) as file:
+            file.write(PNG)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    picture = races.save_race(_race([1], [1]), tmp_path / "race.png", "a race")
+    before = picture.read_bytes()
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="No space"):
+        races.save_race(_race([1], [1]), picture, "another race")
+    assert picture.read_bytes() == before and list(tmp_path.iterdir()) == [picture]
 
 
 def test_no_picture_draws_formulas(written: Callable[[], list[str]], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 from decision_traces.data import tinyworld
 from decision_traces.demo import MODEL_DIR
 from decision_traces.demo.ngram import KneserNey
+from decision_traces.folders.plain import new_file
 
 BEGIN, END = "<!-- figures: written by evaluate.py -->", "<!-- end of figures -->"
 
@@ -188,11 +189,13 @@ def table(figures: Figures) -> str:
 
 def write(folder: Path, figures: Figures, told: str) -> None:
     """Write `figures.json`, and the table between the marks of the card."""
-    (folder / "figures.json").write_text(json.dumps(asdict(figures), indent=2) + "\n", encoding="utf-8")
+    with new_file(folder / "figures.json") as file:
+        file.write(f"{json.dumps(asdict(figures), indent=2)}\n".encode())
     card = folder / "README.md"
     before, _, rest = card.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    card.write_text(f"{before}{BEGIN}\n{told}\n{END}{after}", encoding="utf-8")
+    with new_file(card) as file:
+        file.write(f"{before}{BEGIN}\n{told}\n{END}{after}".encode())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import torch
 import tyro
@@ -79,13 +80,10 @@ def main(settings: Settings) -> None:
     torch.manual_seed(settings.seed)
     torch.set_num_threads(settings.threads)
     began = time.monotonic()
-    settings.out.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(settings)
-    tokenizer.save_pretrained(settings.out)
     model = build_model(settings, tokenizer)
     rows = encode(tokenizer, islice(tinyworld.training_texts(settings.seed), settings.texts))
     fit(model, tokenizer, rows, settings)
-    model.save_pretrained(settings.out)
     seconds = time.monotonic() - began
     record = {
         "seed": settings.seed,
@@ -93,8 +91,20 @@ def main(settings: Settings) -> None:
         "tokens": sum(map(len, rows)),
         "seconds": round(seconds),
     }
-    (settings.out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    save(settings.out, tokenizer, model, record)
     CONSOLE.print(f"{settings.out}: {seconds / 60:.1f} minutes, {record['tokens']:,} tokens")
+
+
+def save(out: Path, tokenizer: PreTrainedTokenizerFast, model: GPT2LMHeadModel, record: dict[str, int]) -> None:
+    """Write everything beside a folder, and move it in only when all of it is there; other files stay."""
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+        new = Path(beside)
+        tokenizer.save_pretrained(new)
+        model.save_pretrained(new)
+        (new / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for file in sorted(new.iterdir()):
+            file.replace(out / file.name)
 
 
 def train_tokenizer(settings: Settings) -> PreTrainedTokenizerFast:
@@ -236,7 +246,6 @@ def fit(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, rows: list[l
         if (step + 1) % 250 == 0 or step + 1 == steps:
             told = "  ".join(f"{kind} {accuracy(model, r):.2f}" for kind, r in held_out.items())
             CONSOLE.print(f"{step + 1}/{steps} {time.monotonic() - began:.0f}s {loss:.3f}  {told}", soft_wrap=True)
-            model.save_pretrained(settings.out)
     model.eval()
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from decision_traces.folders.plain import new_file
 from decision_traces.printable import one_line
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ def plain(axis: Any, title: str, across: str, up: str, *, grid: str = "y") -> No
 
 
 def save(figure: "Figure", path: Path, title: str) -> Path:
-    """Put the title over a figure and save it as PNG; its folder is made."""
+    """Put the title over a figure and save it as PNG, whole or not at all; its folder is made."""
     figure.suptitle(label(title), x=0.01, ha="left", fontsize=11, color=INK)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with new_file(path) as file:
+        figure.savefig(file)
     return path
