@@ -14,12 +14,13 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from faults.processes import until
 from starlette.testclient import TestClient
 
 from decision_traces.cli import view
 from decision_traces.errors import DamagedRunError, UsageError
 from decision_traces.page import patience, resources
-from decision_traces.page.app import create_app
+from decision_traces.page.app import STATIC, create_app
 from decision_traces.page.guard import Entry
 from decision_traces.page.runs import PageRun
 from decision_traces.page.serve import PageServer, listen
@@ -160,6 +161,26 @@ def test_a_request_that_trickles_in_is_closed_as_well(run: Path, monkeypatch) ->
                 slow.sendall(b"G")
                 time.sleep(0.1)
         assert sent < 30
+
+
+def test_answers_that_nobody_takes_are_given_up_and_a_slow_reader_gets_all(run: Path, monkeypatch) -> None:
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.4)
+    with serving(run) as server:
+        asked = f"GET /assets/page.js HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Token: {server.token}\r\n"
+        many = (f"{asked}\r\n" * 30 + f"{asked}Connection: close\r\n\r\n").encode()  # more than the system buffers
+        with (
+            socket.create_connection(("127.0.0.1", server.port)) as deaf,
+            socket.create_connection(("127.0.0.1", server.port)) as slow,
+        ):
+            deaf.sendall(many)
+            slow.sendall(many)
+            taken = 0
+            while part := slow.recv(1 << 17):
+                taken += len(part)
+                time.sleep(0.01)
+            assert taken > 31 * (STATIC / "assets" / "page.js").stat().st_size
+            assert server._server is not None
+            until(lambda: not server._server.server_state.connections, 10)
 
 
 def closed(connection: socket.socket) -> bool:

@@ -188,7 +188,7 @@ def test_a_picture_writes_its_title_as_it_stands(
 
 def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch) -> None:
     def half(_: Figure, target: Any, **__: Any) -> None:
-        with open(target, "wb") if isinstance(target, Path) else nullcontext(target) as file:
+        with target.open("wb") if isinstance(target, Path) else nullcontext(target) as file:
             file.write(PNG)
             raise OSError(errno.ENOSPC, "No space left on device")
 
