@@ -1,19 +1,26 @@
 """Reading shards directly: the same numbers as Zarr, and nothing that does not agree with its checksum."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import zarr
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
+from decision_traces import TraceStore
+from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import PlainFolder
 from decision_traces.pieces import Pieces
 from decision_traces.schema import Dims, arrays_for
 from decision_traces.store.layout import RunLayout
 from decision_traces.store.owned import run_place
 from decision_traces.store.shard_reader import shard_reader
+from decision_traces.store.validate import failures, validate_run
 from decision_traces.store.writer import RunWriter
+from decision_traces.testing.runs import DECODER, build_run, reseal
 
 LENGTHS = (6, 1, 0, 4, 5)
 
@@ -48,6 +55,10 @@ def _array(run, name):
     return array, shard_reader(array, folder, PlainFolder(folder))
 
 
+def of_no_tokens(covered):
+    assert [LENGTHS[row] for row in range(covered[0].start, covered[0].stop)] == [0]
+
+
 @given(data=st.data(), name=st.sampled_from(["dec_hidden.zarr/h", "dec_self_attn.zarr/attn"]))
 def test_any_box_is_what_zarr_reads(run, data, name):
     array, reader = _array(run, name)
@@ -55,7 +66,7 @@ def test_any_box_is_what_zarr_reads(run, data, name):
     for size in array.shape:
         start = data.draw(st.integers(0, size - 1))
         box.append(slice(start, data.draw(st.integers(start + 1, size))))
-    np.testing.assert_array_equal(reader.read(tuple(box)), array[tuple(box)])
+    np.testing.assert_array_equal(reader.read(tuple(box), of_no_tokens), array[tuple(box)])
 
 
 @given(slots=st.lists(st.integers(-1, 5), min_size=5, max_size=5), depth=st.integers(0, 2))
@@ -63,7 +74,7 @@ def test_one_slot_of_each_example(run, slots, depth):
     """Past the tokens there are zeros, and -1 is none."""
     array, reader = _array(run, "dec_hidden.zarr/h")
     box = (slice(0, 5), slice(depth, depth + 1), slice(0, 6), slice(0, 1500))
-    lines = reader.rows(box, np.array(slots))
+    lines = reader.rows(box, np.array(slots), of_no_tokens)
     whole = array[:, depth]
     for row, slot in enumerate(slots):
         np.testing.assert_array_equal(lines[row], whole[row, slot] if slot >= 0 else np.zeros(1500))
@@ -72,7 +83,7 @@ def test_one_slot_of_each_example(run, slots, depth):
 def test_slots_of_several_heads_are_not_one_stretch(run):
     _, reader = _array(run, "dec_self_attn.zarr/attn")
     box = (slice(0, 5), slice(0, 1), slice(0, 2), slice(0, 6), slice(0, 6))
-    assert reader.rows(box, np.zeros(5, int)) is None
+    assert reader.rows(box, np.zeros(5, int), of_no_tokens) is None
 
 
 @pytest.mark.parametrize("place", ["chunk", "index", "end"])
@@ -85,8 +96,8 @@ def test_a_changed_file_is_found_also_after_it_was_read(run, tmp_path, place, re
     _, reader = _array(copy, "dec_hidden.zarr/h")
     box = (slice(0, 2), slice(0, 1), slice(0, 6), slice(0, 1500))
     if read_before:
-        reader.read(box)
-        reader.rows(box, np.array([1, 0]))
+        reader.read(box, of_no_tokens)
+        reader.rows(box, np.array([1, 0]), of_no_tokens)
     path = copy / "dec_hidden.zarr/h/c/0/0/0/0"
     content = bytearray(path.read_bytes())
     if place == "end":
@@ -95,7 +106,7 @@ def test_a_changed_file_is_found_also_after_it_was_read(run, tmp_path, place, re
         content[100 if place == "chunk" else len(content) - 20] ^= 1
     path.unlink()
     path.write_bytes(content)
-    for read in (lambda: reader.read(box), lambda: reader.rows(box, np.array([1, 0]))):
+    for read in (lambda: reader.read(box, of_no_tokens), lambda: reader.rows(box, np.array([1, 0]), of_no_tokens)):
         with pytest.raises(ValueError, match=r"checksum|past the end"):
             read()
 
@@ -105,3 +116,29 @@ def test_arrays_of_another_make_are_left_to_zarr(tmp_path):
     ends = zarr.create_array(tmp_path / "blosc", shape=(4, 4), chunks=(1, 4), shards=(2, 4), dtype="float32")
     assert shard_reader(plain, tmp_path / "plain", PlainFolder(tmp_path / "plain")) is None
     assert shard_reader(ends, tmp_path / "blosc", PlainFolder(tmp_path / "blosc")) is None
+
+
+@pytest.mark.parametrize("name", ["dec_hidden.zarr/h/c/0/1/0/0", "dec_self_attn.zarr/attn/c/0/1/0/0/0"])
+def test_a_chunk_that_is_not_there_is_damage_where_a_token_stands_and_zeros_elsewhere(name, tmp_path):
+    """Left out of the index with every checksum right; the third example has no tokens, and rightly no chunk."""
+    build_run(tmp_path / "run", replace(DECODER, lengths=(3, 2, 0), n_layers=2, block_rows=3))
+    run = tmp_path / "run"
+    path, array = run / name, name.split("/c/")[0].replace(".zarr/h", "").replace(".zarr/attn", "")
+    content = path.read_bytes()
+    index = np.frombuffer(content[-16 * 3 - 4 : -4], "<u8").reshape(-1, 2).copy()
+    absent = np.iinfo(np.uint64).max
+    assert (index == absent).all(axis=1).tolist() == [False, False, True]
+    index[1] = absent
+    path.unlink()  # it may be linked with another layer
+    path.write_bytes(content[: -16 * 3 - 4] + index.tobytes() + crc32c(index.tobytes()).to_bytes(4, "little"))
+    reseal(run)
+    stored = TraceStore(run).array(array)
+    assert not stored.read(example=2).any() and stored.read(example=0, **{stored.spec.axes[1]: 1}).any()
+    with pytest.raises(DamagedRunError, match=rf"{name} is damaged \({array}, row 1, .* is not there, though tokens"):
+        stored.read(example=1)
+    (said,) = [c for c in failures(validate_run(run)) if c.name == "chunks decode"]
+    assert "row 1" in said.where + said.detail
+    if "hidden" in array:
+        with pytest.raises(DamagedRunError, match="is not there, though tokens"):
+            stored.read_slots(np.array([0, 0, -1]), example=slice(0, 3), depth=1)
+        assert not stored.read_slots(np.array([-1]), example=slice(1, 2), depth=1).any()

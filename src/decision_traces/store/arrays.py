@@ -170,7 +170,7 @@ class StoredArray:
 
     def _values(self, box: Box) -> np.ndarray:
         if self.shards is not None:
-            return self.shards.read(box)
+            return self.shards.read(box, self._absent)
         for path, _ in self.files(box):
             refuse_chunk_file(self.plain, path, self.zarr)
         return np.asarray(self.zarr[box])
@@ -191,10 +191,10 @@ class StoredArray:
         with self.still:
             self._there(box)
             try:
-                lines = None if self.shards is None else self.shards.rows(box, slots)
+                lines = None if self.shards is None else self.shards.rows(box, slots, self._absent)
+                return self._picked(box, slots) if lines is None else lines
             except DECODE_ERRORS as error:
                 raise self._damage(box, error) from error
-            return self._picked(box, slots) if lines is None else lines
 
     def _picked(self, box: Box, slots: Int64[np.ndarray, " rows"]) -> Shaped[np.ndarray, "rows width"]:
         values = self._values(box).reshape(len(slots), -1, self.shape[-1])
@@ -214,6 +214,11 @@ class StoredArray:
                     f"{path} ({self.place(covered)}) cannot hold the {self.chunk_bytes} bytes that the array "
                     f"says of one chunk. {RESTORE}"
                 )
+
+    def _absent(self, covered: Box) -> None:
+        """Raise if a chunk that its file does not hold covers tokens: the writer leaves out those of padding alone."""
+        if self._holds_tokens(covered):
+            raise ValueError(f"the chunk of {self.place(covered)} is not there, though tokens stand in it")
 
     def _largest_file(self) -> int:
         return max((path.lstat().st_size for path in plain_files(self.folder)), default=0)
@@ -256,9 +261,9 @@ class StoredArray:
         return ", ".join(words)
 
     def _holds_tokens(self, covered: Box) -> bool:
-        """Return whether a file must exist: all-zero files may be absent, and padding is all they can be.
+        """Return whether a file or a chunk must exist: all-zero ones may be absent, and padding is all they can be.
 
-        A file covers tokens when some example in it has tokens among its positions; for attention both the
+        It covers tokens when some example in it has tokens among its positions; for attention both the
         query and the key must be tokens, and a decoder's keys not later than its queries.
         """
         part = dict(zip(self.spec.axes, covered, strict=True))

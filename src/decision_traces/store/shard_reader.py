@@ -7,7 +7,7 @@ each, straight into the result. Arrays of any other make go through Zarr itself.
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from itertools import product
@@ -28,6 +28,9 @@ _FILES: Final = 512
 
 Box = tuple[slice, ...]
 """One slice with start and stop per axis."""
+
+Absent = Callable[[Box], None]
+"""Is told what a chunk covers that its file does not hold; raises ValueError where it should be there."""
 
 
 @dataclass(slots=True)
@@ -68,8 +71,12 @@ class ShardReader:
     names: Any
     _shards: OrderedDict[Path, _Shard] = field(default_factory=OrderedDict)
 
-    def read(self, box: Box) -> np.ndarray:
+    def read(self, box: Box, absent: Absent) -> np.ndarray:
         """Return a box of the array.
+
+        Args:
+            box: Which.
+            absent: Is told of chunks that are not there; they hold zeros.
 
         Raises:
             ValueError: A chunk does not agree with its checksum, or is not as long as the index says.
@@ -84,15 +91,19 @@ class ShardReader:
             with opened as file:
                 shard = self._shard(path, file)
                 for number, corner in self._chunks(origin, inside):
-                    self._fill(result, box, corner, file, shard, number)
+                    if int(shard.index[number, 0]) == _ABSENT:
+                        absent(self._covered(corner))
+                    else:
+                        self._fill(result, box, corner, file, shard, number)
         return result
 
-    def rows(self, box: Box, at: np.ndarray) -> np.ndarray | None:
+    def rows(self, box: Box, at: np.ndarray, absent: Absent) -> np.ndarray | None:
         """Return one slot of each example, reading no more of a chunk that was verified before than that slot.
 
         Args:
             box: Examples, and one index of every other axis but the last two, which are slots and width, whole.
             at: (examples,) the slot to read; -1 for none.
+            absent: As for `read`.
 
         Returns:
             (examples, width), zero where there is none; or None if a chunk is not one example whole, or not stored as
@@ -111,7 +122,10 @@ class ShardReader:
                 shard = self._shard(path, file)
                 for number, corner in self._chunks(origin, inside):
                     row = corner[0] - box[0].start
-                    if at[row] < 0 or int(shard.index[number, 0]) == _ABSENT:
+                    if at[row] < 0:
+                        continue
+                    if int(shard.index[number, 0]) == _ABSENT:
+                        absent(self._covered(corner))
                         continue
                     if not shard.verified[number]:
                         self._frame(file, shard, number)
@@ -144,6 +158,11 @@ class ShardReader:
             for i, n in zip(place, grid, strict=True):
                 number = number * n + i
             yield number, tuple(o + i * c for o, i, c in zip(origin, place, self.chunk, strict=True))
+
+    def _covered(self, corner: tuple[int, ...]) -> Box:
+        """Return what the chunk that begins at a corner holds of the array."""
+        sizes = zip(corner, self.chunk, self.shape, strict=True)
+        return tuple(slice(start, min(start + length, size)) for start, length, size in sizes)
 
     def _shard(self, path: Path, file: FileIO) -> _Shard:
         """Return what is known of a file; its index is read again when the file is another one."""
@@ -189,8 +208,6 @@ class ShardReader:
         self, result: np.ndarray, box: Box, corner: tuple[int, ...], file: FileIO, shard: _Shard, number: int
     ) -> None:
         """Decode a chunk and put what the box has of it in its place."""
-        if int(shard.index[number, 0]) == _ABSENT:
-            return
         sizes = zip(corner, self.chunk, box, strict=True)
         common = [(max(c, s.start), min(c + n, s.stop), c, s.start) for c, n, s in sizes]
         target = result[tuple(slice(a - start, b - start) for a, b, _, start in common)]
