@@ -71,12 +71,12 @@ class ShardReader:
     names: Any
     _shards: OrderedDict[Path, _Shard] = field(default_factory=OrderedDict)
 
-    def read(self, box: Box, absent: Absent) -> np.ndarray:
+    def read(self, box: Box, absent: Absent | None = None) -> np.ndarray:
         """Return a box of the array.
 
         Args:
             box: Which.
-            absent: Is told of chunks that are not there; they hold zeros.
+            absent: Is told of chunks that are not there, which hold zeros; None where every chunk of zeros is left out.
 
         Raises:
             ValueError: A chunk does not agree with its checksum, or is not as long as the index says.
@@ -91,10 +91,10 @@ class ShardReader:
             with opened as file:
                 shard = self._shard(path, file)
                 for number, corner in self._chunks(origin, inside):
-                    if int(shard.index[number, 0]) == _ABSENT:
-                        absent(self._covered(corner))
-                    else:
+                    if int(shard.index[number, 0]) != _ABSENT:
                         self._fill(result, box, corner, file, shard, number)
+                    elif absent is not None:
+                        absent(self._covered(corner))
         return result
 
     def rows(self, box: Box, at: np.ndarray, absent: Absent) -> np.ndarray | None:
