@@ -24,7 +24,7 @@ from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run
 from decision_traces.errors import NotCapturedError, SelectionError, TraceError, UsageError
-from decision_traces.store.opened import doubts
+from decision_traces.store.about import doubts
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.table import write_table
 from decision_traces.views.comparison_tables import (

@@ -16,7 +16,7 @@ from decision_traces.page import example, results, slices, snippets
 from decision_traces.page.runs import ROWS_PER_PART, VALUES_PER_PART, PageRun
 from decision_traces.page.text import plain
 from decision_traces.schema import TOKENS_FILE
-from decision_traces.store.opened import doubts
+from decision_traces.store.about import doubts
 
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"

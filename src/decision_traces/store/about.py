@@ -1,10 +1,11 @@
-"""What a run folder's `meta.json` says, typed, or the sentence that says why it cannot be read."""
+"""What a run folder's `meta.json` says, typed, or in sentences: why it cannot be read, or is not to be trusted."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from decision_traces.errors import DamagedRunError, RunError
+from decision_traces.printable import printable
 from decision_traces.run_meta import OUR_FORMAT, RunMeta
 from decision_traces.schema import FORMAT_VERSION, META_FILE
 
@@ -44,6 +45,30 @@ def newer(about: RunMeta) -> str | None:
         f"This run is of format {about.format_version}, newer than {FORMAT_VERSION}: what is new in it is not "
         "looked at. Update decision-traces."
     )
+
+
+def uncertified(about: RunMeta) -> str:
+    """Return the sentence that an uncertified run is opened with: which checks failed."""
+    return printable(
+        "This run is not certified (--uncertified): its traces may not be what the model computed. "
+        f"Failed: {'; '.join(about.failed_checks)}."
+    )
+
+
+def random_head(about: RunMeta) -> str:
+    """Return the sentence that a run with a random head is opened with."""
+    return printable(
+        "The multiple-choice head of this run was not in the checkpoint: it is random numbers "
+        f"({', '.join(about.fresh_parameters)}), and its predictions mean nothing. "
+        "Fine-tune it first: decision-traces finetune --help"
+    )
+
+
+def doubts(about: RunMeta) -> str | None:
+    """Return why the numbers of a run, or its predictions, are not to be trusted; None where they are."""
+    said = [uncertified(about)] if about.uncertified else []
+    said += [random_head(about)] if about.random_head else []
+    return " ".join(said) or None
 
 
 def _damaged(run: Path, problems: tuple[str, ...]) -> DamagedRunError:

@@ -15,9 +15,10 @@ from decision_traces.errors import DamagedRunError, RunError
 from decision_traces.folders.lock import FolderLock
 from decision_traces.folders.plain import plain_files
 from decision_traces.schema import FORMAT_VERSION, INDEX_FILE
+from decision_traces.store.about import doubts
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.folder import write_sealed
-from decision_traces.store.opened import OpenRun, doubts
+from decision_traces.store.opened import OpenRun
 from decision_traces.store.validate import Progress, failures, validate_run
 
 _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})

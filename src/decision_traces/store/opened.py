@@ -15,7 +15,6 @@ from decision_traces.errors import (
     DamagedRunError,
     NewerFormatWarning,
     RandomHeadWarning,
-    RunError,
     UncertifiedWarning,
     UsageError,
 )
@@ -24,26 +23,15 @@ from decision_traces.printable import printable
 from decision_traces.run_meta import RunMeta
 from decision_traces.schema import (
     ARRAYS,
-    CHOICE,
     CROSS_STAGES,
-    D_HEAD,
-    D_MODEL,
-    DEPTH,
-    EXAMPLE,
-    HEAD,
     KEY,
-    KV_HEAD,
-    LAYER,
     OUTCOMES_FILE,
-    POSITION,
-    QUERY,
     SOURCE,
     TOKENS_FILE,
     ArraySpec,
-    Dims,
     Side,
 )
-from decision_traces.store.about import newer, read_about
+from decision_traces.store.about import newer, random_head, read_about, uncertified
 from decision_traces.store.arrays import StoredArray, is_stored, open_array
 from decision_traces.store.conform import check_outcomes_of
 from decision_traces.store.examples import Examples
@@ -51,6 +39,7 @@ from decision_traces.store.folder import FileRecord, read_manifest, read_meta
 from decision_traces.store.proof import found_run
 from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.selection import SIDES, ExampleKey, Index, checked_index, checked_word, not_captured
+from decision_traces.store.sizes import RunSizes
 from decision_traces.store.slots import Slots
 from decision_traces.store.still import StillThere
 from decision_traces.store.table import Spans, TableFile
@@ -60,31 +49,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def uncertified(about: RunMeta) -> str:
-    """Return the sentence that an uncertified run is opened with: which checks failed."""
-    return printable(
-        "This run is not certified (--uncertified): its traces may not be what the model computed. "
-        f"Failed: {'; '.join(about.failed_checks)}."
-    )
-
-
-def random_head(about: RunMeta) -> str:
-    """Return the sentence that a run with a random head is opened with."""
-    return printable(
-        "The multiple-choice head of this run was not in the checkpoint: it is random numbers "
-        f"({', '.join(about.fresh_parameters)}), and its predictions mean nothing. "
-        "Fine-tune it first: decision-traces finetune --help"
-    )
-
-
-def doubts(about: RunMeta) -> str | None:
-    """Return why the numbers of a run, or its predictions, are not to be trusted; None where they are."""
-    said = [uncertified(about)] if about.uncertified else []
-    said += [random_head(about)] if about.random_head else []
-    return " ".join(said) or None
-
-
-class OpenRun:
+class OpenRun(RunSizes):
     """What a run folder holds. `TraceStore` adds the accessors."""
 
     def __init__(
@@ -119,7 +84,7 @@ class OpenRun:
         if self.about.random_head:
             warnings.warn(random_head(self.about), RandomHeadWarning, stacklevel=2)
         self._open: dict[str, StoredArray] = {}
-        self._dims: dict[Side, Dims] = {}
+        super().__init__()
         self._checked: set[Side] = set()  # whose spans are
         columns = RUN_COLUMNS.get(self.about.objective, TOKEN_COLUMNS)
         self._rows = Examples(self.run_dir, self._expected, self.still, columns)
@@ -174,122 +139,6 @@ class OpenRun:
         """Return whether the run has the array of this name."""
         with self.still:
             return name in ARRAYS and is_stored(self.run_dir, ARRAYS[name])
-
-    # Sizes: of the main side, which is the decoder's where there is one -------------------------------------
-
-    @property
-    def n(self) -> int:
-        """Number of examples."""
-        return self._main.n_examples if self._main else self._size("n_examples", (EXAMPLE,)) or self._examples.n
-
-    @property
-    def T(self) -> int:
-        """Token positions, padding included, whatever positions are kept."""
-        return self._main.n_positions if self._main else self._known("max_seq_len", (POSITION, QUERY))
-
-    @property
-    def L(self) -> int:
-        """Number of layers of the model, whatever layers are kept."""
-        if self._main:
-            return self._main.n_layers
-        if self._size(None, (LAYER,)) is None and (depths := self._size(None, (DEPTH,))) is not None:
-            return depths - 1
-        return self._known("num_layers", (LAYER,))
-
-    @property
-    def H(self) -> int:
-        """Number of query heads of the model, whatever heads are kept."""
-        return self._main.n_heads if self._main else self._known("num_heads", (HEAD,))
-
-    @property
-    def n_kv_heads(self) -> int:
-        """Number of key and value heads; equals `H` unless queries are grouped."""
-        return self._main.n_kv_heads if self._main else self._size("num_kv_heads", (KV_HEAD,)) or self.H
-
-    @property
-    def d_head(self) -> int:
-        """Width of one head."""
-        return self._main.d_head if self._main else self._known("head_dim", (D_HEAD,))
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self._main.d_model if self._main else self._known("d_model", (D_MODEL,))
-
-    @property
-    def n_choices(self) -> int | None:
-        """Choices per example of a multiple-choice run, else None."""
-        return self.about.n_choices if self.about.sides else self._size("n_choices", (CHOICE,))
-
-    @property
-    def arch(self) -> str:
-        """dec, enc or encdec."""
-        if self.about.arch:
-            return self.about.arch
-        sides = {name.split("_")[0] for name in self.stored()}
-        return "encdec" if len(sides) > 1 else next(iter(sides), "dec")
-
-    @property
-    def sides(self) -> tuple[Side, ...]:
-        """The sides of the model that the run is about, the main one first."""
-        if self.about.sides:
-            return tuple(self.about.sides)
-        return {"encdec": ("dec", "enc"), "enc": ("enc",)}.get(self.arch, ("dec",))  # type: ignore[return-value]
-
-    def dims(self, side: str = "dec") -> Dims:
-        """Return the sizes of one side of the model, and which of its layers, heads and positions are kept.
-
-        Runs older than format 1.1 keep everything; a size that neither their arrays nor their meta have is 0.
-
-        Raises:
-            UsageError: The run has no such side.
-        """
-        name: Side = "dec" if checked_word(side, SIDES, "side") == "dec" else "enc"
-        if name not in self.sides:
-            raise UsageError(f"This run has no side {name!r}, only {' and '.join(map(repr, self.sides))}.")
-        if name not in self._dims:
-            self._dims[name] = self._told(name) or self._found(name)
-        return self._dims[name]
-
-    def _told(self, side: Side) -> Dims | None:
-        """Return the sizes of a side as the meta has them, None before format 1.1."""
-        return self.about.sides.get(side)
-
-    def _found(self, side: Side) -> Dims:
-        """Return the sizes of a run older than format 1.1."""
-        layers, depths = (self._size(None, (axis,), side) for axis in (LAYER, DEPTH))
-        if layers is None and depths is not None:
-            layers = depths - 1
-        heads = self._size("num_heads", (HEAD,), side) or 0
-        return Dims(
-            n_examples=self.n,
-            n_layers=layers or self._size("num_layers", (), side) or 0,
-            n_heads=heads,
-            n_kv_heads=self._size("num_kv_heads", (KV_HEAD,), side) or heads,
-            d_head=self._size("head_dim", (D_HEAD,), side) or 0,
-            d_model=self._size("d_model", (D_MODEL,), side) or 0,
-            n_positions=self._size("max_seq_len", (POSITION, QUERY), side) or 0,
-            n_choices=self.n_choices or 1,
-        )
-
-    @cached_property
-    def _main(self) -> Dims | None:
-        return self.dims(self.sides[0]) if self.about.sides else None
-
-    def _size(self, key: str | None, axes: tuple[str, ...], side: Side | None = None) -> int | None:
-        """Return a size from the arrays, which cannot be wrong about it, or else from the meta."""
-        for name, spec in ARRAYS.items():
-            for axis in set(axes).intersection(spec.axes):
-                if side in {None, spec.side} and self.has(name):
-                    return self.array(name).size(axis)
-        value: int | None = None if key is None else getattr(self.about, key)
-        return value
-
-    def _known(self, key: str, axes: tuple[str, ...]) -> int:
-        size = self._size(key, axes)
-        if size is None:
-            raise RunError(f"{self.run_dir} does not say its {key}: neither its arrays nor its meta has it.")
-        return size
 
     # Examples ----------------------------------------------------------------------------------------------
 
