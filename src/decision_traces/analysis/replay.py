@@ -1,16 +1,18 @@
 """The deep check: some rows of a run once more through the model, each alone, against what was stored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from math import isfinite
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Float32, Float64, Shaped
 
+from decision_traces.analysis.noise import Distances, SumsInParts, apart, other_threads
 from decision_traces.analysis.unembedding import load_run_model
 from decision_traces.capture.buffers import BatchBuffers
-from decision_traces.capture.check import TOLERANCE, relative_difference
 from decision_traces.capture.evidence import logits_of
 from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import DamagedRunError, UsageError
@@ -23,8 +25,8 @@ from decision_traces.store.checks import CheckResult
 from decision_traces.store.reader import TraceStore
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 
-_ROUNDING: Final = {"float16": 2.0**-9, "float32": 0.0}
-"""What storing may add: two neighbouring values of the storage type."""
+Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
+"""Arrays of one example by name, in the form in which they are stored."""
 
 
 def replay_rows(
@@ -37,6 +39,9 @@ def replay_rows(
     trust_remote_code: bool = False,
 ) -> Iterator[CheckResult]:
     """Load the model of a run, compare its weights, and run sampled rows alone against the stored arrays.
+
+    How far they may be apart is found by running the same rows again in other ways: with another number of threads,
+    with matrix products in parts, and twice in one batch. All of that changes the order of sums and nothing else.
 
     Args:
         store: The run.
@@ -61,16 +66,18 @@ def replay_rows(
     yield CheckResult("weights are those of the run", True, 0.0, "", "SHA-256 of all weights", "model")
     replay = _Replay(store, loaded)
     rows = sorted(np.random.default_rng(seed).permutation(store.n)[:n_rows].tolist())
-    worst: dict[str, tuple[float, str]] = {name: (0.0, "") for name in store.stored()}
     for row in rows:
         for choice in range(store.n_choices or 1):
-            for name, figure in replay.differences(row, choice):
-                where = store.example_id(row) + (f", choice {choice}" if store.n_choices else "")
-                worst[name] = max(worst[name], (figure, where))
-    allowed = TOLERANCE[next(loaded.model.parameters()).dtype] + _ROUNDING[store.about.dtype or "float32"]
-    for name, (figure, where) in worst.items():
-        detail = f"relative difference, allowed {allowed:.2g}; {len(rows)} rows run alone"
-        yield CheckResult("stored equals recomputed", figure <= allowed, figure, where, detail, name)
+            replay.run(row, choice)
+    epsilon = torch.finfo(next(loaded.model.parameters()).dtype).eps
+    for name, distances in replay.found.items():
+        figure, allowed, where, noise = distances.verdict(epsilon)
+        detail = (
+            f"of the vector's largest value, allowed {allowed:.2g} (the model's own noise is {noise:.2g}); "
+            f"{len(rows)} rows run alone"
+        )
+        ok = figure <= allowed and isfinite(figure)
+        yield CheckResult("stored equals recomputed", ok, figure, where, detail, name)
 
 
 class _Replay:
@@ -80,28 +87,39 @@ class _Replay:
         self.store, self.loaded = store, loaded
         self.anatomy: Anatomy = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
         self.arrays = {name: store.array(name) for name in store.stored()}
+        self.found = {name: Distances() for name in self.arrays}
         self.sides = {side: store.dims(side) for side in self.anatomy.stacks}
         self.places: list[Site] = [place for array in self.arrays.values() for place in _places(array)]
 
-    def differences(self, row: int, choice: int) -> Iterator[tuple[str, float]]:
-        """Yield every array with the largest relative difference of one row (of one choice of it)."""
-        encoding = self._encoding(row, choice)
-        if encoding.n_tokens == 0:
+    def run(self, row: int, choice: int) -> None:
+        """Run one row (one choice of it) alone and in other ways, and keep how far all that is apart."""
+        if self._encoding(row, choice).n_tokens == 0:
             return
-        batch = make_batch([0], [encoding], pad_id(self.loaded.tokenizer, self.loaded.embedded))
+        alone = self._pass(row, choice)
+        noise = {name: np.zeros(1) for name in self.arrays}
+        for way, times in ((other_threads, 1), (SumsInParts, 1), (nullcontext, 2)):
+            with way():
+                again = self._pass(row, choice, times)
+            noise = {name: np.maximum(noise[name], self._apart(again, alone, name)) for name in self.arrays}
+        where = self.store.example_id(row) + (f", choice {choice}" if self.store.n_choices else "")
+        for name, array in self.arrays.items():
+            picks: dict[str, int | slice] = {EXAMPLE: row, **({CHOICE: choice} if CHOICE in array.spec.axes else {})}
+            self.found[name].add(where, self._apart({name: array.read(**picks)}, alone, name), noise[name])
+
+    def _apart(self, found: Arrays, right: Arrays, name: str) -> Float64[np.ndarray, " layers"]:
+        return apart(found[name], right[name], layered=self.arrays[name].spec.layer_axis is not None)
+
+    def _pass(self, row: int, choice: int, times: int = 1) -> Arrays:
+        """Run a row, or a batch of so many copies of it, and return every array of the first."""
+        encodings = [self._encoding(row, choice)] * times
+        batch = make_batch(range(times), encodings, pad_id(self.loaded.tokenizer, self.loaded.embedded))
         buffers = BatchBuffers(self.places, self.sides, "float32")
-        slots = {side: [self._slots(row, side, choice)] for side, dims in self.sides.items() if dims.positions != "all"}
+        kept = {side for side, dims in self.sides.items() if dims.positions != "all"}
+        slots = {side: [self._slots(row, side, choice)] * times for side in kept}
         buffers.start(batch.lengths_by_side(self.sides), slots)
         with torch.inference_mode(), Recorder(self.loaded.model, self.anatomy, buffers).recording():
             logits_of(self.loaded, batch)
-        for name, array in self.arrays.items():
-            picks: dict[str, int | slice] = {EXAMPLE: row}
-            if CHOICE in array.spec.axes:
-                picks[CHOICE] = choice
-            stored = torch.from_numpy(array.read(**picks).astype(np.float32))
-            fresh = _like(array, buffers).to(getattr(torch, str(array.dtype))).float()
-            pairs = [(stored, fresh)] if array.spec.layer_axis is None else zip(stored, fresh, strict=True)
-            yield name, max((relative_difference(a, b) for a, b in pairs), default=0.0)
+        return {name: _like(array, buffers) for name, array in self.arrays.items()}
 
     def _slots(self, row: int, side: Side, choice: int) -> tuple[int, ...]:
         chosen = choice if self.store.n_choices else None
@@ -158,8 +176,8 @@ def _places(array: StoredArray) -> list[Site]:
     return [array.spec.source(number, dims.n_layers) for number in _numbers(array)]
 
 
-def _like(array: StoredArray, buffers: BatchBuffers) -> Tensor:
-    """Return what was recorded, in the form of a stored array of one example."""
+def _like(array: StoredArray, buffers: BatchBuffers) -> Float32[np.ndarray, "..."]:
+    """Return what was recorded of the first row, in the form of a stored array of one example."""
     spec: ArraySpec = array.spec
-    parts = [buffers.padded(place)[0] for place in _places(array)]
-    return parts[0] if spec.layer_axis is None else torch.stack(parts)
+    parts = [buffers.padded(place)[0].numpy() for place in _places(array)]
+    return parts[0] if spec.layer_axis is None else np.stack(parts)
