@@ -81,7 +81,7 @@ def test_parts_add_up_to_the_same_in_another_order(dtype: torch.dtype) -> None:
     with SumsInParts():
         in_parts, gpt2 = layer(x), torch.addmm(layer.bias, x, joint)
     assert in_parts.dtype == dtype and torch.equal(in_parts, gpt2)
-    assert 0 < (in_parts.double() - plain).abs().max() < 8 * torch.finfo(dtype).eps
+    assert not (dtype == torch.float32 and torch.equal(in_parts, plain))
     assert (in_parts.double() - right).abs().max() < 8 * torch.finfo(dtype).eps
 
 
@@ -125,8 +125,17 @@ def test_one_value_that_is_off_by_a_hundred_thousandth_is_found(tiny_folder, tmp
 def test_one_value_that_is_off_by_two_steps_of_float16_is_found(tiny_folder, tmp_path: Path) -> None:
     honest = run(tiny_folder("gpt2"), tmp_path / "run", dtype="float16")
     assert not failures(list(replay_rows(TraceStore(honest), 2)))
-    found = changed(honest, tmp_path / "forged", "dec_hidden.zarr/x", one_value(lambda x: x + 2 * np.spacing(x)))
+    found = changed(honest, tmp_path / "forged", "dec_hidden.zarr/h", one_value(lambda x: x + 2 * np.spacing(x)))
     assert found == [("dec_hidden", TraceStore(honest).example_id(1))]
+
+
+def computed_here(model: torch.nn.Module, made: Path) -> np.ndarray:
+    """What the second layer's MLP writes in the second row, by plain transformers."""
+    seen: list[torch.Tensor] = []
+    model.model.layers[1].mlp.register_forward_hook(lambda _m, _a, out: seen.append(out[0]))
+    with torch.no_grad():
+        model(torch.tensor([TraceStore(made).encodings(1, trim=True)["input_ids"].tolist()]))
+    return seen[0].numpy()
 
 
 @pytest.mark.filterwarnings("ignore::decision_traces.errors.UncertifiedWarning")
@@ -140,13 +149,13 @@ def test_another_order_of_sums_is_no_fault_however_much_it_changes(tiny_folder, 
         for matrix in (mlp.gate_proj.weight, mlp.up_proj.weight):
             matrix[24:] = matrix[:24]
         small = mlp.down_proj.weight[:, :24].clone()
-        large = torch.randn(32, 24, generator=torch.Generator().manual_seed(0)) * 1e5
+        large = torch.randn(32, 24, generator=torch.Generator().manual_seed(0)) * 1e3
         mlp.down_proj.weight[:] = torch.cat([large + small, -large], dim=1)
     model.save_pretrained(folder)
     with SumsInParts():  # stands for another machine
         made = run(folder, tmp_path / "run", uncertified=True)
-    checks = {c.array: c for c in replay_rows(TraceStore(made), 2)}
-    assert not failures(list(checks.values()))
-    assert checks["dec_mlp_out"].worst > 1e-3
+    off = np.abs(computed_here(model, made) - TraceStore(made).mlp_out(1, layer=1, trim=True))
+    assert off.max() > 1e-3 * np.abs(TraceStore(made).mlp_out(1, layer=1, trim=True)).max()
+    assert not failures(list(replay_rows(TraceStore(made), 2)))
     found = changed(made, tmp_path / "forged", "dec_mlp_out.zarr/x", lambda x: -x)
     assert found == [("dec_mlp_out", TraceStore(made).example_id(1))]

@@ -83,13 +83,14 @@ def _worst(found: Shaped[np.ndarray, "..."], right: Shaped[np.ndarray, "..."]) -
     """Return the largest difference relative to its vector; a vector smaller than most counts as one of their size."""
     if not right.size:
         return 0.0
+    if not (np.isfinite(found).all() and np.isfinite(right).all()):
+        return float("inf")
     difference = np.abs(found.astype(np.float64) - right)
     if found.dtype == np.float16:
         difference = np.maximum(difference - np.spacing(np.abs(found)).astype(np.float64) / 2, 0.0)
     largest = np.abs(right).max(axis=-1, keepdims=True)
     some = largest[largest > 0]
-    worst = float((difference / np.maximum(largest, np.median(some) if some.size else 1e-30)).max())
-    return worst if worst == worst else float("inf")
+    return float((difference / np.maximum(largest, np.median(some) if some.size else 1e-30)).max())
 
 
 @dataclass(slots=True)
@@ -125,5 +126,6 @@ class Distances:
             return 0.0, 0.0, "", 0.0
         noise, off = np.max(self.noise, axis=0), np.array(self.off)
         allowed = np.maximum(MARGIN * noise, ULPS * epsilon)
-        row, layer = np.unravel_index((off / allowed).argmax(), off.shape)
+        over = np.where(np.isfinite(off), off / allowed, np.inf)  # where nothing is a number, noise is none either
+        row, layer = np.unravel_index(over.argmax(), off.shape)
         return float(off[row, layer]), float(allowed[layer]), self.where[row], float(noise[layer])
