@@ -15,11 +15,10 @@ from decision_traces.extract.texts import TextConfig, extract_texts
 COMMANDS = {"lens": lens, "attribution": attribution, "compare": compare, "attention": attention, "view": view}
 RUNS: dict[str, tuple[Any, str, dict[str, Any], dict[str, Any]]] = {
     # by name: class, family, what its config gets, what the extraction gets
-    "masked": (hf.AutoModelForMaskedLM, "bert", {}, {"capture": ("attn", "hidden", "resid")}),
+    "masked": (hf.AutoModelForMaskedLM, "modernbert", {}, {"capture": ("attn", "hidden", "resid")}),
     "encoder": (hf.AutoModel, "modernbert", {}, {"task": "encode", "capture": ("hidden", "resid")}),
     "t5": (hf.AutoModelForSeq2SeqLM, "t5", {}, {"target_column": "target"}),
-    "post_norm": (hf.AutoModelForCausalLM, "opt", {"do_layer_norm_before": False}, {}),
-    "transform": (hf.BertLMHeadModel, "bert", {"is_decoder": True}, {}),
+    "post_norm": (hf.BertLMHeadModel, "bert", {"is_decoder": True}, {}),
 }
 
 
@@ -47,11 +46,10 @@ def _typed(words: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("name", "command", "named"),
     [
-        ("masked", "lens", {"attention", "view"}),
+        ("masked", "attribution", {"lens", "attention", "view"}),
         ("encoder", "attribution", {"view"}),
         ("t5", "attribution", {"lens", "compare", "view"}),
         ("post_norm", "attribution", {"lens", "compare", "view"}),
-        ("transform", "lens", {"compare", "view"}),
     ],
 )
 def test_what_a_refusal_names_works(

@@ -11,7 +11,7 @@ from decision_traces.analysis.decisions import Decisions, Kind, decisions_of
 from decision_traces.analysis.frozen import FrozenNorm, freeze
 from decision_traces.analysis.heads import HeadWriter, head_points, split_attention
 from decision_traces.analysis.lens import with_competitors
-from decision_traces.analysis.requirements import refuse_cross_attention, what_works
+from decision_traces.analysis.requirements import refuse_cross_attention, refuse_transform, what_works
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, Progress, parts, path_of
@@ -58,8 +58,7 @@ def direct_attribution(
         UsageError: The run has no such decision, does not keep all layers, or not every layer has attention.
         ModelError: The parts do not add up to the model's logit difference.
     """
-    refuse_post_norm(store)
-    refuse_cross_attention(store, "direct logit attribution")
+    refuse_unsplit(store, unembedding)
     stream = {stage: path_of(store, stage) for stage in ("post_attn", "post_mlp")}
     embed = Point(store.array("dec_res_embed"), None)
     points = [embed, *stream["post_attn"], *stream["post_mlp"], *(head_points(store) if heads else ())]
@@ -76,6 +75,17 @@ def direct_attribution(
             progress(part.rows.stop, store.n)
     joined = {name: np.concatenate([columns[name] for columns in looked]) for name in looked[0]}
     return _result(decisions, joined, resolution(store), unembedding.ending.cap)
+
+
+def refuse_unsplit(store: TraceStore, unembedding: Unembedding | None = None) -> None:
+    """Raise where logits are not a sum of what the parts of a model wrote; without the unembedding, as far as known.
+
+    Raises:
+        UnsupportedArchitecture: They are not.
+    """
+    refuse_post_norm(store)
+    refuse_transform(store, bends=unembedding is not None and not unembedding.is_linear)
+    refuse_cross_attention(store, "direct logit attribution")
 
 
 def refuse_post_norm(store: TraceStore) -> None:

@@ -63,7 +63,7 @@ class Decisions:
 
     Attributes:
         example_id: n examples; those without a decision are left out.
-        row: (n,) row of `tokens.parquet` and of every array, ascending.
+        row: (n,) row of `tokens.parquet` and of every array, ascending; several times that of a text with masks.
         position: (n,) where the prediction was made.
         true_id: (n,) the true token; -1 where it is not known.
         pred_id: (n,) the token the model chose.
@@ -91,7 +91,7 @@ class Decisions:
         fields = (self.row, self.position, self.true_id, self.pred_id, self.competitor_id, self.correct)
         if any(len(values) != n for values in (*fields, self.pred_prob, self.difference)):
             raise ValueError(f"all fields need {n} entries")
-        if n > 1 and (np.diff(self.row) <= 0).any():
+        if n > 1 and (np.diff(self.row) < 0).any():
             raise ValueError("rows need to ascend")
 
     def __len__(self) -> int:
@@ -132,7 +132,7 @@ def kinds_of(store: TraceStore) -> tuple[Kind, ...]:
 
 
 def decisions_of(store: TraceStore, kind: Kind | None = None) -> Decisions:
-    """Return the decisions of a decoder run.
+    """Return the decisions of a decoder run, or of a masked run those at its masked tokens.
 
     Args:
         store: The run. Only the columns needed are read.
@@ -143,6 +143,8 @@ def decisions_of(store: TraceStore, kind: Kind | None = None) -> Decisions:
         UsageError: The run has no such decision.
         DataError: No example of the run has a prediction.
     """
+    if "masked_pos" in store.columns:
+        return _masked(read_columns(store, ("example_id", *_MASKED_COLUMNS)), store)
     kinds = kinds_of(store)
     kind = kinds[0] if kind is None else kind
     if kind not in kinds:
@@ -154,6 +156,9 @@ def decisions_of(store: TraceStore, kind: Kind | None = None) -> Decisions:
 
 _OF_TOKENS: Final[tuple[Kind, ...]] = ("next", "after")
 _TOKEN_COLUMNS: Final = ("pos", "true_id", "pred_id", "true_prob", "pred_prob", "margin", "topk_ids")
+_MASKED_COLUMNS: Final = (
+    "masked_pos", "masked_true_ids", "masked_pred_ids", "masked_true_probs", "masked_pred_probs",
+)  # fmt: skip
 _ANSWER_COLUMNS: Final = (
     "example_id", "answer_pos", "choice_token_ids", "choice_labels", "choice_logits", "choice_probs",
     "correct_idx", "pred_idx", FIRST_LOGITS,
@@ -182,6 +187,30 @@ def _tokens(table: pa.Table, kind: Kind) -> Decisions:
         correct=correct,
         pred_prob=pred_prob.astype(np.float32),
         difference=np.where(correct | ~known, margin, behind).astype(np.float32),
+    )
+
+
+def _masked(table: pa.Table, store: TraceStore) -> Decisions:
+    """Return a decision for every masked token; a competitor is told only where the model was wrong."""
+    each = pc.list_value_length(table.column("masked_pos").combine_chunks()).to_numpy(zero_copy_only=False)
+    row = np.repeat(np.arange(table.num_rows), each)
+    if len(row) == 0:
+        raise DataError(f"{store.run_dir} holds no prediction: none of its tokens is masked.")
+    flat = pa.table({name: table.column(name).combine_chunks().flatten() for name in _MASKED_COLUMNS})
+    true, pred = (_numbers(flat, f"masked_{which}_ids", NONE).astype(np.int64) for which in ("true", "pred"))
+    true_prob, pred_prob = (_numbers(flat, f"masked_{which}_probs", np.nan) for which in ("true", "pred"))
+    known, correct = true >= 0, (true == pred) & (true >= 0)
+    behind = np.log(np.where(true_prob > _SMALLEST_PROB, true_prob, np.nan)) - np.log(pred_prob)
+    return Decisions(
+        example_id=_names(table.take(pa.array(row))),
+        row=row,
+        position=_numbers(flat, "masked_pos", NONE).astype(np.int64),
+        true_id=true,
+        pred_id=pred,
+        competitor_id=np.where(correct | ~known, NONE, pred),
+        correct=correct,
+        pred_prob=pred_prob.astype(np.float32),
+        difference=np.where(correct | ~known, np.nan, behind).astype(np.float32),
     )
 
 

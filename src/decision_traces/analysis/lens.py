@@ -46,7 +46,7 @@ def logit_lens(
     a GPU, a few times over) with their states at all depths.
 
     Args:
-        store: A decoder run that captured `hidden` or `resid`.
+        store: A decoder run, or a masked one, that captured `hidden` or `resid`.
         unembedding: The model's final norm and output embedding.
         stage: Which states: "hidden", the way from the embedding to the end (also of runs that captured `resid`
             alone), or one of the residual stages, one state a layer.
@@ -230,5 +230,6 @@ def _result(stage: Stage, decisions: Decisions, columns: Columns) -> LensTraject
         pred=path("pred"),
         competitor=path("competitor"),
         model_error=checked_error(columns["error"]),
+        position=decisions.position,
         **{name: columns[name] for name in ("topk_ids", "topk_probs", "entropy", "margin", "kl_to_final")},
     )

@@ -9,6 +9,7 @@ from decision_traces.store.arrays import StoredArray
 from decision_traces.store.reader import TraceStore
 from decision_traces.store.selection import layers_that_have
 
+_DECIDED: Final = frozenset({"next_pos", "after_pos", "choice_token_ids", "masked_pos"})
 _ATTENTION: Final = ("dec_self_attn", "enc_self_attn", "enc_mc_attn")
 
 
@@ -44,11 +45,10 @@ def _some(kept: str, what: str, flag: str) -> UsageError:
 
 def what_works(store: TraceStore) -> str:
     """Return the sentence that names the commands which do work with a run, for the refusal of another."""
-    columns, about = set(store.columns), store.about
-    unembeds = about.final_norm is not None and (about.logits_are_unembedded or about.logit_factor is not None)
-    states = any(store.has(name) for name in ("dec_hidden", "dec_res_pre_attn"))
+    columns = set(store.columns)
+    states = any(store.has(name) for name in ("dec_hidden", "dec_res_pre_attn", "enc_hidden", "enc_res_pre_attn"))
     works = {
-        "lens": unembeds and states and bool({"next_pos", "after_pos", "choice_token_ids"} & columns),
+        "lens": states and store.about.final_norm is not None and bool(_DECIDED & columns),
         "attention": any(store.has(name) for name in _ATTENTION),
         "compare": bool({"next_correct", "is_correct"} & columns),
         "view": True,
@@ -56,6 +56,23 @@ def what_works(store: TraceStore) -> str:
     run = shlex.quote(str(store.run_dir))
     named = [f"decision-traces {command} {run}" for command, there in works.items() if there]
     return f"This works with the run: {'; '.join(named)}."
+
+
+def refuse_transform(store: TraceStore, *, bends: bool) -> None:
+    """Raise where a head bends what the stream holds before it unembeds it, as those of masked-language models do.
+
+    Args:
+        store: The run.
+        bends: Whether that is known of its model; of a masked run it always is.
+
+    Raises:
+        UnsupportedArchitecture: It does.
+    """
+    if bends or "masked_pos" in store.columns:
+        raise UnsupportedArchitecture(
+            f"{store.about.model or 'The model'} makes its logits by a head that is not linear: they are no sum of "
+            f"what its parts wrote, and cannot be split up. {what_works(store)}"
+        )
 
 
 def refuse_cross_attention(store: TraceStore, what: str) -> None:

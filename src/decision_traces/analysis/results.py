@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float32, Float64, Int32
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 _STEP: Final[Mapping[str, float]] = {"hidden": 0.0, "pre_attn": 0.0, "post_attn": 0.5, "post_mlp": 1.0}
 _TOKENS: Final = ("true", "pred", "competitor")
@@ -78,6 +78,7 @@ class LensTrajectories:
         kl_to_final: (n, depth) KL divergence of the final distribution from this one, nats; 0 at the end.
         model_error: Largest |probability by the lens at the end of the model - probability stored by the run|;
             in multiple-choice runs that over the choices. NaN where the run stored none.
+        position: (n,) token position of each decision: a text with several masks has several. None: not told.
     """
 
     stage: str
@@ -95,6 +96,7 @@ class LensTrajectories:
     margin: Float32[np.ndarray, "n depth"]
     kl_to_final: Float32[np.ndarray, "n depth"]
     model_error: float
+    position: Int64[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         """Check that all fields speak of the same examples and depths."""
@@ -148,6 +150,7 @@ class LensTrajectories:
             "stage": pd.Categorical([self.stage] * (n * depths), categories=list(_STEP)),
             "depth": np.tile(self.depth, n),
         }
+        columns |= {} if self.position is None else {"position": np.repeat(self.position, depths)}
         columns |= {name: values.repeat(depths).array for name, values in per_example.items()}
         for which in _TOKENS:
             path = getattr(self, which)

@@ -98,14 +98,14 @@ def path_of(store: TraceStore, stage: Stage) -> list[Point]:
         NotCapturedError: The run captured neither.
         UsageError: The run does not keep all layers.
     """
-    n_layers = store.L
+    n_layers, side = store.L, "enc" if store.arch == "enc" else "dec"
     if stage == "hidden":
-        if store.has("dec_hidden") or not store.has("dec_res_pre_attn"):
-            array = store.array("dec_hidden")
+        if store.has(f"{side}_hidden") or not store.has(f"{side}_res_pre_attn"):
+            array = store.array(f"{side}_hidden")
             need_whole(array, _WHAT)
             return [Point(array, depth, normed=depth == n_layers) for depth in range(n_layers + 1)]
         return [*path_of(store, "pre_attn"), path_of(store, "post_mlp")[-1]]
-    array = store.array(f"dec_res_{stage}")
+    array = store.array(f"{side}_res_{stage}")
     need_whole(array, _WHAT)
     return [Point(array, layer) for layer in range(n_layers)]
 

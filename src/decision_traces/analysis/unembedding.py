@@ -31,6 +31,7 @@ from decision_traces.models.load import (
     resolve_device,
 )
 from decision_traces.models.logit_map import LogitMap
+from decision_traces.models.own_head import OwnHead, own_head
 from decision_traces.models.probe import find_anatomy
 from decision_traces.models.unembed_file import (
     holds_words,
@@ -56,8 +57,9 @@ class Unembedding:
 
     Attributes:
         norm: What leads from the last layer's output to the last hidden state; None where nothing does.
-        head: The output embedding: one row of weights a token, and maybe a bias.
-        ending: What the model makes of it: its logits.
+        head: The output embedding: one row of weights a token, and maybe a bias; or all of a model's head (`OwnHead`)
+            where it is more.
+        ending: What the model makes of what an output embedding gives: its logits.
     """
 
     norm: nn.Module | None
@@ -70,6 +72,11 @@ class Unembedding:
         weight = self.head.weight
         assert isinstance(weight, Tensor)
         return weight
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits (before a cap) are linear in the last hidden state, so that they can be split up."""
+        return not isinstance(self.head, OwnHead)
 
     @property
     def bias(self) -> Float[Tensor, " vocab"] | None:
@@ -103,8 +110,10 @@ class Unembedding:
         self, residual: Float[Tensor, "n d_model"], ids: Int[Tensor, "n choice"], *, normed: bool, capped: bool = True
     ) -> Float[Tensor, "n choice"]:
         """Return the logits of a few tokens for each vector, in float32; far cheaper than `logits`."""
-        x = self.normed(residual, normed=normed).float()
         ids = ids.to(self.weight.device)
+        if not self.is_linear:
+            return self.logits(residual, normed=normed).gather(1, ids)
+        x = self.normed(residual, normed=normed).float()
         unembedded = torch.einsum("nd,ncd->nc", x, self.weight[ids].float())
         if self.bias is not None:
             unembedded = unembedded + self.bias[ids].float()
@@ -142,21 +151,20 @@ def of_model(loaded: LoadedModel, final_norm: str | None, *, logits_are_unembedd
         logits_are_unembedded: As in a run's meta; where they are more, what the model makes of them is found from it.
 
     Raises:
-        UnsupportedArchitecture: No single module leads from the last layer to the last hidden state, or more than an
-            output embedding from there to the logits.
+        UnsupportedArchitecture: No single module leads from the last layer to the last hidden state, or there is no
+            head behind that.
     """
-    known = _AS_IT_IS if logits_are_unembedded else None
-    found = known or find_anatomy(loaded.model, loaded.vocab_size, loaded.task).logits
-    name, ending = _usable(type(loaded.model).__name__, final_norm, found)
-    norm = None if name == IDENTITY else loaded.model.get_submodule(name)
-    return Unembedding(norm, loaded.model.get_output_embeddings(), ending)  # type: ignore[operator]
-
-
-def _usable(model: str, final_norm: str | None, ending: LogitMap | None) -> tuple[str, LogitMap]:
-    if final_norm is None or ending is None:
-        what = "has no single final norm" if final_norm is None else "transforms its states before it unembeds them"
-        raise UnsupportedArchitecture(f"{model} {what}: there is no lens for it, and its logits cannot be split up.")
-    return final_norm, ending
+    norm = None if final_norm in {None, IDENTITY} else loaded.model.get_submodule(str(final_norm))
+    if logits_are_unembedded and final_norm is not None:
+        return Unembedding(norm, loaded.model.get_output_embeddings())  # type: ignore[operator]
+    anatomy = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
+    head = own_head(loaded, anatomy) if anatomy.logits is None else loaded.model.get_output_embeddings()  # type: ignore[operator]
+    if final_norm is None or head is None:
+        raise UnsupportedArchitecture(
+            f"{type(loaded.model).__name__} has no single final norm, or no head that states can be put in front of: "
+            "there is no lens for it, and its logits cannot be split up."
+        )
+    return Unembedding(norm, head, anatomy.logits or _AS_IT_IS)
 
 
 def of_run(store: TraceStore, loaded: LoadedModel) -> Unembedding:

@@ -8,13 +8,12 @@ from typing import Annotated, NoReturn
 import tyro
 from rich.console import Console
 
-from decision_traces.analysis.attribution import direct_attribution, refuse_post_norm
+from decision_traces.analysis.attribution import direct_attribution, refuse_unsplit
 from decision_traces.analysis.contribution_grid import write_choice_contributions, write_contribution_grid
 from decision_traces.analysis.decisions import Kind, decisions_of, text_note
 from decision_traces.analysis.encoder_attribution import choice_parts, lead_of_the_right
 from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.heads import HeadWriter, find_head_writers
-from decision_traces.analysis.requirements import refuse_cross_attention
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.states import path_of
 from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, load_run_model, load_unembedding, of_run
@@ -101,9 +100,9 @@ def _encoder(store: TraceStore, args: AttributionCommand, folder: Path) -> Attri
 def _decoder(store: TraceStore, args: AttributionCommand, console: Console, folder: Path) -> Attribution:
     """Attribute the lead of the true token."""
     # What the run lacks is said before a model is loaded.
-    decisions_of(store, args.of), path_of(store, "post_mlp")
-    refuse_post_norm(store)
-    refuse_cross_attention(store, "direct logit attribution")
+    decisions_of(store, args.of)
+    refuse_unsplit(store)
+    path_of(store, "post_mlp")
     if note := text_note(store):
         console.print(note, soft_wrap=True)
     unembedding, heads = _load(store, args, console)

@@ -33,7 +33,8 @@ from decision_traces.views.trajectories import save_trajectories
 class LensCommand:
     """Read a run through the lens: what the model would say after each layer, and when its decisions stand.
 
-    Decoders are read through their unembedding, multiple-choice encoders through their classification head.
+    Decoders are read through their unembedding, masked-language models at their masked tokens through their whole head,
+    multiple-choice encoders through their classification head.
 
     Attributes:
         run: The run folder; it must hold `hidden` (or `resid`, for decoders).
@@ -96,8 +97,9 @@ def _decoder(store: TraceStore, args: LensCommand, console: Console, folder: Pat
     else:
         depth = decision_depth(lenses[0])
         console.print(decision_table(lenses[0], depth))
-    write_result(folder / "depth.parquet", depth)
-    _for_the_page(store, unembedding, args, folder)
+    if "masked_pos" not in store.columns:  # these have one decision an example, as the page has them
+        write_result(folder / "depth.parquet", depth)
+        _for_the_page(store, unembedding, args, folder)
     title = f"{run_title('Logit lens', store.meta)}, {store.n} examples"
     save_trajectories(lenses[0], depth, folder / "lens_trajectories.png", title)
     error = lenses[0].model_error
@@ -106,7 +108,8 @@ def _decoder(store: TraceStore, args: LensCommand, console: Console, folder: Pat
 
 def _stages(store: TraceStore) -> list[Stage]:
     """Return the stages to look at: what is missing of `pre_attn` and `post_mlp` are states of `hidden`."""
-    return ["hidden", "post_attn"] if store.has("dec_res_post_attn") else ["hidden"]
+    written = any(store.has(f"{side}_res_post_attn") for side in ("dec", "enc"))
+    return ["hidden", "post_attn"] if written else ["hidden"]
 
 
 def _look(store: TraceStore, unembedding: Unembedding, stage: Stage, args: LensCommand) -> LensTrajectories:

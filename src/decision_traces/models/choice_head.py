@@ -6,7 +6,7 @@ have given had its layers ended there.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +41,23 @@ class HeadPlan:
     returned: int
     final_norm: str | None
 
+    @contextmanager
+    def ended_in(self, model: nn.Module, state: Tensor, *, normed: bool) -> Iterator[None]:
+        """Let the layers of a model end in a state inside the block, whatever they are called with.
+
+        Args:
+            model: The model.
+            state: (batch, position, d_model).
+            normed: Whether the final norm has been applied to it already.
+        """
+        given = state if self.place is None else tuple(state if i == self.place else None for i in range(self.returned))
+        with ExitStack() as stack:
+            for name in self.layers:
+                stack.callback(_returning(model.get_submodule(name), given))
+            if normed and self.final_norm:
+                stack.callback(_returning(model.get_submodule(self.final_norm), state))
+            yield
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceHead:
@@ -66,7 +83,7 @@ class ChoiceHead:
             normed: Whether the final norm has been applied already (true for `hidden[L]`).
         """
         kind = next(self.model.parameters())
-        with self._ended_in(hidden.to(kind.device, kind.dtype), normed=normed):
+        with self.plan.ended_in(self.model, hidden.to(kind.device, kind.dtype), normed=normed):
             logits: Tensor = self.model(**_blank(self.model, mask.to(kind.device))).logits
         return logits[:, 0].float()
 
@@ -76,21 +93,10 @@ class ChoiceHead:
         """Return the gradient of each choice's score with respect to its last hidden state; arguments as above."""
         kind = next(self.model.parameters())
         state = hidden.to(kind.device, kind.dtype).requires_grad_()
-        with torch.enable_grad(), self._ended_in(state, normed=True):
+        with torch.enable_grad(), self.plan.ended_in(self.model, state, normed=True):
             logits: Tensor = self.model(**_blank(self.model, mask.to(kind.device))).logits
             (slopes,) = torch.autograd.grad(logits.sum(), state)
         return slopes.float()
-
-    @contextmanager
-    def _ended_in(self, state: Tensor, *, normed: bool) -> Iterator[None]:
-        place = self.plan.place
-        given = state if place is None else tuple(state if i == place else None for i in range(self.plan.returned))
-        with ExitStack() as stack:
-            for name in self.plan.layers:
-                stack.callback(_returning(self.model.get_submodule(name), given))
-            if normed and self.plan.final_norm:
-                stack.callback(_returning(self.model.get_submodule(self.plan.final_norm), state))
-            yield
 
     def save(self, folder: Path) -> Path:
         """Write the config, the plan and the weights that are not the layers' nor the word embedding's."""
@@ -123,16 +129,22 @@ def _returning(module: nn.Module, value: Any) -> Any:
 
 def choice_head(loaded: LoadedModel, anatomy: Anatomy) -> ChoiceHead:
     """Return the head of a loaded multiple-choice model."""
+    two = _blank(loaded.model, torch.ones(1, 2, dtype=torch.long, device=loaded.device))
+    return ChoiceHead(loaded.model, plan_of(loaded.model, anatomy, two))
+
+
+def plan_of(model: nn.Module, anatomy: Anatomy, inputs: Mapping[str, Any]) -> HeadPlan:
+    """Return where a hidden state has to be put into a model; `inputs` are arguments of its forward, for a trial."""
     taps = [layer.post_mlp for layer in anatomy.layers]
     place, returned = taps[0].key, []
-    first = loaded.model.get_submodule(taps[0].module)
+    first = model.get_submodule(taps[0].module)
     handle = first.register_forward_hook(lambda _m, _a, out: returned.append(len(out) if isinstance(out, tuple) else 1))
     with torch.inference_mode():
-        loaded.model(**_blank(loaded.model, torch.ones(1, 2, dtype=torch.long, device=loaded.device)))
+        model(**inputs)
     handle.remove()
     norm = None if anatomy.final_norm == IDENTITY else anatomy.final_norm
     names = tuple(dict.fromkeys(tap.module for tap in taps))
-    return ChoiceHead(loaded.model, HeadPlan(names, place if isinstance(place, int) else None, returned[0], norm))
+    return HeadPlan(names, place if isinstance(place, int) else None, returned[0], norm)
 
 
 def holds_choice_head(folder: Path) -> bool:

@@ -320,6 +320,9 @@ class PageRun:
         return "" if there else self.not_captured("dec_hidden")
 
     def _lens(self) -> dict[str, str]:
+        if "masked_pos" in self.store.columns:
+            why = "The lens at masked tokens is a table, lens.parquet, which the command writes; it is not drawn here."
+            return {"why": why, "command": self.command("lens")}
         if not self.decides:
             return {"why": "A lens needs a decoder that predicts tokens; this run has none.", "command": ""}
         if self._no_states():
