@@ -21,20 +21,20 @@ class Column:
 TOKEN_COLUMNS: Final = (
     Column("example_id", pa.string(), "stable over runs: data set, split, row and text"),
     Column("text", pa.string(), "the text as tokenised"),
-    Column("input_ids", pa.list_(pa.int32()), "token ids, padded on the right to T"),
-    Column("attention_mask", pa.list_(pa.int8()), "1 for tokens, 0 for padding"),
+    Column("input_ids", pa.list_(pa.int32()), "token ids; lists of tokens are filled up to T before format 1.3"),
+    Column("attention_mask", pa.list_(pa.int8()), "1 for each token, 0 for padding"),
     Column(
         "offset_mapping",
         pa.list_(pa.list_(pa.int32(), 2)),
-        "character span of each token, (0, 0) for padding",
+        "character span of each token",
     ),
-    Column("tokens", pa.list_(pa.string()), "token strings, padded with the pad token"),
+    Column("tokens", pa.list_(pa.string()), "token strings"),
     Column("n_tokens", pa.int32(), "tokens that are not padding"),
     Column("truncated", pa.bool_(), "whether the text was longer than T tokens"),
     Column(
         "token_type_ids",
         pa.list_(pa.int8()),
-        "which segment a token is of, as the tokenizer says and the model was told; 0 for padding",
+        "which segment a token is of, as the tokenizer says and the model was told",
         optional=True,
     ),
 )

@@ -41,6 +41,8 @@ class Version:
 
 FIRST_FORMAT: Final = Version(1, 0)
 """Had one side, kept everything of it, and called the width of values d_head."""
+UNFILLED_FORMAT: Final = Version(1, 3)
+"""The first whose token columns are not filled up to T."""
 _FORM: Final = re.compile(r"(\d{1,4})\.(\d{1,4})")
 
 _LAYERS = _HEADS = 10_000
@@ -159,6 +161,8 @@ class RunMeta:
     sides: Annotated[Mapping[Side, Dims], _sides] = field(default_factory=dict)
     layer_heads: Annotated[Mapping[str, Any] | None, none_or(anything_named)] = None
     rows_padded: Annotated[bool, flag] = True
+    pad_id: Annotated[int, count(_TOKENS)] = 0
+    pad_token: Annotated[str, text] = ""
     logits_are_unembedded: Annotated[bool, flag] = True
     logit_factor: Annotated[float | None, none_or(number)] = None
     logit_cap: Annotated[float | None, none_or(number)] = None
@@ -234,6 +238,11 @@ class RunMeta:
     def ours(self) -> bool:
         """Whether a version of this package wrote the run; older tools wrote no format version."""
         return self.format_version is not None
+
+    @property
+    def tokens_filled(self) -> bool:
+        """Whether lists of tokens in its tables are filled up to T, as before format 1.3 and by older tools."""
+        return self.format_version is None or self.format_version < UNFILLED_FORMAT
 
     @property
     def data(self) -> str:

@@ -147,13 +147,15 @@ def test_the_decoder_reads_what_it_reads_in_training(family: str, complete, fold
 
 
 def test_the_token_columns_of_t5_are_these(complete) -> None:
-    row = complete("t5").tokens.iloc[2]
+    store = complete("t5")
+    row, filled = store.tokens.iloc[2], store.encodings(2, side="dec")
     assert row["text"] == "Ωμέγα 🙂" and row["target_text"] == "x"
-    assert row["dec_n_tokens"] == 3 and row["dec_input_ids"][:3].tolist() == [0, 1, ids_of("x")[1]]
-    assert row["dec_tokens"][:3].tolist() == ["<p>", "<s>", "x"]
+    assert row["dec_n_tokens"] == 3 and row["dec_input_ids"].tolist() == [0, 1, ids_of("x")[1]]
+    assert row["dec_tokens"].tolist() == ["<p>", "<s>", "x"]
     longest = 1 + len(TARGETS[1])  # as many as the decoder reads: the end token is not read, the start token is
-    assert row["dec_attention_mask"].tolist() == [1, 1, 1] + [0] * (longest + 1 - 3)
-    assert set(row["dec_input_ids"][3:]) == {0} and not row["dec_truncated"]
+    assert row["dec_attention_mask"].tolist() == [1, 1, 1] and not row["dec_truncated"]
+    assert filled["attention_mask"].tolist() == [1, 1, 1] + [0] * (longest + 1 - 3)
+    assert set(filled["input_ids"][3:]) == {0} and set(filled["tokens"][3:]) == {"<p>"}
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODERS)

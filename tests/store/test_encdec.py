@@ -47,7 +47,8 @@ def test_sizes_and_tokens_of_both_sides(built):
     assert [s.n_tokens(r, side="enc") for r in range(5)] == list(SOURCES)
     assert s.encodings(0, trim=True)["attention_mask"].tolist() == [1, 1, 1, 1, 1]
     assert s.encodings(0, side="enc", trim=True)["attention_mask"].tolist() == [1, 1]
-    assert list(s.encodings(0)["input_ids"]) == list(s.tokens.iloc[0]["dec_input_ids"])
+    assert list(s.encodings(0)["input_ids"]) == [*s.tokens.iloc[0]["dec_input_ids"], 0]
+    assert s.padded("attention_mask", "enc").tolist() == [[1] * n + [0] * (7 - n) for n in (2, 7, 4, 1, 3)]
     assert "offset_mapping" not in s.encodings(0)
     assert s.positions(0, side="enc").tolist() == [0, 1, -1, -1, -1, -1, -1]
     assert s.spans.n_tokens.tolist() == [5, 2, 1, 6, 3]

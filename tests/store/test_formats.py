@@ -88,7 +88,7 @@ def test_what_post_attn_is_stands_in_a_key_and_older_runs_have_it_read_from_thei
 
 def test_a_newer_minor_format_opens_with_a_warning_whatever_else_it_says(changed):
     run = changed(format_version="1.9", selection_of_neurons=[1, 2], sides=json_sides() | {"vision": {}})
-    with pytest.warns(NewerFormatWarning, match=r"format 1\.9, newer than 1\.2"):
+    with pytest.warns(NewerFormatWarning, match=r"format 1\.9, newer than 1\.3"):
         assert TraceStore(run).hidden(0).shape == (4, 6, 8)
 
 

@@ -13,9 +13,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decision_traces.errors import RunError
+from decision_traces.errors import RunError, UsageError
 from decision_traces.store.reader import TraceStore, open_run
-from decision_traces.testing.runs import CHOICES, DECODER, TinyRun, build_run
+from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, TinyRun, build_run
 
 LAYOUTS = ("sharded", "v3", "v2")
 
@@ -110,7 +110,42 @@ def test_examples(decoder):
     assert len(whole["tokens"]) == 6
     assert whole["tokens"][3:] == ["<pad>"] * 3
     assert cut["offset_mapping"].tolist() == [[0, 1], [1, 2], [2, 3]]
-    np.testing.assert_array_equal(cut["input_ids"], s.tokens.iloc[4]["input_ids"][:3])
+    np.testing.assert_array_equal(cut["input_ids"], s.tokens.iloc[4]["input_ids"])
+    assert s.tokens.iloc[4]["tokens"].tolist() == cut["tokens"] == whole["tokens"][:3]
+
+
+@pytest.mark.parametrize("run", [DECODER, CHOICES, ENCDEC], ids=["decoder", "choices", "encoder-decoder"])
+def test_padding_on_demand_is_what_tables_of_older_formats_hold(tmp_path, run):
+    for version in ("1.2", "1.3"):
+        build_run(tmp_path / version, replace(run, format_version=version))
+    old, new = TraceStore(tmp_path / "1.2"), TraceStore(tmp_path / "1.3")
+    names = ["input_ids", "attention_mask", "tokens", *(["offset_mapping"] if run is not ENCDEC else [])]
+    for name in names:
+        stored = np.array(old.tokens[old.token_prefix(old.sides[0]) + name].map(_lists).tolist())
+        assert stored.shape[: stored.ndim - (name == "offset_mapping")][-1] == 6
+        np.testing.assert_array_equal(new.padded(name), stored)
+        np.testing.assert_array_equal(old.padded(name), stored)
+        np.testing.assert_array_equal(np.array([new.encodings(row)[name] for row in range(new.n)]), stored)
+    for row in range(new.n):
+        for choice in range(run.n_choices or 1):
+            at = (row, choice) if run.n_choices else (row,)
+            (a, b), n = (s.encodings(*at, trim=True) for s in (old, new)), new.spans.n_tokens[at]
+            assert all(np.array_equal(a[name], b[name]) and len(b[name]) == n for name in names)
+    with pytest.raises(UsageError, match="No column 'text': valid are"):
+        new.padded("text")
+
+
+def _lists(values: object) -> object:
+    """Arrays within arrays, as data frames have them, as lists."""
+    return [_lists(v) for v in values] if isinstance(values, np.ndarray | list) else values
+
+
+def test_an_example_without_tokens_has_padding_alone(tmp_path):
+    build_run(tmp_path / "r", replace(DECODER, lengths=(0, 2)))
+    s = TraceStore(tmp_path / "r")
+    assert s.encodings(0)["offset_mapping"].tolist() == [[0, 0]] * 6
+    assert s.encodings(0, trim=True)["offset_mapping"].shape == (0, 2)
+    assert s.padded("input_ids")[0].tolist() == [0] * 6 and s.encodings(0, trim=True)["tokens"] == []
 
 
 def test_choice_level_of_the_encodings(choices):

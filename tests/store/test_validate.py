@@ -120,10 +120,11 @@ BROKEN = [
     (_array("dec_res_pre_attn", (2, 1, 0, 0), 9.0), "hidden[l] == pre_attn[l]", "dec_hidden", "000002 .* depth 1"),
     (_array("dec_res_embed", (4, 2, 7), 9.0), "pre_attn[0] == embed", "dec_res_pre_attn", "000004 .* layer 0"),
     (_cell("example_id", 2, "tiny-validation-000000"), "example_id unique", "tokens.parquet", "row 2"),
-    (_cell("attention_mask", 0, [1, 1, 0, 1, 1, 0]), "padding on the right", "tokens.parquet", "000000"),
-    (_cell("attention_mask", 0, [1, 1, 1, 1, 0, 0]), "n_tokens agrees with the mask", "tokens.parquet", "000000"),
-    (_cell("attention_mask", 0, [1, 1, 1, 1, 2, 0]), "mask is 0 or 1", "tokens.parquet", "000000"),
-    (_cell("input_ids", 1, [1, 2, 0]), "length of input_ids", "tokens.parquet", ""),
+    (_cell("attention_mask", 0, [1, 1, 0, 1, 1]), "attention_mask is 1", "tokens.parquet", "000000"),
+    (_cell("attention_mask", 0, [1, 1, 1, 1]), "length of attention_mask", "tokens.parquet", "000000"),
+    (_cell("n_tokens", 0, 4), "length of input_ids", "tokens.parquet", "000000"),
+    (_cell("input_ids", 1, [1, 2, 0]), "length of input_ids", "tokens.parquet", "000001"),
+    (_cell("tokens", 1, [None, "a"]), "length of tokens", "tokens.parquet", ""),
     (_cell("next_pos", 3, 5), "next_pos", "tokens.parquet", "000003"),
     (_cell("next_true_id", 3, VOCAB - 1), "true_id is the next token", "tokens.parquet", "000003"),
     (_cell("next_true_id", 3, None), "predictions where there is a next token", "tokens.parquet", "000003"),
@@ -139,6 +140,32 @@ BROKEN = [
     (_cell("next_topk_probs", 1, [0.1, 0.2, 0.05]), "top-k probabilities in order", "tokens.parquet", "000001"),
     (_cell("next_topk_ids", 1, [1, 2, 3]), "top-k starts with the prediction", "tokens.parquet", "000001"),
 ]
+
+
+FILLED = [
+    (_cell("attention_mask", 0, [1, 1, 0, 1, 1, 0]), "padding on the right", "000000"),
+    (_cell("attention_mask", 0, [1, 1, 1, 1, 0, 0]), "n_tokens agrees with the mask", "000000"),
+    (_cell("attention_mask", 0, [1, 1, 1, 1, 2, 0]), "mask is 0 or 1", "000000"),
+    (_cell("input_ids", 1, [1, 2, 0]), "length of input_ids", ""),
+]
+
+
+@pytest.mark.parametrize(("alter", "check", "where"), FILLED, ids=[check for _, check, _ in FILLED])
+def test_tables_that_are_filled_up_to_t_are_checked_as_such(tmp_path, alter, check, where):
+    run = replace(UNLINKED, capture=("hidden",), format_version="1.2")
+    build_run(tmp_path / "r", run, alter)
+    broken = [result for result in failures(validate_run(tmp_path / "r")) if result.name == check]
+    assert broken and all(where in result.where for result in broken)
+
+
+def test_a_choice_with_a_token_more_is_named(tmp_path):
+    def longer(_arrays, table):
+        table.at[1, "input_ids"] = [[1, 2, 3], [4, 5, 6, 7]]
+
+    build_run(tmp_path / "r", replace(CHOICES, links=False), longer)
+    assert {(r.name, r.where) for r in failures(validate_run(tmp_path / "r"))} == {
+        ("length of input_ids", "example tiny-validation-000001 (row 1)")
+    }
 
 
 @pytest.mark.parametrize(

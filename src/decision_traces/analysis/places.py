@@ -13,7 +13,7 @@ from decision_traces.analysis.decisions import NONE, Decisions, decisions_of, ki
 from decision_traces.analysis.states import Point, path_of
 from decision_traces.schema import EXAMPLE
 from decision_traces.store.reader import TraceStore
-from decision_traces.store.table import rectangle
+from decision_traces.store.table import entries_at
 
 CANDIDATES: Final = 10
 """How many of the most probable tokens at the end are candidates, besides the target."""
@@ -130,10 +130,10 @@ def _by_row(decisions: Decisions, values: Int64[np.ndarray, "m ..."], n: int) ->
 
 def _next_ids(store: TraceStore, positions: Int64[np.ndarray, "n slot"]) -> Int64[np.ndarray, "n slot"]:
     """Return the token after each position, -1 where the text ends."""
-    ids = rectangle(read_columns(store, ("input_ids",)).column("input_ids")).astype(np.int64)
-    after = positions + 1
-    inside = (positions >= 0) & (after < store.spans.stop[:, None])
-    found: np.ndarray = np.where(inside, np.take_along_axis(ids, np.where(inside, after, 0), axis=1), NONE)
+    ids, after = read_columns(store, ("input_ids",)).column("input_ids"), positions + 1
+    rows, slots = np.nonzero((positions >= 0) & (after < store.spans.stop[:, None]))
+    found = np.full(positions.shape, NONE, np.int64)
+    found[rows, slots] = entries_at(ids, rows, after[rows, slots])
     return found
 
 

@@ -73,7 +73,7 @@ class AnswerWorkflow:
 
     def __init__(self, material: Material, *, answers: Answers, template: str) -> None:
         self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
-        self._pad, self._n_positions, self._whole = material.pad, material.n_positions, material.whole_logits
+        self._whole = material.whole_logits
         self._answers, self._template, self._cut = answers, template, material.cut
         self._tokens = answer_tokens(self._loaded.tokenizer, self._examples, self._encodings, answers)
         if answers == "text":
@@ -103,7 +103,7 @@ class AnswerWorkflow:
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
         """Return the rows of `tokens.parquet`."""
         examples, encodings = self._examples[rows.start : rows.stop], self._encodings[rows.start : rows.stop]
-        columns = token_columns(examples, encodings, self._loaded.tokenizer, self._pad, self._n_positions)
+        columns = token_columns(examples, encodings, self._loaded.tokenizer)
         found = [self._rows.pop(row) for row in rows]
         columns |= {name: [e.fields[name] for e in examples] for name in examples[0].fields}
         columns |= {

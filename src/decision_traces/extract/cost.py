@@ -21,7 +21,7 @@ _MOST_SMALL_ROWS: Final = 4096
 _WAITING: Final = 128 << 20
 _ROUND: Final = 16
 MOST_SLOTS: Final = 1 << 25
-"""Token positions in the table of a block, filled up to T: some 32 bytes each."""
+"""Token positions of a block at most, T for each text."""
 FRAME_BYTES: Final = 37
 """What a chunk takes beside its content: the frame's header and end, its checksum, its entry in the index."""
 

@@ -38,9 +38,7 @@ class Material:
         examples: The examples.
         encodings: They, tokenised; with choices, each choice of each.
         loaded: The model.
-        pad: Id that fills padding.
-        n_positions: T.
-        n_target: T of the decoder of an encoder-decoder, else 0.
+        with_target: Whether a decoder reads a target of its own, as in an encoder-decoder.
         whole_logits: Whether the logits of all positions are recorded, and must be computed.
         cut: Cuts other texts, at most so many at once, into batches as the run's own are.
     """
@@ -48,9 +46,7 @@ class Material:
     examples: Sequence[Example]
     encodings: Sequence[Encoding]
     loaded: LoadedModel
-    pad: int
-    n_positions: int
-    n_target: int
+    with_target: bool
     whole_logits: bool
     cut: Callable[[Sequence[Encoding], int], Iterator[TokenBatch]]
 

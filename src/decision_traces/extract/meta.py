@@ -128,6 +128,8 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         sides=layout.sides,
         layer_heads=_layer_heads(anatomy),
         rows_padded=anatomy.pads,
+        pad_id=prepared.pad,
+        pad_token=loaded.tokenizer.convert_ids_to_tokens([prepared.pad])[0] or "",
         logits_are_unembedded=anatomy.logits_are_unembedded,
         logit_factor=None if anatomy.logits is None else anatomy.logits.factor,
         logit_cap=None if anatomy.logits is None else anatomy.logits.cap,

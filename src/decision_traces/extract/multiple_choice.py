@@ -80,7 +80,6 @@ class MultipleChoiceWorkflow:
         material: Material,
     ) -> None:
         self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
-        self._pad, self._n_positions = material.pad, material.n_positions
         self._choices = len(material.encodings) // len(material.examples)
         self._scores: dict[int, torch.Tensor] = {}
 
@@ -94,9 +93,7 @@ class MultipleChoiceWorkflow:
         """Return the rows of `tokens.parquet`."""
         items = range(rows.start * self._choices, rows.stop * self._choices)
         examples = self._examples[rows.start : rows.stop]
-        columns = choice_token_columns(
-            examples, self._encodings[items.start : items.stop], self._loaded.tokenizer, self._pad, self._n_positions
-        )
+        columns = choice_token_columns(examples, self._encodings[items.start : items.stop], self._loaded.tokenizer)
         columns |= {name: [e.fields[name] for e in examples] for name in examples[0].fields}
         scores = torch.stack([self._scores.pop(item) for item in items]).view(len(rows), self._choices)
         columns |= choice_outcomes(scores).columns(columns["choice_labels"], columns["label_idx"])

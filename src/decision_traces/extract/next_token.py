@@ -92,8 +92,8 @@ class NextTokenWorkflow:
         all_positions: bool,
     ) -> None:
         self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
-        self._pad, self._n_positions, self._topk, self._all = material.pad, material.n_positions, topk, all_positions
-        self._whole, self._n_target = material.whole_logits, material.n_target
+        self._topk, self._all = topk, all_positions
+        self._whole, self._with_target = material.whole_logits, material.with_target
         self._field_types = field_types(material.examples)
         self._text: dict[int, str] = {}
         self._rows: dict[int, NextTokenOutcomes] = {}
@@ -128,11 +128,11 @@ class NextTokenWorkflow:
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
         """Return the rows of `tokens.parquet`, and of `token_outcomes.parquet` where it was asked for."""
         examples, encodings = self._examples[rows.start : rows.stop], self._encodings[rows.start : rows.stop]
-        columns = token_columns(examples, encodings, self._loaded.tokenizer, self._pad, self._n_positions)
-        if self._n_target:
-            columns |= target_columns(examples, encodings, self._loaded.tokenizer, self._pad, self._n_target)
+        columns = token_columns(examples, encodings, self._loaded.tokenizer)
+        if self._with_target:
+            columns |= target_columns(examples, encodings, self._loaded.tokenizer)
         columns |= self._outcome_columns(rows, encodings)
-        specs = RUN_COLUMNS["target" if self._n_target else "next_token"]
+        specs = RUN_COLUMNS["target" if self._with_target else "next_token"]
         tables = {TOKENS_FILE: to_table(specs, columns, field_columns(examples, self._field_types))}
         if self._all:
             tables[OUTCOMES_FILE] = self._position_table(rows)

@@ -154,8 +154,8 @@ def _layout(
     main = longest if options.max_seq_len == "auto" else options.max_seq_len
     if main > max(longest, MOST_SLOTS):
         raise UsageError(
-            f"--max_seq_len {main}: every row of tokens.parquet is filled up to T, and the longest text has {longest} "
-            f"tokens. Give {MOST_SLOTS} or less, or auto."
+            f"--max_seq_len {main}: every array has room for T tokens a text, and the longest text has {longest}. "
+            f"Give {MOST_SLOTS} or less, or auto."
         )
     target = max((e.target.n_tokens for e in encodings if e.target is not None), default=0)
     lengths: dict[Side, int] = {side: main for side in anatomy.stacks}

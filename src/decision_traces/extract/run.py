@@ -145,8 +145,6 @@ def _extract_and_commit(
 
 
 def _material(job: Job, prepared: Prepared) -> Material:
-    sides = prepared.layout.sides
-
     def cut_texts(texts: Sequence[Encoding], most: int) -> Iterator[TokenBatch]:
         return cut(prepared.loaded, prepared.anatomy, texts, min(most, job.options.batch_size), prepared.pad)
 
@@ -154,9 +152,7 @@ def _material(job: Job, prepared: Prepared) -> Material:
         prepared.examples,
         prepared.encodings,
         prepared.loaded,
-        prepared.pad,
-        (sides["enc"] if len(sides) > 1 else prepared.layout.dims).n_positions,
-        sides["dec"].n_positions if len(sides) > 1 else 0,
+        len(prepared.layout.sides) > 1,
         any(spec.stage == LOGITS for spec in prepared.layout.specs),
         cut_texts,
     )

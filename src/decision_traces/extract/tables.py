@@ -1,4 +1,4 @@
-"""The rows of `tokens.parquet`: one example a row, token columns padded to T."""
+"""The rows of `tokens.parquet`: one example a row, of token columns as many values as the example has tokens."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,26 +12,22 @@ from decision_traces.data.example import TARGET_FIELD, Example, FieldValue
 from decision_traces.tokens import Encoding
 
 
-def token_columns(
-    examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int
-) -> dict[str, Any]:
-    """Return the token columns of some examples by name; those of tokens are lists of length T."""
-    return _of_examples(examples) | _of_tokens(encodings, tokenizer, pad, n_positions)
+def token_columns(examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any) -> dict[str, Any]:
+    """Return the token columns of some examples by name; those of tokens are lists of `n_tokens`."""
+    return _of_examples(examples) | _of_tokens(encodings, tokenizer)
 
 
-def choice_token_columns(
-    examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int
-) -> dict[str, Any]:
+def choice_token_columns(examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any) -> dict[str, Any]:
     """Return the token columns of some examples with choices: as `token_columns`, with a level for the choices."""
-    rows, choices = _of_tokens(encodings, tokenizer, pad, n_positions), len(encodings) // max(1, len(examples))
-    return _of_examples(examples) | {name: _grouped(values, choices) for name, values in rows.items()}
+    rows, choices = _of_tokens(encodings, tokenizer), len(encodings) // max(1, len(examples))
+    return _of_examples(examples) | {
+        name: _lists(values, np.full(len(examples), choices)) for name, values in rows.items()
+    }
 
 
-def target_columns(
-    examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int
-) -> dict[str, Any]:
+def target_columns(examples: Sequence[Example], encodings: Sequence[Encoding], tokenizer: Any) -> dict[str, Any]:
     """Return the columns of what the decoder of an encoder-decoder read, by name."""
-    rows = _of_tokens([e.main for e in encodings], tokenizer, pad, n_positions)
+    rows = _of_tokens([e.main for e in encodings], tokenizer)
     names = ("input_ids", "attention_mask", "tokens", "n_tokens", "truncated")
     columns: dict[str, Any] = {f"dec_{name}": rows[name] for name in names}
     return {"target_text": [e.fields.get(TARGET_FIELD) for e in examples], **columns}
@@ -41,38 +37,37 @@ def _of_examples(examples: Sequence[Example]) -> dict[str, Any]:
     return {"example_id": [e.example_id for e in examples], "text": [e.text for e in examples]}
 
 
-def _of_tokens(encodings: Sequence[Encoding], tokenizer: Any, pad: int, n_positions: int) -> dict[str, pa.Array]:
-    """Return the token columns of some encodings, filled up to T: whole columns at once, each token's text once."""
-    shape = (len(encodings), n_positions)
-    ids, mask = np.full(shape, pad, np.int32), np.zeros(shape, np.int8)
-    offsets, sides, types = np.zeros((*shape, 2), np.int32), np.full(shape, -1, np.int8), np.zeros(shape, np.int8)
-    for i, encoding in enumerate(encodings):
-        n = encoding.n_tokens
-        ids[i, :n], mask[i, :n], offsets[i, :n] = encoding.ids, 1, encoding.offsets
-        if encoding.sequence_ids is not None:
-            sides[i, :n] = encoding.sequence_ids
-        if encoding.type_ids is not None:
-            types[i, :n] = encoding.type_ids
+def _of_tokens(encodings: Sequence[Encoding], tokenizer: Any) -> dict[str, pa.Array]:
+    """Return the token columns of some encodings: whole columns at once, each token's text once."""
+    lengths = np.array([e.n_tokens for e in encodings], np.int32)
+    ids = _joined([e.ids for e in encodings], np.int32)
+    offsets = _joined([e.offsets for e in encodings], np.int32)
     distinct, where = np.unique(ids, return_inverse=True)
-    texts = pa.array(tokenizer.convert_ids_to_tokens(distinct.tolist()), pa.string()).take(pa.array(where.ravel()))
+    texts = pa.array(tokenizer.convert_ids_to_tokens(distinct.tolist()), pa.string()).take(pa.array(where))
     columns = {
-        "input_ids": _grouped(pa.array(ids.ravel()), n_positions),
-        "attention_mask": _grouped(pa.array(mask.ravel()), n_positions),
-        "offset_mapping": _grouped(pa.FixedSizeListArray.from_arrays(pa.array(offsets.ravel()), 2), n_positions),
-        "tokens": _grouped(texts, n_positions),
-        "n_tokens": pa.array([e.n_tokens for e in encodings], pa.int32()),
+        "input_ids": _lists(pa.array(ids), lengths),
+        "attention_mask": _lists(pa.array(np.ones(len(ids), np.int8)), lengths),
+        "offset_mapping": _lists(pa.FixedSizeListArray.from_arrays(pa.array(offsets.ravel()), 2), lengths),
+        "tokens": _lists(texts, lengths),
+        "n_tokens": pa.array(lengths),
         "truncated": pa.array([e.truncated for e in encodings], pa.bool_()),
     }
-    if any(e.sequence_ids is not None for e in encodings):
-        columns["sequence_ids"] = _grouped(pa.array(sides.ravel()), n_positions)
-    if any(e.type_ids is not None for e in encodings):
-        columns["token_type_ids"] = _grouped(pa.array(types.ravel()), n_positions)
+    for name, of, missing in (("sequence_ids", "sequence_ids", -1), ("token_type_ids", "type_ids", 0)):
+        values = [getattr(e, of) for e in encodings]
+        if any(v is not None for v in values):
+            filled = [np.full(n, missing) if v is None else v for v, n in zip(values, lengths, strict=True)]
+            columns[name] = _lists(pa.array(_joined(filled, np.int8)), lengths)
     return columns
 
 
-def _grouped(values: pa.Array, size: int) -> pa.ListArray:
-    """Return lists of `size` values each."""
-    return pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, size), pa.int32()), values)
+def _joined(values: Sequence[np.ndarray], dtype: type[np.generic]) -> np.ndarray:
+    return np.concatenate(values).astype(dtype) if values else np.zeros(0, dtype)
+
+
+def _lists(values: pa.Array, lengths: np.ndarray) -> pa.ListArray:
+    """Return lists of these lengths."""
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
 def field_types(examples: Sequence[Example]) -> dict[str, pa.DataType]:

@@ -245,7 +245,7 @@ class EncodeWorkflow:
         material = self._material
         examples = material.examples[rows.start : rows.stop]
         encodings = material.encodings[rows.start : rows.stop]
-        columns = token_columns(examples, encodings, material.loaded.tokenizer, material.pad, material.n_positions)
+        columns = token_columns(examples, encodings, material.loaded.tokenizer)
         extra = field_columns(examples, self._field_types)
         return {TOKENS_FILE: to_table(RUN_COLUMNS["encode"], columns, extra)}
 

@@ -62,7 +62,7 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
         "question": values.get("question") if run.store.n_choices or run.objective == "csqa_choice" else None,
         "tokens": tokens,
         "n_tokens": stop - start,
-        "padding": len(columns["tokens"] or []) - (stop - start),
+        "padding": max(len(columns["tokens"] or []), run.store.dims(side).n_positions) - (stop - start),
         "decision": next(iter(made), None),
         "decisions": made,
         "choices": choices(run, values),

@@ -11,7 +11,7 @@ def shown_tokens(row: Mapping[str, Any], texts: tuple[str, ...], start: int, sto
     """Return the tokens from `start` to `stop` as they stand in the text.
 
     Args:
-        row: `tokens`, and where the run has them `offset_mapping` and `sequence_ids`, padding included.
+        row: `tokens`, and where the run has them `offset_mapping` and `sequence_ids`, from position 0 on.
         texts: The texts that offsets speak of, by sequence id.
         start: First token.
         stop: One past the last.

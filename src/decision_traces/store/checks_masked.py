@@ -1,6 +1,7 @@
 """Checks of the predictions at masked positions: lists of one length each row, inside the text, and consistent."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -8,11 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from decision_traces.columns import MASKED_COLUMNS
+from decision_traces.errors import DamagedRunError
 from decision_traces.schema import TOKENS_FILE
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.checks_outcomes import check_outcomes
 from decision_traces.store.checks_tables import rule
-from decision_traces.store.table import Spans, has_levels, rectangle
+from decision_traces.store.table import Spans, entries_at
 
 _OUTCOMES: Final = {
     "true_id": "masked_true_ids",
@@ -56,8 +58,9 @@ def check_masked(table: pa.Table, spans: Spans, usable: set[str], vocab_size: in
     outside = (pos < spans.start[row]) | (pos >= spans.stop[row])
     repeated = (np.diff(row, prepend=-1) == 0) & (np.diff(pos, prepend=-1) <= 0)
     yield rule("masked_pos", outside | repeated, labels, "masked positions are tokens of the text, in ascending order")
-    if not outside.any() and "input_ids" in usable and has_levels(table.column("input_ids"), 1):
-        yield _replaced(rectangle(table.column("input_ids"))[row, pos], flat, known, labels)
+    if not outside.any() and "input_ids" in usable:
+        with suppress(DamagedRunError):  # the column's own check says so
+            yield _replaced(entries_at(table.column("input_ids"), row, pos), flat, known, labels)
     for name in ("masked_true_ids", "masked_pred_ids"):
         if name in flat and vocab_size:
             values = pc.fill_null(flat[name], 0).to_numpy()

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from decision_traces.errors import DamagedRunError
 from decision_traces.schema import OUTCOMES_FILE, TOKENS_FILE
 from decision_traces.store.checks import CheckResult
 from decision_traces.store.checks_tables import rule
-from decision_traces.store.table import Spans, has_levels, list_levels, rectangle
+from decision_traces.store.table import Spans, entries_at, has_levels, list_levels, rectangle
 
 _SCALARS = ("true_id", "pred_id", "correct", "true_prob", "pred_prob", "entropy", "true_rank", "margin")
 # Float32 sums over a vocabulary; far below any difference that matters.
@@ -61,10 +62,10 @@ def check_after(table: pa.Table, spans: Spans, usable: set[str], vocab_size: int
 
 
 def _truth(table: pa.Table, rows: np.ndarray, positions: np.ndarray, input_ids: str) -> np.ndarray | None:
-    if not has_levels(table.column(input_ids), 1):
-        return None
-    truth: np.ndarray = rectangle(table.column(input_ids))[rows, positions]
-    return truth
+    try:
+        return entries_at(table.column(input_ids), rows, positions)
+    except DamagedRunError:
+        return None  # the column's own check says so
 
 
 def check_positions(

@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from decision_traces.columns import RUN_COLUMNS, TOKEN_COLUMNS, Column
+from decision_traces.errors import DamagedRunError
 from decision_traces.schema import TOKENS_FILE, Side
 from decision_traces.store.checks import NAMED_FAILURES, CheckResult
 from decision_traces.store.conform import conforms, twice
 from decision_traces.store.opened import OpenRun
-from decision_traces.store.table import list_levels, rectangle
+from decision_traces.store.table import list_levels, rectangle, unnested
 
 
 def rule(
@@ -101,6 +103,10 @@ def _token_lists(
     lists = [n for n in names if n in usable]
     t = _positions(store, side)
     depth = 2 if store.about.n_choices else 1
+    if not store.about.tokens_filled:
+        if f"{prefix}n_tokens" in usable:  # else the columns' own check says so
+            yield from _of_every_token(table, ids, lists, f"{prefix}n_tokens", by_choice=depth == 2)
+        return
     for name in lists:
         sizes = list_levels(table.column(name))
         ok = sizes is not None and (t is None or not ids or not ours or sizes[depth - 1 : depth] == (t,))
@@ -109,6 +115,40 @@ def _token_lists(
     mask = f"{prefix}attention_mask"
     if mask in lists and list_levels(table.column(mask)) is not None:
         yield from _masks(table, ids, usable, prefix, ours=ours)
+
+
+def _of_every_token(
+    table: pa.Table, ids: list[Any], lists: Sequence[str], n_tokens: str, *, by_choice: bool
+) -> Iterator[CheckResult]:
+    """Check that every text has as many values in each token column as it has tokens, and ones in its mask."""
+    for name in lists:
+        try:
+            rows, counts = _each_text(table.column(n_tokens), by_choice=by_choice)
+            own, texts = _each_text(table.column(name), by_choice=by_choice)
+            lengths, values = unnested(texts)
+        except DamagedRunError as error:
+            yield CheckResult(f"length of {name}", False, where=TOKENS_FILE, detail=str(error), array=TOKENS_FILE)
+            continue
+        same = np.array_equal(own, rows)  # or it has not as many choices
+        other = lengths != pc.fill_null(counts, -1).to_numpy() if same else np.ones(len(own), bool)
+        yield rule(f"length of {name}", _any_of(own, other, len(ids)), ids, f"a value for each token ({n_tokens})")
+        if name.endswith("attention_mask"):
+            blank = values.to_numpy(zero_copy_only=False) != 1
+            yield rule(f"{name} is 1", _any_of(np.repeat(own, lengths), blank, len(ids)), ids, "1 for each token")
+
+
+def _each_text(column: pa.ChunkedArray, *, by_choice: bool) -> tuple[np.ndarray, pa.ChunkedArray]:
+    """Return the row of every text, and what a column holds of it: of each choice, where there are choices."""
+    if not by_choice:
+        return np.arange(len(column)), column
+    lengths, flat = unnested(column)
+    return np.repeat(np.arange(len(lengths)), lengths), pa.chunked_array([flat])
+
+
+def _any_of(rows: np.ndarray, bad: np.ndarray, n: int) -> np.ndarray:
+    """Return which of n rows have anything bad."""
+    found: np.ndarray = np.bincount(rows[bad], minlength=n) > 0
+    return found
 
 
 def _positions(store: OpenRun, side: Side) -> int | None:

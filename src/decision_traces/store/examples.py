@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,12 +19,37 @@ from decision_traces.store.conform import check_names, check_types, row_problem
 from decision_traces.store.folder import FileRecord
 from decision_traces.store.selection import ExampleKey, checked_index
 from decision_traces.store.still import StillThere
-from decision_traces.store.table import Spans, TableFile, list_levels, mask_spans, rectangle
+from decision_traces.store.table import Spans, TableFile, filled, list_levels, mask_spans, rectangle
 
 if TYPE_CHECKING:
     import pandas
 
-_ENCODINGS: Final = ("input_ids", "attention_mask", "token_type_ids", "offset_mapping", "tokens")
+ENCODINGS: Final = ("input_ids", "attention_mask", "token_type_ids", "offset_mapping", "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """What lists of tokens are filled up with.
+
+    Attributes:
+        size: T, in tokens.
+        pad_id: In `input_ids`.
+        pad_token: In `tokens`.
+    """
+
+    size: int
+    pad_id: int
+    pad_token: str
+
+    def blank(self, name: str) -> int | str:
+        """Return what stands in one column where no token does."""
+        blanks: dict[str, int | str] = {"input_ids": self.pad_id, "tokens": self.pad_token}
+        return blanks.get(name, 0)
+
+    def fill(self, name: str, values: list[Any]) -> list[Any]:
+        """Return the values of one text, filled up."""
+        blank = [0, 0] if name == "offset_mapping" else self.blank(name)
+        return values + [blank] * (self.size - len(values))
 
 
 class Examples:
@@ -222,18 +248,38 @@ class Examples:
         """Return the text of a row as it went to the tokenizer."""
         return str(self.column("text")[row].as_py())
 
-    def encodings(self, row: int, choice: int | None, side: Side, *, trim: bool) -> dict[str, Any]:
-        """Return the token columns of a row that are there; see `TraceStore.encodings`."""
-        keep = self.span(row, choice, side) if trim else slice(None)
+    def encodings(self, row: int, choice: int | None, side: Side, padding: Padding | None) -> dict[str, Any]:
+        """Return the token columns of a row that are there; see `TraceStore.encodings`.
+
+        Args:
+            row: The example.
+            choice: One choice of it, where the run has choices.
+            side: Whose tokens.
+            padding: What its lists are filled up with; None to leave out padding.
+        """
+        keep = slice(None) if padding else self.span(row, choice, side)
+        by_choice = self.spans(side).start.ndim > 1
         result: dict[str, Any] = {}
-        for name in _ENCODINGS:
+        for name in ENCODINGS:
             column = self.prefix(side) + name
             if column not in self.names:
                 continue
             values = self.column(column)[row].as_py()
             if values is None or None in values:
                 raise DamagedRunError(f"{self._path} is damaged: in row {row}, {column} is null.")
-            if choice is not None and self.spans(side).start.ndim > 1:
+            if choice is not None and by_choice:
                 values = values[checked_index(choice, len(values), "choice_idx")]
-            result[name] = values[keep] if name == "tokens" else np.asarray(values, dtype=np.int64)[keep]
+            if padding is not None:
+                of_choices = choice is None and by_choice
+                values = [padding.fill(name, v) for v in values] if of_choices else padding.fill(name, values)
+            width = (-1, 2) if name == "offset_mapping" and not values else np.shape(values)
+            result[name] = values[keep] if name == "tokens" else np.asarray(values, np.int64).reshape(width)[keep]
         return result
+
+    def padded(self, name: str, side: Side, padding: Padding) -> np.ndarray:
+        """Return a token column of all rows; see `TraceStore.padded`."""
+        column = self.column(self.prefix(side) + name)
+        try:
+            return filled(column, padding.size, padding.blank(name), by_choice=self.spans(side).start.ndim > 1)
+        except DamagedRunError as error:
+            raise DamagedRunError(f"{self._path} is damaged: {name}: {error}.") from error

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int, Int64, Num
 
 from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import open_plain
@@ -188,6 +189,65 @@ def rectangle(column: pa.ChunkedArray) -> np.ndarray:
         array = array.flatten()
     flat: np.ndarray = np.asarray(array.to_numpy(zero_copy_only=False))
     return flat.reshape(len(column), *sizes)
+
+
+def unnested(column: pa.ChunkedArray) -> tuple[Int64[np.ndarray, " rows"], pa.Array]:
+    """Return the length of every list of a column, and what stands in all of them, one behind the other.
+
+    Raises:
+        DamagedRunError: It is not a column of lists, or holds nulls.
+    """
+    array = pa.chunked_array(column.chunks, column.type).combine_chunks()
+    if not isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray) or array.null_count:
+        raise DamagedRunError("a column of lists holds something else, or nulls")
+    flat = array.flatten()
+    if flat.null_count:
+        raise DamagedRunError("a list column has lists with nulls in them")
+    return np.asarray(pc.list_value_length(array).to_numpy(zero_copy_only=False), np.int64), flat
+
+
+def entries_at(
+    column: pa.ChunkedArray, rows: Int[np.ndarray, " m"], positions: Int[np.ndarray, " m"]
+) -> Num[np.ndarray, " m"]:
+    """Return what stands at some positions of some rows' lists.
+
+    Raises:
+        DamagedRunError: A list ends before the position, or there are nulls.
+    """
+    lengths, flat = unnested(column)
+    if ((positions < 0) | (positions >= lengths[rows])).any():
+        raise DamagedRunError("a list column has lists that are too short")
+    found: np.ndarray = flat.take(pa.array((np.cumsum(lengths) - lengths)[rows] + positions)).to_numpy()
+    return found
+
+
+def filled(column: pa.ChunkedArray, size: int, blank: object, *, by_choice: bool = False) -> np.ndarray:
+    """Return a column of lists of tokens as one array, filled up.
+
+    Args:
+        column: Its lists; with a level of choices above where `by_choice`.
+        size: How long each is to be.
+        blank: What fills them up.
+        by_choice: Whether every row holds a list of each choice.
+
+    Returns:
+        (rows, size, ...) or (rows, choices, size, ...).
+
+    Raises:
+        DamagedRunError: A list is longer, there are nulls, or rows have different numbers of choices.
+    """
+    lengths, flat = unnested(column)
+    if by_choice:
+        if len(set(lengths)) > 1:
+            raise DamagedRunError("a list column has rows of different numbers of choices")
+        lists = filled(pa.chunked_array([flat]), size, blank)
+        return lists.reshape(len(lengths), int(lengths[:1].sum()), *lists.shape[1:])
+    if lengths.max(initial=0) > size:
+        raise DamagedRunError(f"a list column has lists of over {size} values")
+    values = rectangle(pa.chunked_array([flat]))
+    whole = np.full((len(lengths), size, *values.shape[1:]), blank, values.dtype)
+    whole[np.arange(size) < lengths[:, None]] = values
+    return whole
 
 
 def mask_spans(mask: Bool[np.ndarray, "*examples positions"]) -> Spans:

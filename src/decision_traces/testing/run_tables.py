@@ -14,7 +14,9 @@ def token_table(run: TinyRun) -> pd.DataFrame:
     rng = np.random.default_rng(run.seed + 1)
     rows = []
     for row, length in enumerate(run.spread):
-        options = [_tokens(rng, int(n), run.n_positions) for n in np.atleast_1d(length)]
+        options = [
+            _tokens(rng, int(n), run.n_positions if run.tokens_filled else int(n)) for n in np.atleast_1d(length)
+        ]
         columns = options[0]
         if run.n_choices is not None:
             parts = [[0 if m else -1 for m in o["attention_mask"]] for o in options]
@@ -27,7 +29,8 @@ def token_table(run: TinyRun) -> pd.DataFrame:
         if run.source_lengths is not None:
             # What was made is the decoder's; the plain names are those of what the encoder reads.
             target = {f"dec_{k}": v for k, v in columns.items() if k != "offset_mapping"}
-            read = _tokens(rng, run.source_lengths[row], run.n_source)
+            source = run.source_lengths[row]
+            read = _tokens(rng, source, run.n_source if run.tokens_filled else source)
             columns = read | {"target_text": f"target number {row}"} | target
         rows.append({"example_id": f"tiny-validation-{row:06d}", "text": f"text number {row}", **columns, **outcome})
     return pd.DataFrame(rows)

@@ -201,8 +201,10 @@ def write_meta(folder: Path, run: TinyRun, arrays: Mapping[str, np.ndarray]) -> 
         }
         if run.format_version != "1.0":
             meta |= {"sides": _sides(run), "missing": dict(run.missing)}
-        if run.format_version == "1.2":
+        if run.format_version in {"1.2", "1.3"}:
             meta |= {"post_attn": "stream"}
+        if not run.tokens_filled:
+            meta |= {"pad_id": 0, "pad_token": "<pad>"}
         seal(folder, meta)
     else:
         (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")

@@ -30,8 +30,9 @@ class TinyRun:
         attention_layers, mlp_layers: Layers that have attention or an MLP, in a hybrid model.
         d_value, d_mlp: Widths of a value head and of the MLP.
         missing: Arrays that the captures would give and this model cannot, with the reason.
-        format_version: "1.2" as written today; "1.1", which says by a sentence what `post_attn` is; or "1.0", which has
-            no `sides` in its meta and calls the width of values d_head.
+        format_version: "1.3" as written today; "1.2", whose token columns are filled up to T; "1.1", which says by a
+            sentence what `post_attn` is; or "1.0", which has no `sides` in its meta and calls the width of values
+            d_head.
         layout: "sharded" is the format of this package; "v3" and "v2" are older tools' plain chunks, without
             format_version, manifest and digests.
         block_rows: Examples per shard.
@@ -61,11 +62,16 @@ class TinyRun:
     d_value: int | None = None
     d_mlp: int = 10
     missing: tuple[tuple[str, str], ...] = ()
-    format_version: Literal["1.0", "1.1", "1.2"] = "1.2"
+    format_version: Literal["1.0", "1.1", "1.2", "1.3"] = "1.3"
     layout: Layout = "sharded"
     block_rows: int = 2
     links: bool = True
     seed: int = 0
+
+    @property
+    def tokens_filled(self) -> bool:
+        """Whether token columns are filled up to T."""
+        return self.layout != "sharded" or self.format_version != "1.3"
 
     @property
     def n_choices(self) -> int | None:
