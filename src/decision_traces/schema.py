@@ -327,7 +327,8 @@ class Dims:
 
 
 CONVENTIONS: Final[Mapping[str, str]] = {
-    "padding": "right; position p of an array is token p; padded slots, query rows and keys are zero",
+    "padding": "right; position p of an array is token p; padded slots, query rows and keys are "
+    "zero; lists in tables have no padding",
     "hidden": "hidden[0] embedding output, hidden[l] input of layer l, hidden[L] last hidden state "
     "(after the final norm where there is one)",
     "pre_attn": "residual stream at the input of the layer; pre_attn[l+1] == post_mlp[l] == hidden[l+1] for l+1 < L",

@@ -20,8 +20,6 @@ _MOST_ROWS: Final = 256
 _MOST_SMALL_ROWS: Final = 4096
 _WAITING: Final = 128 << 20
 _ROUND: Final = 16
-MOST_SLOTS: Final = 1 << 25
-"""Token positions of a block at most, T for each text."""
 FRAME_BYTES: Final = 37
 """What a chunk takes beside its content: the frame's header and end, its checksum, its entry in the index."""
 
@@ -41,7 +39,7 @@ def block_rows(layout: RunLayout, encodings: Sequence[Encoding], block_bytes: in
 
     As many as take `block_bytes` on disk, for examples of middling length, but not more than are needed to sort texts
     of like length together; many more where they take little, so that there are not too many files. Examples that
-    share a chunk wait in memory for one another, and bound it too, as does the block's token table where T is large.
+    share a chunk wait in memory for one another, and bound it too.
 
     Args:
         layout: What the run holds; its own number of rows does not matter.
@@ -54,8 +52,7 @@ def block_rows(layout: RunLayout, encodings: Sequence[Encoding], block_bytes: in
     item = np.dtype(layout.dtype).itemsize
     sizes = [_values(name, layout) * item for name, _ in layout.places()]
     waiting = layout.dims.n_choices * sum(size for size in sizes if size < SMALL_CHUNK)
-    width = layout.dims.n_choices * sum(dims.n_positions for dims in layout.sides.values())
-    rows = max(1, min(rows, block_bytes // mean, _WAITING // max(1, waiting), MOST_SLOTS // width, n))
+    rows = max(1, min(rows, block_bytes // mean, _WAITING // max(1, waiting), n))
     even = -(-n // -(-n // rows))  # blocks of one size, rather than a last one of a few rows
     return min(rows, -(-even // _ROUND) * _ROUND)
 

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Final
 
 import torch
 
 from decision_traces import demo
 from decision_traces.capture.certificate import certify_as_padded, describe_failures, prove, require
 from decision_traces.errors import UnsupportedArchitecture, UsageError, first_line
-from decision_traces.extract.cost import MOST_SLOTS, block_rows
+from decision_traces.extract.cost import block_rows
 from decision_traces.extract.job import Job, Prepared
 from decision_traces.extract.meta import Clock
 from decision_traces.extract.progress import Progress
@@ -27,6 +28,9 @@ from decision_traces.models.task import probe_inputs
 from decision_traces.schema import Side
 from decision_traces.store.layout import RunLayout
 from decision_traces.tokens import Encoding, pad_id, random_encodings
+
+_MOST_POSITIONS: Final = 1 << 25
+"""T at most, where no text is longer."""
 
 
 def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
@@ -152,10 +156,10 @@ def _layout(
     options = job.options
     longest = max(1, *(e.n_tokens for e in encodings))
     main = longest if options.max_seq_len == "auto" else options.max_seq_len
-    if main > max(longest, MOST_SLOTS):
+    if main > max(longest, _MOST_POSITIONS):
         raise UsageError(
             f"--max_seq_len {main}: every array has room for T tokens a text, and the longest text has {longest}. "
-            f"Give {MOST_SLOTS} or less, or auto."
+            f"Give {_MOST_POSITIONS} or less, or auto."
         )
     target = max((e.target.n_tokens for e in encodings if e.target is not None), default=0)
     lengths: dict[Side, int] = {side: main for side in anatomy.stacks}

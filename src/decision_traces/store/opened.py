@@ -34,7 +34,7 @@ from decision_traces.schema import (
 from decision_traces.store.about import newer, random_head, read_about, uncertified
 from decision_traces.store.arrays import StoredArray, is_stored, open_array
 from decision_traces.store.conform import check_outcomes_of
-from decision_traces.store.examples import ENCODINGS, Examples, Padding
+from decision_traces.store.examples import Examples, Padding
 from decision_traces.store.folder import FileRecord, read_manifest, read_meta
 from decision_traces.store.proof import found_run
 from decision_traces.store.results_place import ResultsPlace
@@ -217,23 +217,6 @@ class OpenRun(RunSizes):
         choice = None if choice_idx is None else checked_index(choice_idx, self.n_choices or 1, "choice_idx")
         reading = self._reading(side)
         return self._examples.encodings(self.row(eid), choice, reading, None if trim else self._padding(reading))
-
-    def padded(self, column: str, side: str = "dec") -> "np.ndarray":
-        """Return a column of tokens of all examples as one array, filled up to T; the table holds tokens alone.
-
-        Args:
-            column: `input_ids`, `attention_mask`, `token_type_ids`, `offset_mapping` or `tokens`.
-            side: Whose tokens; matters for encoder-decoders alone.
-
-        Returns:
-            (N, T), of offsets (N, T, 2); with the axis of the choices after N in multiple-choice runs.
-
-        Raises:
-            UsageError: It is another column.
-            DamagedRunError: The run has no such column, or it is damaged.
-        """
-        reading = self._reading(side)
-        return self._examples.padded(checked_word(column, ENCODINGS, "column"), reading, self._padding(reading))
 
     def _padding(self, side: Side) -> Padding:
         return Padding(self.dims(side).n_positions, self.about.pad_id, self.about.pad_token)

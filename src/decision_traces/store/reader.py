@@ -10,6 +10,7 @@ from decision_traces.columns import outcome_of
 from decision_traces.errors import RunError, UsageError
 from decision_traces.schema import CHOICE, EXAMPLE, HEAD, KEY, SOURCE
 from decision_traces.store.arrays import StoredArray
+from decision_traces.store.examples import ENCODINGS
 from decision_traces.store.gather import Position, gather
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.runs import list_runs
@@ -283,6 +284,23 @@ class TraceStore(OpenRun):
             UsageError: The array has no head axis, or the run no one position of its prediction.
         """
         return gather(self.array(name), self._examples, self._picks(self.array(name), layer, head), position)
+
+    def padded(self, column: str, side: str = "dec") -> np.ndarray:
+        """Return a column of tokens of all examples as one array, filled up to T; the table holds tokens alone.
+
+        Args:
+            column: `input_ids`, `attention_mask`, `token_type_ids`, `offset_mapping` or `tokens`.
+            side: Whose tokens; matters for encoder-decoders alone.
+
+        Returns:
+            (N, T), of offsets (N, T, 2); with the axis of the choices after N in multiple-choice runs.
+
+        Raises:
+            UsageError: It is another column.
+            DamagedRunError: The run has no such column, or it is damaged.
+        """
+        reading = self._reading(side)
+        return self._examples.padded(checked_word(column, ENCODINGS, "column"), reading, self._padding(reading))
 
     def to_xarray(self, name: str) -> "xarray.DataArray":
         """Return an array with labelled axes; values are read when indexed, without dask.
