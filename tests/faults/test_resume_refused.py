@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,15 +139,27 @@ def test_a_model_that_is_gone_is_said(stopped: Path, asked, tmp_path: Path) -> N
     assert "there is no such folder" in refused(stopped, asked(resume=True, model_path=tmp_path / "gone"), ModelError)
 
 
-def test_another_version_is_named(stopped: Path, asked, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def begun_by_another(stopped: Path, run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Copy an unfinished run with another plan in its ledger."""
     shutil.copytree(partial_of(stopped), partial_of(run))
     ledger = partial_of(run) / "ledger.jsonl"
     first, *others = ledger.read_text().splitlines(keepends=True)
     begun = json.loads(first)
-    now = dict(begun["plan"]["packages"])
-    begun["plan"]["packages"] |= {"decision-traces": "0.0.7", "torch": "0.0.8"}
+    change(begun["plan"])
     ledger.write_text(json.dumps(begun) + "\n" + "".join(others))
+
+
+def test_blocks_of_a_format_without_a_name_are_not_mixed_with_todays(stopped: Path, asked, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begun_by_another(stopped, run, lambda plan: plan.pop("format_version"))
+    assert "format_version was None, is '1.3'" in refused(run, asked(resume=True, out_dir=run))
+
+
+def test_another_version_is_named(stopped: Path, asked, tmp_path: Path) -> None:
+    run, ledger = tmp_path / "run", (partial_of(stopped) / "ledger.jsonl").read_text()
+    now = json.loads(ledger.splitlines()[0])["plan"]["packages"]
+    older = {"decision-traces": "0.0.7", "torch": "0.0.8"}
+    begun_by_another(stopped, run, lambda plan: plan["packages"].update(older))
     said = refused(run, asked(resume=True, out_dir=run))
     for package, version in (("decision-traces", "0.0.7"), ("torch", "0.0.8")):
         assert f"'{package}': '{version}'" in said.split(", is ")[0]

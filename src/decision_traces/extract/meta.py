@@ -92,6 +92,7 @@ def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
         "block_rows": layout.block_rows,
         "batch_size": job.options.batch_size,
         **{name: job.settings[name] for name in job.decisive},
+        "format_version": str(OUR_FORMAT),
         "packages": {"decision-traces": __version__, **{name: version(name) for name in _PACKAGES}},
     }
 
