@@ -220,7 +220,7 @@ def test_a_lens_sees_the_first_tokens_of_texts(data: Path, tmp_path: Path, capsy
         with pytest.raises(SystemExit) as stopped:
             command.main([str(store.run_dir)])
         assert stopped.value.code == 0 and "1 questions are left out" in capsys.readouterr().out
-    result = find_result(store.run_dir, "lens")
+    result = find_result(store.results, "lens")
     candidates = zarr.open_group(result.folder / "lens.zarr", mode="r")["candidates"][:, 0]
     assert candidates[1][1:6].tolist() == store.tokens["choice_token_ids"][1].tolist()
     assert candidates[1][0] == store.tokens["choice_token_ids"][1][0]

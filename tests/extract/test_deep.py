@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
@@ -205,12 +206,16 @@ def test_no_rows_are_refused_by_the_library(runs) -> None:
         list(replay_rows(TraceStore(runs("decoder")), 0))
 
 
-def test_a_tokenizer_that_reads_a_choice_otherwise_is_one_clear_error(
+def test_an_older_table_without_types_needs_the_tokenizer_that_it_was_made_with(
     runs, tiny_encoder_folder, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
+    older, other = copy_run(runs("choices"), tmp_path / "older"), tmp_path / "other"
+    table = pq.read_table(older / "tokens.parquet")
+    pq.write_table(table.drop_columns("token_type_ids"), older / "tokens.parquet")
+    reseal(older)
     shutil.copytree(tiny_encoder_folder("bert"), other)
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true', 1))
+    assert all(check.ok for check in replay_rows(TraceStore(older), 1, model_path=tiny_encoder_folder("bert")))
     with pytest.raises(DamagedRunError, match=r"the tokens of tinyworld-validation-000\d+-\w+ are not what"):
-        list(replay_rows(TraceStore(runs("choices")), 1, model_path=other))
+        list(replay_rows(TraceStore(older), 1, model_path=other))
