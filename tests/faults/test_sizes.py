@@ -83,6 +83,13 @@ def shard(make: Callable[[bytes], bytes], entry: tuple[int, int] | None = None) 
     return attack
 
 
+def no_checksum(run: Path) -> None:
+    """Let the metadata say that a shard's index has no checksum: every number of it is read four bytes too late."""
+    path = run / ATTENTION / "zarr.json"
+    edit(path, lambda about: about["codecs"][0]["configuration"]["index_codecs"].pop())
+    reseal(run)
+
+
 def shorter(old: bytes) -> bytes:
     """Return a frame of less than a chunk: what is left of it must not be what stood in memory."""
     return bytes(numcodecs.Zstd(1).encode(numcodecs.Zstd(1).decode(old)[:8]))
@@ -195,6 +202,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a frame that holds 3 GB": (shard(lambda _: frame(36, 24_000)), "Destination buffer is too small"),
     "a frame of less than a chunk": (shard(shorter), "holds 8 bytes where 36 belong"),
     "an index past the end": (shard(lambda old: old, (2**64 - 2, 10)), "points past the end of the file"),
+    "an index without its checksum": (no_checksum, "of a file of 129 bytes"),
     "a Blosc chunk that says 2 GB": (second_format({"id": "blosc"}, None, blosc(2**31 - 1)), "bytes where 144 belong"),
     "a Zstandard chunk of 3 GB": (
         second_format({"id": "zstd"}, None, frame(3 << 30, 24_576)),

@@ -13,10 +13,12 @@ from typing import Any, Final
 
 import zarr
 from zarr import Array
+from zarr.abc.store import ByteRequest, RangeByteRequest
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 from zarr.core.array_spec import ArraySpec as ChunkSpec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.registry import register_codec
+from zarr.storage import LocalStore
 
 from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import PlainFolder
@@ -55,7 +57,7 @@ def open_zarr(plain: PlainFolder, folder: Path) -> "Array[Any]":
     """
     refuse_metadata(plain, folder)
     with zarr.config.set({"codec_pipeline.path": _PIPELINE, **_BOUNDED}):
-        array = zarr.open_array(folder, mode="r")
+        array = zarr.open_array(_FilesAsTheyAre(folder, read_only=True), mode="r")
     unknown = [name for name in _codecs(array.metadata.to_dict()) if name not in (*_CODECS, *_SIZES)]
     if unknown:
         raise ValueError(f"codec {unknown[0]!r:.40} is not one that is read here")
@@ -115,6 +117,24 @@ _SIZES: Final[Mapping[str, Callable[[bytes | memoryview, int], int | None]]] = {
     "gzip": _zlib,
     "zlib": _zlib,
 }
+
+
+class _FilesAsTheyAre(LocalStore):
+    """Reads no piece of a file that the file does not have: Zarr makes room for what a shard's index says."""
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return a file, or a piece of it.
+
+        Raises:
+            ValueError: The piece ends behind the file.
+        """
+        if isinstance(byte_range, RangeByteRequest):
+            size = (self.root / key).stat().st_size
+            if not 0 <= byte_range.start <= byte_range.end <= size:
+                raise ValueError(f"a chunk at {byte_range.start} to {byte_range.end} of a file of {size} bytes")
+        return await super().get(key, prototype, byte_range)
 
 
 class _Zstd(ZstdCodec):
