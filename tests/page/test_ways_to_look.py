@@ -12,6 +12,7 @@ from decision_traces.errors import RunExistsError, UsageError
 from decision_traces.page.bundle import write_bundle
 from decision_traces.page.notebook import _servers
 from decision_traces.page.serve import listen
+from decision_traces.store.results_place import ResultsPlace
 
 EXACT = ("e/1/c0/attn/4/2/0.f16", "e/2/c0/attn/0/0/0.f16")
 
@@ -56,7 +57,7 @@ def test_a_bundle_replaces_nothing_it_should_not(demo_run: Path, tmp_path: Path,
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     assert _exit_code(str(demo_run), "--bundle", str(tmp_path / "mine"), "--overwrite") == 1
     assert "is not a bundle folder" in capsys.readouterr().err and (tmp_path / "mine" / "thesis.txt").is_file()
-    with pytest.raises(UsageError, match="run itself"):
+    with pytest.raises(UsageError, match="which is to be shown, lies there"):
         write_bundle([demo_run], demo_run.parent, overwrite=True)
     write_bundle([demo_run], tmp_path / "site", limit=1)
     with pytest.raises(RunExistsError, match=r"already holds a bundle.*--overwrite"):
@@ -89,7 +90,7 @@ def test_a_notebook_shows_the_page(demo_run: Path) -> None:
     with urllib.request.urlopen(frame.url) as answer:
         assert b"decision traces" in answer.read()
     assert store.view().url.split("?")[0] == frame.url.split("?")[0]  # one server a run
-    server = _servers.pop(demo_run.resolve())
+    server = _servers.pop(ResultsPlace(demo_run.resolve()))
     server.stop()
 
 

@@ -126,6 +126,9 @@ def _of_every_token(
             rows, counts = _each_text(table.column(n_tokens), by_choice=by_choice)
             own, texts = _each_text(table.column(name), by_choice=by_choice)
             lengths, values = unnested(texts)
+            _refuse_lists(n_tokens, counts.type)
+            if name.endswith("attention_mask"):
+                _refuse_lists(name, values.type)
         except DamagedRunError as error:
             yield CheckResult(f"length of {name}", False, where=TOKENS_FILE, detail=str(error), array=TOKENS_FILE)
             continue
@@ -135,6 +138,12 @@ def _of_every_token(
         if name.endswith("attention_mask"):
             blank = values.to_numpy(zero_copy_only=False) != 1
             yield rule(f"{name} is 1", _any_of(np.repeat(own, lengths), blank, len(ids)), ids, "1 for each token")
+
+
+def _refuse_lists(name: str, there: pa.DataType) -> None:
+    """Raise if a column has lists where it has numbers in a run that has choices, or has none, as the meta says."""
+    if not pa.types.is_integer(there):
+        raise DamagedRunError(f"{name} holds {there} where a number belongs")
 
 
 def _each_text(column: pa.ChunkedArray, *, by_choice: bool) -> tuple[np.ndarray, pa.ChunkedArray]:
