@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from decision_traces.analysis.vocabulary import Vocabulary
 from decision_traces.errors import NonFiniteError
+from decision_traces.outcomes.distribution import distribution, log_probabilities
 from decision_traces.outcomes.next_token import next_token_outcomes
 
 
@@ -65,3 +67,19 @@ def test_a_large_vocabulary_is_described_as_exactly_as_a_small_one() -> None:
     np.testing.assert_allclose(found.true_prob, np.exp(logs[:, 77]), rtol=3e-6)
     np.testing.assert_allclose(found.topk_probs, -np.sort(-np.exp(logs), axis=1)[:, :10], rtol=3e-6)
     np.testing.assert_allclose(found.entropy, -(np.exp(logs) * logs).sum(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("ahead", [6.0, 12.0, 20.0, 60.0])
+def test_a_nearly_sure_row_has_its_own_small_entropy(ahead: float) -> None:
+    scores = np.random.default_rng(8).normal(size=(2, 5000)).astype(np.float32)
+    scores[0, 17] = scores[0].max() + np.float32(ahead)
+    logs = scores.astype(np.float64) - scores.max(1, keepdims=True)
+    logs -= np.log1p(np.where(logs < 0, np.exp(logs), 0).sum(1, keepdims=True))  # float64 too rounds 1 + 1e-17
+    wanted = -(np.exp(logs) * logs).sum(1)
+    for found in (
+        distribution(torch.from_numpy(scores))[1].numpy(),
+        Vocabulary.of(torch.from_numpy(scores), 3).entropy(),
+    ):
+        np.testing.assert_allclose(found, wanted, rtol=5e-6)
+    surprise = log_probabilities(torch.from_numpy(scores), torch.tensor([17, 0])).numpy()
+    np.testing.assert_allclose(surprise, logs[[0, 1], [17, 0]], rtol=5e-6)

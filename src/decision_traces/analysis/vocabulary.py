@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from decision_traces.outcomes.distribution import log_total
+
 _GROUPS: Final = 64
 """The largest of every so many logits are found first; the largest of all are among the best of these groups."""
 _STRIP_BYTES: Final = 3 << 20
@@ -72,15 +74,18 @@ class Vocabulary:
 
     def entropy(self) -> Float32[np.ndarray, " n"]:
         """Return the entropy of each row, nats."""
-        found: Float32[np.ndarray, " n"] = (self.total.log() - self.mean).cpu().numpy()
+        found: Float32[np.ndarray, " n"] = (self._log_total() - self.mean).cpu().numpy()
         return found
+
+    def _log_total(self) -> Float32[Tensor, " n"]:
+        return log_total(self.centred, self.weights, self.total)
 
     def divergence_from(self, last: "Vocabulary") -> Float32[np.ndarray, " n"]:
         """Return KL(last ‖ this) of each row, nats; exactly 0 from itself."""
         if last is self:
             return np.zeros(len(self.logits), np.float32)
         apart = last.mean - torch.linalg.vecdot(last.weights, self.centred) / last.total
-        found: Float32[np.ndarray, " n"] = (apart - last.total.log() + self.total.log()).cpu().numpy()
+        found: Float32[np.ndarray, " n"] = (apart - last._log_total() + self._log_total()).cpu().numpy()
         return found
 
 
