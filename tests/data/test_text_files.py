@@ -1,5 +1,7 @@
 """The user's own tables: every column goes through, and nothing is read as something else."""
 
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,3 +69,46 @@ def test_a_parquet_column_of_pictures_does_not_go_with_the_texts(tmp_path: Path)
     path = tmp_path / "mine.parquet"
     pq.write_table(pa.table({"text": ["a"], "picture": [b"..."], "label": [True]}), path)
     assert columns_of(list(text_file_examples(path))).to_pydict() == {"label": [True]}
+
+
+def test_bytes_inside_of_others_stay_away_and_decimals_and_dates_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "mine.parquet"
+    columns = {
+        "text": ["a"],
+        "image": [{"bytes": b"...", "path": "x.png"}],
+        "frames": [[b"..."]],
+        "price": [Decimal("1.50")],
+        "day": [date(2020, 1, 2)],
+        "at": [datetime(2020, 1, 2, 3, tzinfo=UTC)],
+    }
+    pq.write_table(pa.table(columns), path)
+    assert columns_of(list(text_file_examples(path))).to_pydict() == {
+        "price": ["1.50"],
+        "day": ["2020-01-02"],
+        "at": ["2020-01-02 03:00:00+00:00"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (['{"text": "a", "n_tokens": 1, "field_n_tokens": 2}'], "line 1: n_tokens and field_n_tokens would both be"),
+        (['{"text": "a", "tokens": 1}', '{"text": "b", "field_tokens": 2}'], "line 2: tokens and field_tokens would"),
+        (['{"text": "a", "text": "b"}'], "line 1: not JSON .two values are named 'text'"),
+        (['{"text": "a", "own": {"x": 1, "x": 2}}'], "two values are named 'x'"),
+        (['{"text": "a", "own": ' + "1" * 5000 + "}"], "line 1: not JSON .Exceeds the limit"),
+    ],
+)
+def test_two_values_that_would_be_one_are_refused(tmp_path: Path, lines: list[str], said: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=said):
+        list(text_file_examples(path))
+
+
+@pytest.mark.parametrize("twice", ["text", "own"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, twice: str) -> None:
+    path = tmp_path / "mine.parquet"
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["text", "own", twice]), path)
+    with pytest.raises(DataError, match=f"two columns are named '{twice}'"):
+        list(text_file_examples(path))

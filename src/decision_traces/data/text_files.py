@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +103,19 @@ def _jsonl(path: Path, where: str, column: str) -> Iterator[_Record]:
                 continue
             place = f"{where}, line {number + 1}"
             try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+                record = json.loads(line, object_pairs_hook=_named_once)
+            except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
                 raise DataError(f"{place}: not JSON ({first_line(error)}).") from error
             if not isinstance(record, dict):
                 raise DataError(f"{place}: expected an object with a column {column}, got {_kind(record)}.")
             yield _Record(number, place, record)
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; of two values under one name, Python would take the last."""
+    if twice := _twice([name for name, _ in pairs]):
+        raise ValueError(f"two values are named {twice!r}")
+    return dict(pairs)
 
 
 def _csv(path: Path, where: str, column: str) -> Iterator[_Record]:
@@ -119,8 +127,6 @@ def _csv(path: Path, where: str, column: str) -> Iterator[_Record]:
             header = _cells(reader, where)
             if header is None:
                 raise DataError(f"{where}: cannot be read as csv (it is empty).")
-            if twice := [name for i, name in enumerate(header) if name in header[:i]]:
-                raise DataError(f"{where}: two columns are named {twice[0]!r}.")
             _need(column, header, where)
             number = 0
             while True:
@@ -152,7 +158,7 @@ def _parquet(path: Path, where: str, column: str) -> Iterator[_Record]:
         file = pq.ParquetFile(path)
         _need(column, file.schema_arrow.names, where)
         # What is in bytes (pictures, sounds) is nothing a table of texts could show.
-        names = [f.name for f in file.schema_arrow if f.name == column or not _is_bytes(f.type)]
+        names = [f.name for f in file.schema_arrow if f.name == column or not _holds_bytes(f.type)]
         number = 0
         for batch in file.iter_batches(columns=names):
             for values in batch.to_pylist():
@@ -162,7 +168,9 @@ def _parquet(path: Path, where: str, column: str) -> Iterator[_Record]:
         raise DataError(f"{where}: cannot be read as parquet ({first_line(error)}).") from error
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
@@ -177,16 +185,27 @@ def _need(column: str, names: Iterable[str], where: str) -> None:
     names = list(names)
     if column not in names:
         raise DataError(f"{where}: needs a column named {column}; it has: {', '.join(names) or 'none'}.")
+    if twice := _twice(names):
+        raise DataError(f"{where}: two columns are named {twice!r}.")
+
+
+def _twice(names: list[str]) -> str | None:
+    return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
 # -- texts and fields ---------------------------------------------------------------------------------------
 
 
 def _of_records(records: Iterable[_Record], column: str) -> Iterator[TextRow]:
+    kept: dict[str, str] = {}
     for record in records:
         _need(column, record.values, record.place)
         text = _text(record.values[column], column, record.place)
         others = {n: v for n, v in record.values.items() if n != column}
+        for name in others:
+            if kept.setdefault(field_name(name), name) != name:
+                both = f"{kept[field_name(name)]} and {name}"
+                raise DataError(f"{record.place}: {both} would both be {field_name(name)} in the run. Rename one.")
         yield TextRow(record.number, text, {field_name(n): _field(v, n, record.place) for n, v in others.items()})
 
 
@@ -199,7 +218,7 @@ def _text(value: object, column: str, place: str) -> str:
 
 
 def _field(value: object, column: str, place: str) -> FieldValue:
-    """Return a value as it may stand in a column; what has an inner structure as JSON."""
+    """Return a value as it may stand in a column; what has an inner structure as JSON, dates and the like as text."""
     if isinstance(value, str):
         return _unicode(value, place)
     if isinstance(value, int) and not -_LARGEST_INT <= value < _LARGEST_INT:
@@ -208,6 +227,8 @@ def _field(value: object, column: str, place: str) -> FieldValue:
         return value
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         return [_unicode(v, place) for v in value]
+    if not isinstance(value, list | tuple | dict):
+        return str(value)
     try:
         return _unicode(json.dumps(value, ensure_ascii=False, default=str), place)
     except (ValueError, RecursionError) as error:
