@@ -120,6 +120,7 @@ def test_a_stopped_training_goes_on(untrained: Path, tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"batch_size": 0}, "--batch_size 0: needs at least 1"),
+        ({"seed": -1}, "--seed -1: needs a whole number from 0"),
         ({"lr": 0.0}, "--lr 0.0"),
         ({"warmup_ratio": 1.0}, "--warmup_ratio 1.0"),
         ({"bf16": True, "fp16": True}, "one of them"),

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from decision_traces import TraceStore
+from decision_traces.analysis.requirements import what_works
 from decision_traces.cli import attention, compare
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.store.validate import failures, validate_run
@@ -170,7 +171,18 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert "No probe: " in printed and "`hidden` among the words of --capture" in printed
 
 
-@pytest.mark.parametrize("wrong", [("--n_boot", "0"), ("--folds", "1"), ("--max_examples", "0")])
+def test_heads_of_which_the_run_keeps_some_positions_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    build_run(tmp_path / "run", replace(DECODER, capture=("attn", "hidden"), positions="last"))
+    assert exit_code(compare.main, str(tmp_path / "run"), "--n_boot", "5") == 0
+    printed = capsys.readouterr().out
+    assert "The final answer" in printed
+    assert "No attention heads: This run keeps positions last only; what a head looks at needs all" in printed
+    assert "decision-traces attention" not in what_works(TraceStore(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("wrong", [("--n_boot", "0"), ("--folds", "1"), ("--max_examples", "0"), ("--seed", "-1")])
 def test_a_number_that_makes_no_sense_is_refused(
     wrong: tuple[str, str], run: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -96,6 +96,8 @@ def test_what_cannot_be_done_is_one_line(run: Path, tiny_folder, tmp_path: Path,
         assert capsys.readouterr().err.startswith("error: No run folder at")
     assert _exit_code(lens.main, str(run), "--top_k", "0") == 1
     assert capsys.readouterr().err == "error: top_k 0: needs at least 1.\n"
+    assert _exit_code(attribution.main, str(run), "--top_k", "-5") == 1
+    assert capsys.readouterr().err == "error: --top_k -5: needs at least 1.\n"
 
 
 @pytest.mark.parametrize("script", ["lens_traces", "attribution_traces"])

@@ -203,6 +203,7 @@ def test_bad_input_is_one_clear_error(config, tiny_folder, tmp_path: Path, monke
     _refused(config, DataError, "no such file", text_file=tmp_path / "none.txt")
     _refused(config, DataError, r"expected one of \.txt", text_file=tmp_path / "none.pdf")
     _refused(config, UsageError, "--limit 0: needs at least 1", limit=0)
+    _refused(config, UsageError, "--seed -1: needs a whole number from 0", seed=-1)
     _refused(config, UsageError, "--max_seq_len 500: .* built for 96 tokens", max_seq_len=500)
     _refused(config, UsageError, "--split dev: .*train, validation, test", text_file=None, split="dev")
     _refused(config, DataError, "--data_dir, or set", text_file=None)

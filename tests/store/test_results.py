@@ -18,6 +18,7 @@ from decision_traces.errors import (
     ResultError,
     RunError,
     RunExistsError,
+    UsageError,
 )
 from decision_traces.folders import exchange
 from decision_traces.store.new_result import new_result, result_files
@@ -34,9 +35,9 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def put(run: Path, value: int, name: str = "lens") -> list[str]:
+def put(run: Path, value: int, name: str = "lens", out: Path | None = None) -> list[str]:
     """Write a result of one table and return what is to be told."""
-    with new_result(TraceStore(run), name, {"top_k": value, "model_path": Path("m")}) as new:
+    with new_result(TraceStore(run, results=out), name, {"top_k": value, "model_path": Path("m")}) as new:
         write_table(new.folder / "depth.parquet", pa.table({"stable_from": [value]}))
         (new.folder / "lens.zarr").mkdir()
         (new.folder / "lens.zarr" / "zarr.json").write_text("{}")
@@ -130,6 +131,36 @@ def test_a_result_without_a_record_that_holds_is_set_aside_whole(run: Path) -> N
     aside = next(p for p in (run / "analysis").iterdir() if "set-aside" in p.name)
     assert str(aside) in note and value(run) == 2
     assert names(aside) == ["depth.parquet", "lens.zarr", "notes.md", "record.json"]
+
+
+def test_a_folder_that_is_called_as_a_result_stays_where_the_user_has_it(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "home" / "lens"
+    (own / ".git" / "refs" / "tags").mkdir(parents=True)
+    (own / "thesis.tex").write_text("mine")
+    with pytest.raises(RunExistsError, match=r"decision-traces lens: .*home/lens holds .*\(thesis\.tex\)"):
+        put(run, 1, out=tmp_path / "home")
+    assert names(tmp_path / "home") == ["lens"] and (own / ".git" / "refs" / "tags").is_dir()
+
+    (own / "record.json").write_text("{}")  # a damaged one of ours, or anybody's
+    (note,) = put(run, 1, out=tmp_path / "home")
+    (aside,) = (p for p in (tmp_path / "home").iterdir() if p.name != "lens")
+    assert str(aside) in note and (aside / ".git" / "refs" / "tags").is_dir()
+
+
+@pytest.mark.parametrize("out", ["run", "run/analysis", "run/dec_hidden.zarr", "run/new"])
+def test_results_kept_elsewhere_are_not_kept_in_a_run(run: Path, tmp_path: Path, out: str) -> None:
+    before = sorted(run.rglob("*"))
+    with pytest.raises(UsageError, match=r"--out .*run is a run, and holds its own results in analysis/"):
+        put(run, 1, out=tmp_path / out)
+    assert sorted(run.rglob("*")) == before
+    (tmp_path / "file").touch()
+    with pytest.raises(RunExistsError, match=r"--out .*file is a file"):
+        put(run, 1, out=tmp_path / "file")
+
+
+def test_results_that_are_not_there_do_not_hold(run: Path, tmp_path: Path) -> None:
+    (failed,) = failures(validate_run(run, results=tmp_path / "nothing"))
+    assert "no result lies there" in failed.detail
 
 
 def test_what_an_earlier_version_left_is_neither_read_nor_removed(run: Path) -> None:

@@ -232,3 +232,8 @@ def test_folders_made_for_a_run_that_does_not_come_to_be_go(tmp_path: Path) -> N
     with pytest.raises(ZeroDivisionError), run_place(tmp_path / "some" / "where" / "run"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_root_is_no_place_for_a_run() -> None:
+    with pytest.raises(RunExistsError, match=r"^/ cannot be a run\. Name a folder in it with --out_dir\.$"):
+        run_place(Path("/"))

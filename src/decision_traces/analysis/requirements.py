@@ -3,7 +3,7 @@
 import shlex
 from typing import Final
 
-from decision_traces.errors import UnsupportedArchitecture, UsageError
+from decision_traces.errors import NotCapturedError, UnsupportedArchitecture, UsageError
 from decision_traces.schema import HEAD, KV_HEAD, LAYER
 from decision_traces.store.arrays import StoredArray
 from decision_traces.store.reader import TraceStore
@@ -49,7 +49,7 @@ def what_works(store: TraceStore) -> str:
     states = any(store.has(name) for name in ("dec_hidden", "dec_res_pre_attn", "enc_hidden", "enc_res_pre_attn"))
     works = {
         "lens": states and store.about.final_norm is not None and bool(_DECIDED & columns),
-        "attention": any(store.has(name) for name in _ATTENTION),
+        "attention": any(_has_whole(store, name) for name in _ATTENTION),
         "compare": bool({"next_correct", "is_correct"} & columns),
         "view": True,
     }
@@ -73,6 +73,14 @@ def refuse_transform(store: TraceStore, *, bends: bool) -> None:
             f"{store.about.model or 'The model'} makes its logits by a head that is not linear: they are no sum of "
             f"what its parts wrote, and cannot be split up. {what_works(store)}"
         )
+
+
+def _has_whole(store: TraceStore, name: str) -> bool:
+    try:
+        need_whole(store.array(name), name, positions=True)
+    except (NotCapturedError, UsageError):
+        return False
+    return True
 
 
 def refuse_cross_attention(store: TraceStore, what: str) -> None:

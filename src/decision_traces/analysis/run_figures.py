@@ -69,8 +69,12 @@ def run_figures(
     if not any(store.has(name) for name in ATTENTION_ARRAYS):
         left_out["attention heads"] = "This run did not capture `attn` (--capture attn)."
         return RunFigures(sections, None, left_out)
-    with counting("attention") as progress:
-        statistics = attention_statistics(store, progress=progress)
+    try:
+        with counting("attention") as progress:
+            statistics = attention_statistics(store, progress=progress)
+    except UsageError as reason:
+        left_out["attention heads"] = str(reason)
+        return RunFigures(sections, None, left_out)
     by_example = statistics.by_example()
     heads = {name: by_example.figure(name) for name in ATTENTION_FIGURES}
     sections[HEADS] = Section(heads, ("layer", "head"))

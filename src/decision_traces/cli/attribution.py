@@ -62,6 +62,8 @@ def run(args: AttributionCommand) -> int:
     """Attribute, print the tables, and put table and picture into the run."""
     console, store = make_console(), TraceStore(args.run, results=args.out)
     console.quiet = args.quiet
+    if args.top_k < 1:
+        raise UsageError(f"--top_k {args.top_k}: needs at least 1.")
     encoder = store.arch == "enc" and store.n_choices is not None
     with kept_in_run(store, "attribution", args, console) as folder:
         result = _encoder(store, args, folder) if encoder else _decoder(store, args, console, folder)

@@ -101,7 +101,12 @@ def run(args: CompareCommand) -> int:
 
 
 def _check(args: CompareCommand) -> None:
-    least = {"--n_boot": (args.n_boot, 1), "--folds": (args.folds, 2), "--max_examples": (args.max_examples, 1)}
+    least = {
+        "--n_boot": (args.n_boot, 1),
+        "--folds": (args.folds, 2),
+        "--max_examples": (args.max_examples, 1),
+        "--seed": (args.seed, 0),
+    }
     for flag, (value, smallest) in least.items():
         if value is not None and value < smallest:
             raise UsageError(f"{flag} {value}: needs at least {smallest}.")

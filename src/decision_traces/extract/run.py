@@ -183,6 +183,8 @@ def _check_options(options: JobOptions) -> None:
             raise UsageError(f"--{name} {getattr(options, name)}: needs at least 1.")
     if options.max_seq_len != "auto" and options.max_seq_len < 1:
         raise UsageError(f"--max_seq_len {options.max_seq_len}: needs at least 1, or auto.")
+    if not 0 <= options.seed < 1 << 32:
+        raise UsageError(f"--seed {options.seed}: needs a whole number from 0 to {(1 << 32) - 1}.")
     if options.resume and options.out_dir is None:
         raise UsageError("--resume needs --out_dir: the folder of the run to go on with.")
 

@@ -92,6 +92,8 @@ def check_flags(config: FinetuneConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name} {value}: needs at least 1.")
+    if not 0 <= config.seed < 1 << 32:
+        raise UsageError(f"--seed {config.seed}: needs a whole number from 0 to {(1 << 32) - 1}.")
     if config.lr <= 0 or config.epochs <= 0:
         raise UsageError(f"--lr {config.lr} --epochs {config.epochs}: both need to be above 0.")
     if not 0 <= config.warmup_ratio < 1:

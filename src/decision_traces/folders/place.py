@@ -70,8 +70,13 @@ class FolderPlace:
             overwrite: Whether a complete one there may be replaced once the new one is complete, and an unfinished
                 one be discarded.
             resume: Whether an unfinished one is to be gone on with.
+
+        Raises:
+            RunExistsError: It is the root of the file system, beside which nothing can be built.
         """
         self.target = target.resolve()
+        if not self.target.name:
+            raise RunExistsError(f"{self.target} cannot be a {kind.name}. Name a folder in it with {kind.flag}.")
         self.folder = partial_folder(self.target)
         self._kind = kind
         self._overwrite, self._resume = overwrite, resume

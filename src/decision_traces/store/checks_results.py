@@ -11,6 +11,9 @@ from decision_traces.store.results_place import ResultsPlace
 
 def check_results(place: ResultsPlace) -> Iterator[CheckResult]:
     """Check seal, run, files and checksums of every result; what an earlier version left cannot be checked."""
+    if place.out is not None and not any(place.result(name).is_dir() for name in RESULTS):
+        where, detail = str(place.out), "no result lies there; lens, compare and others put some with --out"
+        yield CheckResult("results as computed", False, where=where, detail=detail, array=where)
     for name in RESULTS:
         where = place.shown(name)
         older = place.older_files(name)

@@ -18,6 +18,7 @@ from decision_traces.errors import (
     RunError,
     RunExistsError,
     TraceError,
+    UsageError,
     first_line,
 )
 from decision_traces.folders.disk import is_full
@@ -25,7 +26,7 @@ from decision_traces.folders.exchange import leftovers, put_in_place, staging_fo
 from decision_traces.folders.lock import FolderLock
 from decision_traces.folders.plain import refuse_strange
 from decision_traces.folders.removal import files_in, refuse_strangers, remove
-from decision_traces.schema import RECORD_FILE, RESULTS
+from decision_traces.schema import ANALYSIS_DIR, MANIFEST_FILE, META_FILE, RECORD_FILE, RESULTS
 from decision_traces.store.folder import FileRecord, checksum, run_digest, write_sealed
 from decision_traces.store.opened import OpenRun
 from decision_traces.store.results import read_record
@@ -63,7 +64,8 @@ def new_result(
         command: What makes it, where that is another command.
 
     Raises:
-        RunExistsError: Another process writes the run or a result of it, or files that are not ours lie in the old one.
+        RunExistsError: Another process writes the run or a result of it, or files that are not ours lie where it goes.
+        UsageError: The folder that the user named lies in a run.
         DamagedRunError: The analysis folder is a link.
         ReplacedRunError: Another run came to its place meanwhile.
         DiskSpaceError: No space left.
@@ -71,6 +73,7 @@ def new_result(
     """
     place = store.results
     target = place.result(name)
+    _refuse_no_place(place)
     _refuse_read_only(place)
     with FolderLock(place.root), _sentences(place, name):
         new = NewResult(_begin(place, name, target))
@@ -99,6 +102,21 @@ def result_files(run: Path) -> set[str]:
     return found
 
 
+def _refuse_no_place(place: ResultsPlace) -> None:
+    """Raise where the folder that the user named is none, or lies in a run, which could not be replaced any more."""
+    if place.out is None:
+        return
+    out = place.out.resolve()
+    if out.exists() and not out.is_dir():
+        raise RunExistsError(f"--out {place.out} is a file. Name a folder.")
+    for folder in (out, *out.parents):
+        if (folder / META_FILE).is_file() and (folder / MANIFEST_FILE).is_file():
+            raise UsageError(
+                f"--out {place.out}: {folder} is a run, and holds its own results in {ANALYSIS_DIR}/, where they go "
+                "without --out. Name a folder outside of runs."
+            )
+
+
 def _refuse_read_only(place: ResultsPlace) -> None:
     """Raise before anything is computed, where no result can be written."""
     there = next(folder for folder in (place.folder, *place.folder.absolute().parents) if folder.exists())
@@ -111,7 +129,7 @@ def _begin(place: ResultsPlace, name: str, target: Path) -> Path:
     refuse_strange(place.root, target)
     if target.exists() and not target.is_dir():
         raise RunExistsError(f"{target} is a file; the result is to lie there. Move it away first.")
-    _refuse_strangers(place.root, name, target)
+    _refuse_strangers(place, name, target)
     for every in RESULTS:
         for left in leftovers(place.result(every)):
             _discard(place.root, left, every)
@@ -145,7 +163,7 @@ def _finish(store: OpenRun, name: str, new: NewResult, about: Mapping[str, Any])
         same = False
     if not same:
         raise ReplacedRunError(f"{run} was replaced while `{name}` was computed: nothing was kept. Run it again.")
-    _refuse_strangers(place.root, name, target)
+    _refuse_strangers(place, name, target)
     aside = put_in_place(new.folder, target)
     if aside is not None:
         with suppress(OSError):  # the next writer sweeps it
@@ -163,15 +181,21 @@ def _clear_away(root: Path, name: str, aside: Path, notes: list[str]) -> None:
     notes.append(f"What no record proves ours of the old result lies in {kept} now.")
 
 
-def _refuse_strangers(root: Path, name: str, target: Path) -> None:
-    """Raise if the user has put files into a result; without a record it is set aside whole."""
-    if target.is_dir() and (ours := _listed(root, target)) is not None:
-        refuse_strangers(target, {RECORD_FILE, *ours}, f"decision-traces {name}")
+def _refuse_strangers(place: ResultsPlace, name: str, target: Path) -> None:
+    """Raise if the user has put files into a result; in the run, one whose record is damaged is set aside whole.
+
+    Of a folder that the user named, what has no record was never a result: it may be anything of the user's.
+    """
+    if target.is_dir():
+        ours = _listed(place.root, target)
+        if ours is not None or (place.out is not None and not os.path.lexists(target / RECORD_FILE)):
+            refuse_strangers(target, {RECORD_FILE, *(ours or ())}, f"decision-traces {name}")
 
 
 def _discard(root: Path, folder: Path, name: str) -> list[str]:
     """Remove what is proved ours of a folder that has lost its name, or never got it; return what is left."""
-    return remove(folder, _ours(root, folder, name), (RECORD_FILE,))
+    ours, there = _ours(root, folder, name), list(files_in(folder))
+    return there if there and not ours else remove(folder, ours, (RECORD_FILE,))  # not even its empty folders
 
 
 def _ours(root: Path, folder: Path, name: str) -> set[str]:
