@@ -27,3 +27,18 @@ def test_true_false_and_numbers_are_figures_of_the_list(tmp_path: Path) -> None:
     assert found["year"].categories is None and found["year"].values[2] == 1902
     assert found["weight"].categories is None and found["weight"].name == "of_weight"
     assert "words" not in found
+
+
+def test_columns_have_file_names_of_their_own_on_every_file_system(tmp_path: Path) -> None:
+    own = ["Label", "label", "/a", "\u02fa", "\u00e9", "e\u0301", "x" * 3000, "x" * 3001, "", "__proto__", "con.x"]
+
+    def alter(_: dict, table: pd.DataFrame) -> None:
+        for at, name in enumerate(own):
+            table[name] = np.arange(N) + at + 0.5
+
+    build_run(tmp_path / "run", TinyRun(lengths=(4,) * N, capture=()), alter)
+    found = {f.label: f for f in list_figures(TraceStore(tmp_path / "run"), "next_token", ("next",))}
+    assert [found[name].values[0] for name in own] == [at + 0.5 for at in range(len(own))]
+    names = [found[name].name for name in own]
+    assert len({name.lower() for name in names}) == len(own) and all(name.isascii() for name in names)
+    assert max(map(len, names)) < 128 and not any("/" in name for name in names)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from string import ascii_lowercase, digits
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +23,8 @@ _LONGEST_KIND: Final = 40
 _DEPTH_FILE: Final = "depth.parquet"
 _NO_KINDS: Final = frozenset({"answerKey", "question"})  # answers and questions, not kinds of example
 _EXAMPLES_PER_KIND: Final = 3
+_IN_A_PATH: Final = frozenset(f"{ascii_lowercase}{digits}_-")
+_LONGEST_NAME: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +185,12 @@ def _category(column: pa.ChunkedArray, name: str) -> Figure | None:
 
 
 def _in_a_path(name: str) -> str:
-    """Return the name of a data set's column as it may stand in a path."""
-    return "".join(c if c.isalnum() or c in "_-" else f".{ord(c):x}" for c in name)
+    """Return the name of a data set's column as it may stand in a path: a bundle's files are called so.
+
+    Some file systems do not tell `Label` from `label`, and none has names of more than 255 bytes.
+    """
+    safe = "".join(c if c in _IN_A_PATH else f".{ord(c):x}." for c in name)
+    return safe if len(safe) <= _LONGEST_NAME else f"{safe[:_LONGEST_NAME]}.{sha256(name.encode()).hexdigest()[:16]}"
 
 
 def depth_figures(lens: Result, ids: pa.ChunkedArray) -> list[Figure]:
