@@ -173,5 +173,10 @@ def test_without_resume_it_is_refused_too(stopped: Path, asked) -> None:
 
 def test_with_the_same_it_goes_on(stopped: Path, asked, place: Path, tmp_path: Path) -> None:
     shutil.copytree(partial_of(stopped), tmp_path / ".run.partial")
+    group = tmp_path / ".run.partial" / "dec_hidden.zarr"  # what lies in an unfinished folder may be damaged meanwhile
+    (group / "zarr.json").unlink()
+    (group / "h" / "zarr.json").write_text((group / "h" / "zarr.json").read_text().replace("float16", "float32"))
+    said = tmp_path / ".run.partial" / "dec_self_qkv.zarr" / "q" / "zarr.json"
+    said.write_bytes(said.read_bytes()[:-9])
     resumed = extract_next_token(asked(out_dir=tmp_path / "run", resume=True))
     assert_same(content_of(resumed), content_of(extract_next_token(asked(out_dir=tmp_path / "whole"))))

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ class RunWriter:
             with disk_errors(self.run.parent, kept=UNTOUCHED):
                 begin_ledger(self.folder / LEDGER_FILE, plan)
                 (self.folder / PARTS_DIR).mkdir(exist_ok=True)
-                self._create_arrays()
+                self._create_arrays(self.folder)
                 self.links = self._can_link()
         except BaseException:  # Ctrl-C as well: there is nothing yet that could be gone on with
             self.discard()
@@ -123,17 +124,20 @@ class RunWriter:
             return
         mend_ledger(ledger, [begun, *blocks])
         self.bytes_written = sum(record["bytes"] for record in self.done.values())
+        with TemporaryDirectory() as anew:  # of what the arrays say of themselves, the ledger has no checksums
+            self._create_arrays(Path(anew))
+            shutil.copytree(anew, self.folder, dirs_exist_ok=True)
         for spec in self.layout.specs:
             self._arrays[spec.name] = zarr.open_array(self.folder / spec.path, mode="r+")
         self.links = self._can_link()
 
-    def _create_arrays(self) -> None:
+    def _create_arrays(self, folder: Path) -> None:
         groups = tuple(dict.fromkeys(spec.group for spec in self.layout.specs))
         for group in groups:
-            zarr.create_group(self.folder / group)
+            zarr.create_group(folder / group)
         for spec in self.layout.specs:
             self._arrays[spec.name] = zarr.create_array(
-                self.folder / spec.path,
+                folder / spec.path,
                 shape=self.layout.dims_of(spec).shape(spec),
                 dtype=self.layout.dtype,
                 chunks=self.layout.chunk(spec),
@@ -144,7 +148,7 @@ class RunWriter:
             )
         for path, numbers in self.layout.coordinates().items():
             zarr.create_array(
-                self.folder / path,
+                folder / path,
                 data=np.asarray(numbers, dtype=np.int32),
                 chunks=(max(1, len(numbers)),),
                 compressors=[Crc32cCodec()],
@@ -152,7 +156,7 @@ class RunWriter:
                 dimension_names=(path.rsplit("/", 1)[1],),
             )
         for group in groups:
-            consolidate(self.folder / group)
+            consolidate(folder / group)
 
     def _can_link(self) -> bool:
         """Return whether the file system has hard links."""
