@@ -112,7 +112,7 @@ def attack(base: Path, folder: Path, seed: int) -> list[tuple[str, str, str]]:
     return found
 
 
-def main(first: int, count: int) -> None:
+def main(first: int, count: int, *more: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         bases = [Path(name) / f"base{i}" / "run" for i in range(len(RUNS))]
         for base, run in zip(bases, RUNS, strict=True):
@@ -120,7 +120,7 @@ def main(first: int, count: int) -> None:
             build_run(base, run)
         work = Path(name) / "work"
         work.mkdir()
-        seeds = range(first, first + count)
+        seeds = (*range(first, first + count), *more)
         found = [(seed, *what) for seed in seeds for what in attack(bases[seed % len(bases)], work, seed)]
     json.dump(found, sys.stdout)
 

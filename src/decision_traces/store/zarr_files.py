@@ -57,7 +57,10 @@ def open_zarr(plain: PlainFolder, folder: Path) -> "Array[Any]":
     """
     refuse_metadata(plain, folder)
     with zarr.config.set({"codec_pipeline.path": _PIPELINE, **_BOUNDED}):
-        array = zarr.open_array(_FilesAsTheyAre(folder, read_only=True), mode="r")
+        try:
+            array = zarr.open_array(_FilesAsTheyAre(folder, read_only=True), mode="r")
+        except ZeroDivisionError as error:
+            raise ValueError("its metadata says that a chunk has no length") from error
     unknown = [name for name in _codecs(array.metadata.to_dict()) if name not in (*_CODECS, *_SIZES)]
     if unknown:
         raise ValueError(f"codec {unknown[0]!r:.40} is not one that is read here")
