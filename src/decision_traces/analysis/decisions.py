@@ -291,6 +291,6 @@ def _numbers(table: pa.Table, name: str, missing: float | int) -> np.ndarray:
     """Return one column as float64 (exact for ids), with `missing` for nulls or where there is no such column."""
     if name not in table.column_names:
         return np.full(table.num_rows, missing, np.float64)
-    column: Any = pc.fill_null(pc.cast(table.column(name), pa.float64()), float(missing))
+    column: Any = pc.fill_null(pc.cast(table.column(name), pa.float64(), safe=False), float(missing))
     numbers: np.ndarray = column.to_numpy()
     return numbers

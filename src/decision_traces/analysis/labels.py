@@ -96,7 +96,7 @@ def _numbers(values: pa.Array) -> Float64[np.ndarray, " n"] | None:
     if pa.types.is_boolean(values.type):
         return None
     try:
-        numbers: np.ndarray = pc.cast(values, pa.float64()).to_numpy(zero_copy_only=False)
+        numbers: np.ndarray = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:  # text that is no number
         return None
     return numbers if np.isfinite(numbers).all() else None

@@ -119,7 +119,7 @@ def _numbers(table: pa.Table, name: str) -> Float32[np.ndarray, " n"]:
 
 def numbers_of(column: pa.ChunkedArray) -> Float64[np.ndarray, " n"]:
     """Return a column as float64, NaN for nulls: from its bytes, because pyarrow's own way loads pandas for it."""
-    array = pc.cast(column, pa.float64()).combine_chunks()
+    array = pc.cast(column, pa.float64(), safe=False).combine_chunks()
     if array.null_count == len(array):
         return np.full(len(array), np.nan)
     here = slice(array.offset, array.offset + len(array))

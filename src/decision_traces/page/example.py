@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from decision_traces.columns import outcome_of
+from decision_traces.errors import DamagedRunError
 from decision_traces.page import snippets
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import attention_layout
@@ -52,6 +53,10 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
     tokens = shown_tokens(columns, _texts(run, values, choice, prefix), start, stop)
     made = decisions(run, values, start)
     for gap in made if run.objective == "masked" else ():  # the model read the mask token, not what stands in the text
+        if not 0 <= gap["pos"] < len(tokens):
+            raise DamagedRunError(
+                f"{run.store.example_id(row)}: a masked position is none of its {len(tokens)} tokens."
+            )
         tokens[gap["pos"]] = plain(str(values["tokens"][gap["pos"] + start]))
     layout = attention_layout(run, row, choice)
     return {

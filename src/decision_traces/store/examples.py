@@ -178,8 +178,10 @@ class Examples:
         older = self._expected(TOKENS_FILE) is None
         if older and mask in self.names and list_levels(self.column(mask)) is not None:
             return mask_spans(rectangle(self.column(mask)) != 0)
-        counts = rectangle(self.column(n_tokens)).astype(np.int64)
-        return Spans(np.zeros_like(counts), counts)
+        counts = rectangle(self.column(n_tokens))
+        if not np.issubdtype(counts.dtype, np.integer):
+            raise DamagedRunError(f"{self._path}: {n_tokens} holds {counts.dtype}, expected integers.")
+        return Spans(np.zeros(counts.shape, np.int64), counts.astype(np.int64))
 
     def prediction(self, side: Side) -> Int64[np.ndarray, " n"]:
         """Return the position of each example's prediction, -1 where there is none.
