@@ -2,7 +2,7 @@
 
     python -m benchmarks.architectures [--out docs/architectures.md]
 
-The same as `decision-traces architectures --out FILE`, and the seconds besides.
+The same as `python -m dev.architectures --out FILE`, and the seconds besides.
 """
 
 import logging
@@ -12,10 +12,10 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from decision_traces.architectures.matrix import check_class
-from decision_traces.architectures.report import KINDS, counts, markdown
-from decision_traces.architectures.tiny import model_classes
 from decision_traces.models.load import quiet_transformers
+from dev.architectures.matrix import check_class
+from dev.architectures.report import KINDS, counts, markdown
+from dev.architectures.tiny import model_classes
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that gives the folder of a tiny decoder, made once a session."""
-    from decision_traces.testing.models import save_tiny_decoder
+    from support.models import save_tiny_decoder
 
     made: dict[tuple, Path] = {}
 
@@ -33,7 +33,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 @pytest.fixture(scope="session")
 def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function that gives the folder of a tiny multiple-choice encoder, made once a session."""
-    from decision_traces.testing.encoders import save_tiny_encoder
+    from support.encoders import save_tiny_encoder
 
     made: dict[str, Path] = {}
 
@@ -49,10 +49,9 @@ def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 def checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that saves a model of a class and a family; `said` is what its config.json is made to say."""
     import torch
-
-    from decision_traces.testing.encoder_decoders import ENCODER_DECODERS
-    from decision_traces.testing.encoders import ENCODERS, pair_tokenizer
-    from decision_traces.testing.models import FAMILIES, byte_tokenizer
+    from support.encoder_decoders import ENCODER_DECODERS
+    from support.encoders import ENCODERS, pair_tokenizer
+    from support.models import FAMILIES, byte_tokenizer
 
     kinds = {**FAMILIES, **ENCODERS, **ENCODER_DECODERS}
 

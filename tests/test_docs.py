@@ -35,8 +35,9 @@ def test_the_two_commands_stand_in_the_readme() -> None:
 def test_every_command_and_flag_of_the_readme_exists() -> None:
     commands = set(re.findall(r"decision-traces ([a-z][a-z-]+)", README))
     assert commands == COMMANDS.keys()
-    for script in re.findall(r"python -m src\.cli\.(\w+)", README):
-        assert (ROOT / "src" / "cli" / f"{script}.py").is_file()
+    for module in re.findall(r"python -m ((?:src|dev|benchmarks)\.[\w.]+)", README):
+        place = ROOT.joinpath(*module.split("."))
+        assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
     assert set(re.findall(r"(--[a-z_]+)", README)) <= FLAGS | {"--help"}
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import transformers
 import zarr
+from support.runs import reseal
 
 from benchmarks.checkpoints import checkpoint
 from benchmarks.fidelity import BAR, Settings, Worst, compare, tasks_of, trace
 from decision_traces.demo import MODEL_DIR
-from decision_traces.testing.runs import reseal
 
 
 def test_a_changed_value_is_told_and_nothing_else(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file
+from support.encoders import word_tokenizer
 
 from decision_traces import TraceStore
 from decision_traces.data import tinyworld
@@ -17,7 +18,6 @@ from decision_traces.finetuning.batches import Collator
 from decision_traces.finetuning.config import FinetuneConfig
 from decision_traces.finetuning.train import finetune
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.encoders import word_tokenizer
 
 # torch warns that there is no accelerator to pin memory for, or that a scheduler steps first; neither is ours.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")

@@ -19,9 +19,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import zarr
-
-from decision_traces.testing.encoders import save_tiny_encoder
-from decision_traces.testing.models import save_tiny_decoder
+from support.encoders import save_tiny_encoder
+from support.models import save_tiny_decoder
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "seed_workflows.md").read_text(encoding="utf-8")

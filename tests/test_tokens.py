@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.encoders import pair_tokenizer
+from support.models import byte_tokenizer
 
 from decision_traces.errors import UsageError
-from decision_traces.testing.encoders import pair_tokenizer
-from decision_traces.testing.models import byte_tokenizer
 from decision_traces.tokens import Encoding, batches, encode, pad_id
 
 

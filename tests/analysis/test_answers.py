@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.runs import CHOICES, DECODER, build_run
 
 from decision_traces import TraceStore
 from decision_traces.analysis.answers import final_answers
 from decision_traces.analysis.calibration import calibration
 from decision_traces.errors import UsageError
-from decision_traces.testing.runs import CHOICES, DECODER, build_run
 
 
 def test_next_tokens_without_a_prediction_are_left_out(tmp_path: Path) -> None:

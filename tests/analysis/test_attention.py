@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.runs import CHOICES, DECODER, TinyRun, build_run
 
 from decision_traces import TraceStore
 from decision_traces.analysis import attention
 from decision_traces.analysis.attention import AttentionStatistics, HeadMeans, attention_statistics
 from decision_traces.analysis.patterns import ATTENTION_FIGURES
 from decision_traces.errors import DataError, NotCapturedError, UsageError
-from decision_traces.testing.runs import CHOICES, DECODER, TinyRun, build_run
 
 
 def previous_mass(matrix: np.ndarray, begin: int, n: int) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import plain
 import pytest
 import torch
+from support.models import byte_tokenizer
 from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
@@ -15,7 +16,6 @@ from decision_traces.analysis.heads import find_head_writers
 from decision_traces.analysis.unembedding import Unembedding, load_run_model, load_unembedding, of_model
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import ModelError, NotCapturedError, UnsupportedArchitecture
-from decision_traces.testing.models import byte_tokenizer
 
 # Per family: the final norm, what it is, and each layer's output projection with the norm behind it.
 FAMILIES = {

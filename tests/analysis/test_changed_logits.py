@@ -8,6 +8,8 @@ import plain
 import pytest
 import torch
 import zarr
+from support.models import byte_tokenizer
+from support.runs import copy_run, reseal
 
 from decision_traces import TraceStore
 from decision_traces.analysis import unembedding
@@ -18,8 +20,6 @@ from decision_traces.analysis.unembedding import load_unembedding
 from decision_traces.cli import attribution as attribution_command
 from decision_traces.errors import ModelError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.testing.models import byte_tokenizer
-from decision_traces.testing.runs import copy_run, reseal
 
 CAP = 4.0
 # Per family: what its config says, its formula from the unembedding to the logits, and back to what adds up.

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.runs import CHOICES, build_run, copy_run, reseal
 from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
@@ -18,7 +19,6 @@ from decision_traces.analysis.lens import logit_lens
 from decision_traces.analysis.unembedding import Unembedding, load_unembedding
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import ModelError, UsageError
-from decision_traces.testing.runs import CHOICES, build_run, copy_run, reseal
 
 
 def test_the_race_equals_plain_transformers(questions) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import plain_encoders
 import pytest
+from support.encoders import ENCODERS
 
 from decision_traces import TraceStore
 from decision_traces.analysis.encoder_attribution import encoder_attribution
 from decision_traces.analysis.unembedding import load_run_model
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
-from decision_traces.testing.encoders import ENCODERS
 
 
 def run(folder: Path, out: Path, **options) -> TraceStore:

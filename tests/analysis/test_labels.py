@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from support.runs import TinyRun, build_run
 
 from decision_traces import TraceStore
 from decision_traces.analysis.correlation import correlate
@@ -13,7 +14,6 @@ from decision_traces.analysis.label_probe import probe_label
 from decision_traces.analysis.labels import labels_of
 from decision_traces.analysis.probe import cross_validate, cross_validate_number, even_subsample
 from decision_traces.errors import NotCapturedError, UsageError
-from decision_traces.testing.runs import TinyRun, build_run
 
 N, D = 60, 8
 KIND = np.array(["a", "b", "c"])[np.arange(N) % 3]

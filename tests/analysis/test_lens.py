@@ -6,6 +6,7 @@ import numpy as np
 import plain
 import pytest
 import torch
+from support.models import byte_tokenizer
 from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
@@ -16,7 +17,6 @@ from decision_traces.analysis.results import LensTrajectories, TokenPath
 from decision_traces.analysis.unembedding import Unembedding, load_unembedding
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import ModelError, NotCapturedError, UsageError
-from decision_traces.testing.models import byte_tokenizer
 
 NORMS = {
     "gpt2": "transformer.ln_f",

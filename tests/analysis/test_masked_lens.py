@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from support.encoders import save_tiny_masked_encoder
 from transformers import AutoModelForMaskedLM
 
 from decision_traces import TraceStore
@@ -17,7 +18,6 @@ from decision_traces.cli import lens as lens_command
 from decision_traces.errors import DataError
 from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.encoders import save_tiny_masked_encoder
 
 HEADS: dict[str, Callable] = {
     "bert": lambda model, states: model.cls(states),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from support.runs import copy_run, reseal
 from transformers import AutoModelForCausalLM
 
 from decision_traces import TraceStore
@@ -15,7 +16,6 @@ from decision_traces.analysis.noise import Distances, SumsInParts, apart, other_
 from decision_traces.analysis.replay import replay_rows
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.store.validate import failures
-from decision_traces.testing.runs import copy_run, reseal
 
 LINES = "The cat sat on the mat.\nOne more line of plain text.\n"
 

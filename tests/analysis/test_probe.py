@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.model_selection import StratifiedKFold
+from support.runs import TinyRun, build_run
 
 from decision_traces import TraceStore
 from decision_traces.analysis.probe import ProbeResult, cross_validate, probe_correctness
 from decision_traces.errors import NotCapturedError, UsageError
-from decision_traces.testing.runs import TinyRun, build_run
 
 N, D, PLANTED = 60, 8, 2  # examples, width, first depth that knows
 LENGTHS = tuple(2 + i % 5 for i in range(N))

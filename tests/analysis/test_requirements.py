@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.runs import CHOICES, DECODER, ENCDEC, HYBRID, TinyRun, build_run, whole_arrays
 
 from decision_traces.analysis.attention import attention_statistics
 from decision_traces.analysis.decisions import decisions_of
@@ -13,7 +14,6 @@ from decision_traces.analysis.requirements import need_whole, refuse_cross_atten
 from decision_traces.analysis.states import parts, path_of
 from decision_traces.errors import SelectionError, UnsupportedArchitecture, UsageError
 from decision_traces.store.reader import TraceStore
-from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, HYBRID, TinyRun, build_run, whole_arrays
 
 RAN = ("attn", "qkv", "hidden", "resid")
 NEXT = replace(DECODER, positions="next", capture=RAN)

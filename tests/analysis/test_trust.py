@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.models import save_tiny_decoder
+from support.runs import copy_run, reseal
 from transformers import dynamic_module_utils
 
 from decision_traces import TraceStore
@@ -15,8 +17,6 @@ from decision_traces.cli import lens, nexttok
 from decision_traces.errors import ModelError, TraceError
 from decision_traces.models.load import ModelSource, load_decoder, load_tokenizer
 from decision_traces.models.unembed_file import save_unembedding
-from decision_traces.testing.models import save_tiny_decoder
-from decision_traces.testing.runs import copy_run, reseal
 
 CODE = """
 from pathlib import Path

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from decision_traces.architectures.matrix import NO_ATTENTION, Verdict, check_class
-from decision_traces.architectures.overrides import NEEDS_MORE
-from decision_traces.architectures.report import counts, markdown
-from decision_traces.architectures.tiny import Kind, ModelClass, NoSdpa, build_tiny, model_classes, tiny_inputs
-from decision_traces.cli.architectures import main
 from decision_traces.models.dataflow import record_forward
+from dev.architectures.__main__ import main
+from dev.architectures.matrix import NO_ATTENTION, Verdict, check_class
+from dev.architectures.overrides import NEEDS_MORE
+from dev.architectures.report import counts, markdown
+from dev.architectures.tiny import Kind, ModelClass, NoSdpa, build_tiny, model_classes, tiny_inputs
 
 CLASSES = {(c.kind, c.model_type): c for c in model_classes()}
 BOTH, EAGER = ("eager", "sdpa"), ("eager",)

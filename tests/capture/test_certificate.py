@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.encoders import ENCODERS, pair_tokenizer, tiny_encoder
+from support.models import FAMILIES, byte_tokenizer, tiny_decoder
 
 from decision_traces.capture.certificate import certify, require
 from decision_traces.capture.recorder import Recorder
@@ -11,8 +13,6 @@ from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.load import LoadedModel
 from decision_traces.models.probe import find_anatomy
-from decision_traces.testing.encoders import ENCODERS, pair_tokenizer, tiny_encoder
-from decision_traces.testing.models import FAMILIES, byte_tokenizer, tiny_decoder
 from decision_traces.tokens import Encoding, encode, encode_pairs
 
 STAGES = ("embed", "post_attn", "post_mlp", "final", "q", "k", "v", "attn")

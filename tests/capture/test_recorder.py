@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.encoder_decoders import tiny_encoder_decoder
+from support.encoders import tiny_masked_encoder
+from support.models import tiny_decoder
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
@@ -19,9 +22,6 @@ from decision_traces.errors import CaptureError
 from decision_traces.models.anatomy import Anatomy
 from decision_traces.models.probe import find_anatomy
 from decision_traces.schema import Task
-from decision_traces.testing.encoder_decoders import tiny_encoder_decoder
-from decision_traces.testing.encoders import tiny_masked_encoder
-from decision_traces.testing.models import tiny_decoder
 
 STAGES = (
     "embed", "q", "k", "v", "attn", "head_out", "attn_out", "post_attn", "cross_q", "cross_k", "cross_v", "cross_attn",

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.encoder_decoders import tiny_encoder_decoder
+from support.encoders import tiny_masked_encoder
+from support.models import byte_tokenizer, tiny_decoder
 from torch import Tensor
 
-from decision_traces.architectures.tiny import build_tiny, model_classes
 from decision_traces.capture.buffers import BatchBuffers
 from decision_traces.capture.certificate import certify, prove, stages_to_prove
 from decision_traces.capture.recorder import Recorder
@@ -17,10 +19,8 @@ from decision_traces.models.anatomy import Anatomy, LayerPlan
 from decision_traces.models.load import LoadedModel
 from decision_traces.models.probe import find_anatomy
 from decision_traces.schema import Task, site
-from decision_traces.testing.encoder_decoders import tiny_encoder_decoder
-from decision_traces.testing.encoders import tiny_masked_encoder
-from decision_traces.testing.models import byte_tokenizer, tiny_decoder
 from decision_traces.tokens import Encoding
+from dev.architectures.tiny import build_tiny, model_classes
 
 LENGTHS = ((9, 7), (6, 3), (4, 5))  # of source and target
 

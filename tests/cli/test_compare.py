@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from support.runs import CHOICES, DECODER, TinyRun, build_run
 
 from decision_traces import TraceStore
 from decision_traces.analysis.requirements import what_works
 from decision_traces.cli import attention, compare
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.runs import CHOICES, DECODER, TinyRun, build_run
 
 ROOT = Path(__file__).parents[2]
 N = 24

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.encoder_decoders import save_tiny_encoder_decoder
+from support.encoders import save_tiny_masked_encoder
 
 from decision_traces import TraceStore
 from decision_traces.cli import csqa_enc, extract, index, nexttok
-from decision_traces.testing.encoder_decoders import save_tiny_encoder_decoder
-from decision_traces.testing.encoders import save_tiny_masked_encoder
 
 ROOT = Path(__file__).parents[2]
 SELECTING = ("--layers", "--heads", "--positions", "--capture", "--uncertified")

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from decision_traces.data import tinyworld
 from decision_traces.demo import MODEL_DIR
-from decision_traces.demo.evaluate import BEGIN, END, Figures, decided_layer, write
-from decision_traces.demo.ngram import KneserNey
-from decision_traces.demo.train import save
+from dev.demo_model.evaluate import BEGIN, END, Figures, decided_layer, write
+from dev.demo_model.ngram import KneserNey
+from dev.demo_model.train import save
 
 
 @pytest.fixture(scope="module")

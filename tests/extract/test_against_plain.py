@@ -7,10 +7,10 @@ import numpy as np
 import plain
 import pytest
 import torch
+from support.models import FAMILIES, byte_tokenizer
 
 from decision_traces import TraceStore
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.testing.models import FAMILIES, byte_tokenizer
 
 TEXTS = [
     "The cat sat on the mat.",

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
+from support.models import tiny_decoder
+from support.runs import reseal
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -26,8 +28,6 @@ from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.answer_texts import answer_tokens
 from decision_traces.store.results import find_result
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.models import tiny_decoder
-from decision_traces.testing.runs import reseal
 from decision_traces.tokens import encode
 
 QUESTIONS = [

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from support.encoders import pair_tokenizer
 from tokenizers import Regex, normalizers
 
 from decision_traces import TraceStore
 from decision_traces.errors import CaptureError, ModelError, UnsupportedArchitecture, UsageError
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.testing.encoders import pair_tokenizer
 
 TEXTS = ["The cat sat on the mat.", "a", "A line of text, longer."]
 

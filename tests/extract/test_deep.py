@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
+from support.encoder_decoders import save_tiny_encoder_decoder
+from support.encoders import save_tiny_masked_encoder
+from support.runs import copy_run, reseal
 from transformers import AutoModelForCausalLM
 
 from decision_traces import TraceStore
@@ -20,9 +23,6 @@ from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.store.validate import failures
-from decision_traces.testing.encoder_decoders import save_tiny_encoder_decoder
-from decision_traces.testing.encoders import save_tiny_masked_encoder
-from decision_traces.testing.runs import copy_run, reseal
 
 pytestmark = pytest.mark.long  # minutes; the same ways are taken in part by other tests
 

@@ -9,12 +9,12 @@ import plain
 import plain_encoder_decoders as plain_pairs
 import pytest
 import torch
+from support.encoder_decoders import ENCODER_DECODERS, save_tiny_encoder_decoder
 
 from decision_traces import TraceStore
 from decision_traces.errors import SelectionError, UsageError
 from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.encoder_decoders import ENCODER_DECODERS, save_tiny_encoder_decoder
 
 pytestmark = pytest.mark.long  # minutes; test_texts and the matrix take encoder-decoders too
 

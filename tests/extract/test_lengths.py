@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from support.encoders import pair_tokenizer
+from support.models import byte_tokenizer, checked_and_enlarged
 
 from decision_traces import TraceStore
 from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.models import load
-from decision_traces.testing.encoders import pair_tokenizer
-from decision_traces.testing.models import byte_tokenizer, checked_and_enlarged
 
 SWITCH, FULL = 16, 28  # LongRoPE's; BigBird's (5 + 2 * random blocks) * block size
 LENGTHS = (5, 12, 16, 17, 21, 40)

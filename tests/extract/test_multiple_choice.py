@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
+from support.encoders import ENCODERS, save_tiny_encoder
 
 from decision_traces import TraceStore
 from decision_traces.cli import compare, index
@@ -21,7 +22,6 @@ from decision_traces.errors import ModelError, RandomHeadWarning, UsageError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.store.runs import list_runs
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.encoders import ENCODERS, save_tiny_encoder
 
 CAPTURES = ("attn", "qkv", "hidden", "resid")
 N = 5

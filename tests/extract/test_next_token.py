@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.models import byte_tokenizer, tiny_decoder
 from transformers import AutoModelForCausalLM
 
 from decision_traces import TraceStore
@@ -30,7 +31,6 @@ from decision_traces.errors import (
 from decision_traces.extract import engine
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.models import byte_tokenizer, tiny_decoder
 
 LINES = [f"Line {i} has {'many ' * (i % 7)}words." for i in range(23)]
 

@@ -53,7 +53,7 @@ def test_bytes_and_files_are_those_of_the_run(flags, options, rows, tmp_path: Pa
 
 
 def test_an_encoder_decoder_is_planned_by_side(tmp_path: Path) -> None:
-    from decision_traces.testing.encoder_decoders import save_tiny_encoder_decoder
+    from support.encoder_decoders import save_tiny_encoder_decoder
 
     (tmp_path / "pairs.jsonl").write_text('{"text": "a b c d", "target": "e f"}\n{"text": "g", "target": "h i j"}\n')
     config = TextConfig(

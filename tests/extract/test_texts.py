@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from support.encoder_decoders import save_tiny_encoder_decoder
+from support.encoders import save_tiny_masked_encoder
 
 from decision_traces import TraceStore
 from decision_traces.columns import NEXT_TOKEN_COLUMNS, TARGET_COLUMNS, TOKEN_COLUMNS
@@ -15,8 +17,6 @@ from decision_traces.errors import DataError, ModelError, UsageError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.encoder_decoders import save_tiny_encoder_decoder
-from decision_traces.testing.encoders import save_tiny_masked_encoder
 
 TEXTS = ["first text", "", "third text, which is longer"]
 TARGETS = ["one", "two", "three, and more"]

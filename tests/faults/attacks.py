@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from faults.mutations import mutate
+from support.runs import CHOICES, DECODER, ENCDEC, SELECTED, TinyRun, build_run
 
 from decision_traces.errors import TraceError
 from decision_traces.page import resources
@@ -25,7 +26,6 @@ from decision_traces.store.reader import TraceStore
 from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.runs import list_runs
 from decision_traces.store.validate import validate_run
-from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, SELECTED, TinyRun, build_run
 
 KINDS = (
     DECODER,

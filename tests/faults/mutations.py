@@ -14,8 +14,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 from crc32c import crc32c
-
-from decision_traces.testing.runs import seal
+from support.runs import seal
 
 _NUMBERS: Final = (0, 1, -1, -(10**9), 10**9, 10**30, 1.5, 1e308)
 OTHERS: Final = (None, True, "", "x", "1", "1.1", *_NUMBERS, [], {}, [[]], [1], {"a": 1})

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.runs import TinyRun, build_run, copy_run, reseal
 
 from decision_traces import TraceStore
 from decision_traces.errors import TraceError
@@ -19,7 +20,6 @@ from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extrac
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.store.index import index_run
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.runs import TinyRun, build_run, copy_run, reseal
 
 SMALL = TinyRun(lengths=(3, 2, 0), n_layers=2, n_heads=2, n_kv_heads=1, n_positions=3, d_head=2, d_model=3, links=False)
 

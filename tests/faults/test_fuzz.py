@@ -11,13 +11,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from faults.cases import IN_CI, Case, case
+from support.encoder_decoders import save_tiny_encoder_decoder
+from support.encoders import save_tiny_masked_encoder
+from support.models import save_tiny_decoder
 
 from decision_traces import TraceStore
 from decision_traces.cli import extract
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.encoder_decoders import save_tiny_encoder_decoder
-from decision_traces.testing.encoders import save_tiny_masked_encoder
-from decision_traces.testing.models import save_tiny_decoder
 
 ALL = 2000
 SAVE = {"decoder": save_tiny_decoder, "encoder": save_tiny_masked_encoder, "encoder-decoder": save_tiny_encoder_decoder}

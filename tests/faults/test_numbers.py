@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from faults.processes import INDEX, NEXTTOK, files_of
+from support.models import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
 from decision_traces import TraceStore
-from decision_traces.testing.models import byte_tokenizer
 
 
 @pytest.fixture

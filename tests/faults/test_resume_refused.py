@@ -10,12 +10,12 @@ import pytest
 import torch
 from faults.processes import blocks_of, files_of, partial_of
 from faults.runs import assert_same, content_of, texts
+from support.models import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
 from decision_traces.errors import DataError, Interrupted, ModelError, RunError, RunExistsError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.progress import Silent
-from decision_traces.testing.models import byte_tokenizer
 
 N_TEXTS = 40
 

@@ -2,11 +2,11 @@
 
 import pytest
 import transformers as hf
+from support.models import tiny_decoder
 
 from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.models.anatomy import IDENTITY
 from decision_traces.models.probe import find_anatomy
-from decision_traces.testing.models import tiny_decoder
 
 # family: (what post_attn is, module that reads it or None, module of the attention write or None, final norm)
 LAST = {

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from support.encoders import pair_tokenizer
 
 from decision_traces.errors import ModelError
 from decision_traces.models.load import LoadedModel, ModelSource, choose_task, load_model
 from decision_traces.schema import Task
-from decision_traces.testing.encoders import pair_tokenizer
 
 ENCODE = re.escape("`decision-traces extract --task encode` traces its states without a head")
 LM, MLM, SEQ2SEQ = hf.AutoModelForCausalLM, hf.AutoModelForMaskedLM, hf.AutoModelForSeq2SeqLM

@@ -4,10 +4,10 @@ import threading
 
 import pytest
 import torch
+from support.models import tiny_decoder
 from transformers.modeling_utils import AttentionInterface
 
 from decision_traces.models.intercept import AttentionCall, watch_attention
-from decision_traces.testing.models import tiny_decoder
 
 IDS = torch.tensor([[5, 9, 30, 7]])
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformers as hf
 
-from decision_traces.architectures.tiny import Kind, build_tiny, model_classes
 from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.models.anatomy import IDENTITY, Anatomy, Tap
 from decision_traces.models.intercept import AttentionCall, watch_attention
 from decision_traces.models.probe import find_anatomy
 from decision_traces.schema import Task
+from dev.architectures.tiny import Kind, build_tiny, model_classes
 
 CLASSES = {(c.kind, c.model_type): c for c in model_classes()}
 IDS = torch.tensor([[50, 60, 70, 80, 90, 100, 110]])

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from support.encoder_decoders import tiny_encoder_decoder
+from support.encoders import tiny_masked_encoder
+from support.models import tiny_decoder
 
 from decision_traces.models.logit_map import LogitMap
 from decision_traces.models.probe import find_anatomy
-from decision_traces.testing.encoder_decoders import tiny_encoder_decoder
-from decision_traces.testing.encoders import tiny_masked_encoder
-from decision_traces.testing.models import tiny_decoder
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from support.encoders import tiny_encoder
+from support.models import tiny_decoder
 from torch import nn
 
 from decision_traces.models.dataflow import record_forward
 from decision_traces.models.softmax import watch_softmax
-from decision_traces.testing.encoders import tiny_encoder
-from decision_traces.testing.models import tiny_decoder
 
 
 class WrittenOut(nn.Module):

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import zarr
 from starlette.testclient import TestClient
+from support.encoders import save_tiny_masked_encoder
+from support.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, TinyRun, build_run
 
 from decision_traces import TraceStore
 from decision_traces.extract.texts import TextConfig, extract_texts
@@ -19,8 +21,6 @@ from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import LARGEST
 from decision_traces.page.text import shown_tokens
 from decision_traces.store.results_place import ResultsPlace
-from decision_traces.testing.encoders import save_tiny_masked_encoder
-from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, TinyRun, build_run
 
 
 def test_the_list_has_the_tables_figures(client: TestClient, demo_run: Path) -> None:

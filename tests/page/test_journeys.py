@@ -13,11 +13,11 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 from page.conftest import chromium
+from support.runs import DECODER, build_run
 
 from decision_traces import TraceStore
 from decision_traces.page.bundle import write_bundle
 from decision_traces.page.serve import PageServer, listen
-from decision_traces.testing.runs import DECODER, build_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
 if chromium() is None:

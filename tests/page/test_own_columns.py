@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from support.runs import TinyRun, build_run
 
 from decision_traces import TraceStore
 from decision_traces.page.columns import list_figures
-from decision_traces.testing.runs import TinyRun, build_run
 
 N = 30
 

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 import pytest
 from faults.processes import until
 from starlette.testclient import TestClient
+from support.runs import DECODER, build_run
 
 from decision_traces.cli import view
 from decision_traces.errors import DamagedRunError, UsageError
@@ -25,7 +26,6 @@ from decision_traces.page.guard import Entry
 from decision_traces.page.runs import PageRun
 from decision_traces.page.serve import PageServer, listen
 from decision_traces.store.results_place import ResultsPlace
-from decision_traces.testing.runs import DECODER, build_run
 
 TOLD = ("content-security-policy", "x-content-type-options", "referrer-policy", "cross-origin-resource-policy")
 

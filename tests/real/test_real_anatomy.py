@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from support.models import byte_tokenizer
 
 from decision_traces.capture.certificate import certify, prove
 from decision_traces.capture.evidence import record
@@ -21,7 +22,6 @@ from decision_traces.capture.recorder import sites_of_stack
 from decision_traces.demo import MODEL_DIR
 from decision_traces.models.load import LoadedModel
 from decision_traces.models.probe import find_anatomy
-from decision_traces.testing.models import byte_tokenizer
 from decision_traces.tokens import Encoding, make_batch, random_encodings
 
 pytestmark = pytest.mark.real

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.runs import CHOICES, DECODER, TinyRun, build_run
 
 from decision_traces.store.reader import TraceStore
-from decision_traces.testing.runs import CHOICES, DECODER, TinyRun, build_run
 
 
 @dataclass(frozen=True)

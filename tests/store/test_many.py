@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from support.runs import TinyRun, build_run
 from torch.utils.data import DataLoader
 
 from decision_traces.store import gather as gather_module
 from decision_traces.store.reader import TraceStore
-from decision_traces.testing.runs import TinyRun, build_run
 
 NAN = np.float16(np.nan)
 LENGTHS = (5, 2, 1, 6, 3)

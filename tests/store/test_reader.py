@@ -12,10 +12,10 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.runs import CHOICES, DECODER, ENCDEC, TinyRun, build_run
 
 from decision_traces.errors import RunError, UsageError
 from decision_traces.store.reader import TraceStore, open_run
-from decision_traces.testing.runs import CHOICES, DECODER, ENCDEC, TinyRun, build_run
 
 LAYOUTS = ("sharded", "v3", "v2")
 

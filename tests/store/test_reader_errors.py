@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.runs import TinyRun, build_run, copy_run, reseal
 
 from decision_traces.errors import (
     DamagedRunError,
@@ -16,7 +17,6 @@ from decision_traces.errors import (
     UsageError,
 )
 from decision_traces.store.reader import TraceStore
-from decision_traces.testing.runs import TinyRun, build_run, copy_run, reseal
 
 ERRORS = [
     (lambda s: s.attn(0, layer=3), SelectionError, "No layer 3 here: valid are 0 to 2"),

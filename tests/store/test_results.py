@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from support.runs import DECODER, build_run
 
 from decision_traces import TraceStore
 from decision_traces.errors import (
@@ -26,7 +27,6 @@ from decision_traces.store.results import find_result
 from decision_traces.store.results_place import ResultsPlace
 from decision_traces.store.table import write_table
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.runs import DECODER, build_run
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import zarr
 from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
+from support.runs import DECODER, build_run, reseal
 
 from decision_traces import TraceStore
 from decision_traces.errors import DamagedRunError
@@ -20,7 +21,6 @@ from decision_traces.store.owned import run_place
 from decision_traces.store.shard_reader import shard_reader
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.store.writer import RunWriter
-from decision_traces.testing.runs import DECODER, build_run, reseal
 
 LENGTHS = (6, 1, 0, 4, 5)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.runs import DECODER, build_run
 
 from decision_traces import TraceStore
 from decision_traces.errors import ReplacedRunError, RunError
 from decision_traces.store import folder, still, table
-from decision_traces.testing.runs import DECODER, build_run
 
 ACCESSES = {
     "a slice of an array": lambda st: st.hidden(0, layer=1),

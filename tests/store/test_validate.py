@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from support.runs import CHOICES, DECODER, VOCAB, TinyRun, build_run, copy_run, reseal
 
 from decision_traces.errors import RunError
 from decision_traces.store import checks_values
 from decision_traces.store.validate import failures, validate_run
-from decision_traces.testing.runs import CHOICES, DECODER, VOCAB, TinyRun, build_run, copy_run, reseal
 
 UNLINKED = replace(DECODER, links=False)
 

@@ -21,7 +21,6 @@ COMMANDS: Final = {
     "lens": "what a model would say after each layer, and when its decisions stand",
     "attribution": "which layers, MLPs and heads of a decoder decide for the true token",
     "attention": "what every attention head looks at",
-    "architectures": "which of transformers' model classes can be traced, tried out one by one",
     "compare": "right against wrong: certainty, heads, decision depth, a probe per layer, calibration",
 }
 

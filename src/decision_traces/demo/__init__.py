@@ -1,4 +1,4 @@
-"""The embedded model: a tiny GPT-2 trained on `tinyworld`, with the scripts that train and judge it."""
+"""The embedded model: a tiny GPT-2 trained on `tinyworld`; in a clone, `dev/demo_model` trains and judges it."""
 
 from pathlib import Path
 

@@ -7,9 +7,19 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
-from decision_traces.architectures.overrides import NEEDS_MORE
-from decision_traces.architectures.tiny import (
+from decision_traces.capture.certificate import describe_failures, prove
+from decision_traces.errors import TraceError, first_line
+from decision_traces.models.anatomy import Anatomy
+from decision_traces.models.load import LoadedModel
+from decision_traces.models.probe import find_anatomy_on
+from decision_traces.schema import Task
+from decision_traces.tokens import Encoding
+from dev.architectures.overrides import NEEDS_MORE
+from dev.architectures.tiny import (
     ModelClass,
     NoSdpa,
     NotBuildable,
@@ -17,14 +27,6 @@ from decision_traces.architectures.tiny import (
     is_encoder_decoder,
     tiny_inputs,
 )
-from decision_traces.capture.certificate import describe_failures, prove
-from decision_traces.errors import TraceError, first_line
-from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.load import LoadedModel
-from decision_traces.models.probe import find_anatomy_on
-from decision_traces.schema import Task
-from decision_traces.testing.models import byte_tokenizer
-from decision_traces.tokens import Encoding
 
 Status = Literal["supported", "partly", "refused", "not applicable", "not buildable"]
 """supported: every stage. partly: some stages missing or derived. refused: nothing, with the reason."""
@@ -131,7 +133,8 @@ def task_of(which: ModelClass, model: Any) -> Task:
 
 def _trace(which: ModelClass, model: Any, attention: str) -> Verdict:
     task = task_of(which, model)
-    loaded = LoadedModel(model, byte_tokenizer(), model.config, torch.device("cpu"), None, attention, task)
+    wordless = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel()))  # all input is ids, drawn at random
+    loaded = LoadedModel(model, wordless, model.config, torch.device("cpu"), None, attention, task)
     as_kind = replace(which, kind="seq2seq") if task == "seq2seq" else which
     inputs: dict[str, Any] = tiny_inputs(as_kind, model, _PROBED[0], target_lengths=_PROBED[1])
     if task in {"causal", "seq2seq"}:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from decision_traces.testing.tiny_run import (
+from support.tiny_run import (
     ATTENTION_LAYERS_ONLY,
     MLP_LAYERS_ONLY,
     VOCAB,

@@ -1,4 +1,4 @@
-"""`decision-traces architectures`: which of transformers' model classes can be traced, tried out one by one."""
+"""`python -m dev.architectures`: which of transformers' model classes can be traced, tried out one by one."""
 
 import logging
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import torch
 
-from decision_traces.architectures.matrix import Verdict, check_class
-from decision_traces.architectures.report import KINDS, STATUSES, counts, markdown
-from decision_traces.architectures.tiny import Kind, model_classes
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.errors import UsageError
 from decision_traces.folders.plain import new_file
 from decision_traces.models.load import quiet_transformers
+from dev.architectures.matrix import Verdict, check_class
+from dev.architectures.report import KINDS, STATUSES, counts, markdown
+from dev.architectures.tiny import Kind, model_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ArchitecturesConfig:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command."""
-    run_command(ArchitecturesConfig, _run, argv, prog="decision-traces architectures")
+    run_command(ArchitecturesConfig, _run, argv, prog="python -m dev.architectures")
 
 
 def _run(config: ArchitecturesConfig) -> int:
@@ -69,3 +69,7 @@ def _summary(verdicts: Sequence[Verdict]) -> list[str]:
     for kind, found in counts(verdicts).items():
         lines.append(f"{kind:<16}" + "".join(f"{found[status]:>16}" for status in STATUSES))
     return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Train the embedded model: `python -m decision_traces.demo.train`.
+"""Train the embedded model: `python -m dev.demo_model.train`.
 
 Two steps: a byte-level BPE on texts of the training split, then a GPT-2 on a fresh stream of training texts,
 one text a row from position 0 and padded on the right, as the commands of this package run a model. About

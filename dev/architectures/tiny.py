@@ -15,7 +15,7 @@ import torch
 import transformers as hf
 from transformers.models.auto import modeling_auto
 
-from decision_traces.architectures.overrides import (
+from dev.architectures.overrides import (
     BY_KIND,
     BY_MODEL_TYPE,
     CONTEXT,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from decision_traces.testing.tiny_run import VOCAB, TinyRun
+from support.tiny_run import VOCAB, TinyRun
 
 
 def token_table(run: TinyRun) -> pd.DataFrame:

@@ -18,9 +18,9 @@ import zarr
 from crc32c import crc32c
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
-from decision_traces.testing.run_arrays import keeps_all_positions, kept_numbers, random_arrays, whole_arrays
-from decision_traces.testing.run_tables import token_table
-from decision_traces.testing.tiny_run import (
+from support.run_arrays import keeps_all_positions, kept_numbers, random_arrays, whole_arrays
+from support.run_tables import token_table
+from support.tiny_run import (
     CHOICES,
     DECODER,
     ENCDEC,

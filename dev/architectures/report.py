@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Final
 
-from decision_traces.architectures.matrix import Verdict
-from decision_traces.architectures.tiny import Kind
+from dev.architectures.matrix import Verdict
+from dev.architectures.tiny import Kind
 
 KINDS: Final[Mapping[Kind, str]] = {
     "causal": "Causal language models",
@@ -30,7 +30,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
     lines = [
         "# Which architectures can be traced",
         "",
-        "Made by `decision-traces architectures --out docs/architectures.md` with transformers "
+        "Made by `python -m dev.architectures --out docs/architectures.md` with transformers "
         f"{version('transformers')} and torch {version('torch').split('+')[0]}. Every class of four of transformers' "
         "mappings is built tiny with random weights, probed on one input and certified on another: ragged rows of "
         "random ids, under eager and (where the class has it) SDPA attention.",

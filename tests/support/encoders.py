@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from decision_traces.testing.models import CONTEXT, D_MODEL, N_HEADS, N_LAYERS, checked_and_enlarged
+from support.models import CONTEXT, D_MODEL, N_HEADS, N_LAYERS, checked_and_enlarged
 
 PAD: Final = 0
 VOCABULARY: Final = 259

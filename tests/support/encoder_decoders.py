@@ -7,8 +7,8 @@ from typing import Any, Final
 import torch
 import transformers as hf
 
-from decision_traces.testing.encoders import PAD, VOCABULARY, pair_tokenizer
-from decision_traces.testing.models import CONTEXT, D_HEAD, D_MODEL, N_HEADS, checked_and_enlarged
+from support.encoders import PAD, VOCABULARY, pair_tokenizer
+from support.models import CONTEXT, D_HEAD, D_MODEL, N_HEADS, checked_and_enlarged
 
 N_ENCODER_LAYERS: Final = 2
 N_DECODER_LAYERS: Final = 3

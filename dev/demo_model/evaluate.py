@@ -1,4 +1,4 @@
-"""Judge the embedded model on held-out worlds: `python -m decision_traces.demo.evaluate`.
+"""Judge the embedded model on held-out worlds: `python -m dev.demo_model.evaluate`.
 
 Prints the figures of the model card and writes them into the model's folder: to `figures.json`, and between
 the two marks in `README.md`.
@@ -20,8 +20,8 @@ from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from decision_traces.data import tinyworld
 from decision_traces.demo import MODEL_DIR
-from decision_traces.demo.ngram import KneserNey
 from decision_traces.folders.plain import new_file
+from dev.demo_model.ngram import KneserNey
 
 BEGIN, END = "<!-- figures: written by evaluate.py -->", "<!-- end of figures -->"
 

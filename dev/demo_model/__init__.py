@@ -1,0 +1,1 @@
+"""The making of the embedded model: its training, the figures of its card, and the baselines beside them."""
