@@ -61,7 +61,8 @@ _OF_TRUTH: Final = frozenset({"true_id", "true_token", "correct", "true_prob", "
 NEXT_TOKEN_COLUMNS: Final = (
     Column("next_pos", pa.int32(), "position of the prediction, n_tokens - 2; -1 where there is none"),
     *(Column(f"next_{c.name}", c.type, c.doc) for c in _OUTCOME),
-    # What comes after the text, whose truth nobody has told. Runs before format 1.2 have none of it.
+    # What comes after all that the model read; no truth is looked for, also not of a text that was cut. Not in runs
+    # before format 1.2.
     Column("after_pos", pa.int32(), "position of the last token, n_tokens - 1; -1 where there is none", optional=True),
     *(Column(f"after_{c.name}", c.type, c.doc, optional=True) for c in _OUTCOME if c.name not in _OF_TRUTH),
 )

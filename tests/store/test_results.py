@@ -150,12 +150,24 @@ def test_a_folder_that_is_called_as_a_result_stays_where_the_user_has_it(run: Pa
 @pytest.mark.parametrize("out", ["run", "run/analysis", "run/dec_hidden.zarr", "run/new"])
 def test_results_kept_elsewhere_are_not_kept_in_a_run(run: Path, tmp_path: Path, out: str) -> None:
     before = sorted(run.rglob("*"))
-    with pytest.raises(UsageError, match=r"--out .*run is a run, and holds its own results in analysis/"):
+    with pytest.raises(UsageError, match=r"--out .*: .*run is a run\. Name a folder outside of runs"):
         put(run, 1, out=tmp_path / out)
     assert sorted(run.rglob("*")) == before
     (tmp_path / "file").touch()
     with pytest.raises(RunExistsError, match=r"--out .*file is a file"):
         put(run, 1, out=tmp_path / "file")
+
+
+def test_results_of_two_runs_do_not_share_a_folder(run: Path, tmp_path: Path) -> None:
+    build_run(tmp_path / "other", replace(DECODER, capture=("attn",)))
+    put(run, 1, out=tmp_path / "kept")
+    before = (tmp_path / "kept" / "lens" / "record.json").read_bytes()
+    with pytest.raises(RunExistsError, match=r"kept/lens is the lens of another run, .*Name another folder with --out"):
+        put(tmp_path / "other", 2, out=tmp_path / "kept")
+    assert (tmp_path / "kept" / "lens" / "record.json").read_bytes() == before
+    with pytest.raises(ResultError, match=r"was made from another run\. .*other --out DIR"):
+        find_result(ResultsPlace(tmp_path / "other", tmp_path / "kept"), "lens")
+    put(run, 3, out=tmp_path / "kept")
 
 
 def test_results_that_are_not_there_do_not_hold(run: Path, tmp_path: Path) -> None:

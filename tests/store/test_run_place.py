@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from decision_traces.errors import RunError, RunExistsError
+from decision_traces.errors import RunError, RunExistsError, UsageError
 from decision_traces.folders import exchange
 from decision_traces.schema import Dims, arrays_for
 from decision_traces.store.layout import RunLayout
@@ -232,6 +232,16 @@ def test_folders_made_for_a_run_that_does_not_come_to_be_go(tmp_path: Path) -> N
     with pytest.raises(ZeroDivisionError), run_place(tmp_path / "some" / "where" / "run"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "said"), [("run/inner", "run is a run. Name a folder"), ("x" * 240, "too long a name")], ids=str
+)
+def test_no_run_is_built_where_it_could_not_be_replaced(place: str, said: str, tmp_path: Path) -> None:
+    build_run(tmp_path / "run", DECODER)
+    with pytest.raises((UsageError, RunExistsError), match=said):
+        run_place(tmp_path / place)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_the_root_is_no_place_for_a_run() -> None:

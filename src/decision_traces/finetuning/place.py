@@ -36,6 +36,7 @@ from decision_traces.models.load import LoadedModel
 from decision_traces.schema import FINETUNE_FILE
 from decision_traces.store.folder import checksum, read_sealed, write_json, write_sealed
 from decision_traces.store.place import default_root, run_id
+from decision_traces.store.proof import refuse_in_run
 
 PLAN_FILE: Final = "finetune_plan.json"
 FILES_FILE: Final = "finetune_files.json"
@@ -123,13 +124,14 @@ def checkpoint_place(config: FinetuneConfig, folder: Path) -> FolderPlace:
     """Return the place of a checkpoint, to be held while it is trained.
 
     Raises:
-        UsageError: It is, holds or lies in the model that is trained.
+        UsageError: It is, holds or lies in the model that is trained, or it would lie in a run.
     """
     base, folder = config.model_path, folder.resolve()
     if base is not None and (folder.is_relative_to(base.resolve()) or base.resolve().is_relative_to(folder)):
         raise UsageError(
             f"--out_dir {folder}: the model that is trained (--model_path {base}) lies there. Name another folder."
         )
+    refuse_in_run(folder, CHECKPOINT.flag)
     return FolderPlace(folder, CHECKPOINT, overwrite=config.overwrite, resume=config.resume)
 
 

@@ -48,6 +48,9 @@ class FolderKind:
     resumable: bool = True
 
 
+_LONGEST_NAME: Final = 255 - len(".") - len(".0123456789abcdef.partial")  # bytes; file systems have 255
+
+
 def partial_folder(target: Path) -> Path:
     """Return where a folder is built before it gets its name."""
     return target.with_name(f".{target.name}.partial")
@@ -72,11 +75,14 @@ class FolderPlace:
             resume: Whether an unfinished one is to be gone on with.
 
         Raises:
-            RunExistsError: It is the root of the file system, beside which nothing can be built.
+            RunExistsError: It is the root of the file system, beside which nothing can be built, or its name is so long
+                that none beside it could be.
         """
         self.target = target.resolve()
         if not self.target.name:
             raise RunExistsError(f"{self.target} cannot be a {kind.name}. Name a folder in it with {kind.flag}.")
+        if len(os.fsencode(self.target.name)) > _LONGEST_NAME:
+            raise RunExistsError(f"{self.target} has too long a name. Name a shorter one with {kind.flag}.")
         self.folder = partial_folder(self.target)
         self._kind = kind
         self._overwrite, self._resume = overwrite, resume

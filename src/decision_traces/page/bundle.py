@@ -15,6 +15,7 @@ from decision_traces.page import resources
 from decision_traces.page.app import STATIC
 from decision_traces.page.runs import PageRun, opened
 from decision_traces.store.folder import read_sealed, write_sealed
+from decision_traces.store.proof import refuse_in_run
 
 FILES_FILE: Final = "bundle.json"
 _BEGUN_FILE: Final = "bundle_begun.json"
@@ -60,12 +61,13 @@ def write_bundle(
     Raises:
         RunExistsError: The folder is there and is not to be replaced, or holds something that is not of a bundle.
         RunError: One of the runs is not complete, or the bundle cannot be written.
-        UsageError: A run lies in the folder.
+        UsageError: A run lies in the folder, or the folder in a run.
     """
     folder = folder.resolve()
     for given in (*run_dirs, *results):
         if Path(given).resolve().is_relative_to(folder):
             raise UsageError(f"--bundle {folder}: {given}, which is to be shown, lies there. Name another folder.")
+    refuse_in_run(folder, "--bundle")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: needs at least 1.")
     runs = opened(run_dirs, results)

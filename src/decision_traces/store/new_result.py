@@ -18,7 +18,6 @@ from decision_traces.errors import (
     RunError,
     RunExistsError,
     TraceError,
-    UsageError,
     first_line,
 )
 from decision_traces.folders.disk import is_full
@@ -26,10 +25,11 @@ from decision_traces.folders.exchange import leftovers, put_in_place, staging_fo
 from decision_traces.folders.lock import FolderLock
 from decision_traces.folders.plain import refuse_strange
 from decision_traces.folders.removal import files_in, refuse_strangers, remove
-from decision_traces.schema import ANALYSIS_DIR, MANIFEST_FILE, META_FILE, RECORD_FILE, RESULTS
+from decision_traces.schema import RECORD_FILE, RESULTS
 from decision_traces.store.folder import FileRecord, checksum, run_digest, write_sealed
 from decision_traces.store.opened import OpenRun
-from decision_traces.store.results import read_record
+from decision_traces.store.proof import refuse_in_run
+from decision_traces.store.results import other_run, read_record
 from decision_traces.store.results_place import ResultsPlace
 
 _HALF_A_RECORD: Final = re.compile(rf"\.{re.escape(RECORD_FILE)}\.[0-9a-f]{{16}}\.partial")
@@ -109,12 +109,7 @@ def _refuse_no_place(place: ResultsPlace) -> None:
     out = place.out.resolve()
     if out.exists() and not out.is_dir():
         raise RunExistsError(f"--out {place.out} is a file. Name a folder.")
-    for folder in (out, *out.parents):
-        if (folder / META_FILE).is_file() and (folder / MANIFEST_FILE).is_file():
-            raise UsageError(
-                f"--out {place.out}: {folder} is a run, and holds its own results in {ANALYSIS_DIR}/, where they go "
-                "without --out. Name a folder outside of runs."
-            )
+    refuse_in_run(out, "--out", or_a_run=True)
 
 
 def _refuse_read_only(place: ResultsPlace) -> None:
@@ -130,6 +125,7 @@ def _begin(place: ResultsPlace, name: str, target: Path) -> Path:
     if target.exists() and not target.is_dir():
         raise RunExistsError(f"{target} is a file; the result is to lie there. Move it away first.")
     _refuse_strangers(place, name, target)
+    _refuse_of_another(place, name)
     for every in RESULTS:
         for left in leftovers(place.result(every)):
             _discard(place.root, left, every)
@@ -190,6 +186,14 @@ def _refuse_strangers(place: ResultsPlace, name: str, target: Path) -> None:
         ours = _listed(place.root, target)
         if ours is not None or (place.out is not None and not os.path.lexists(target / RECORD_FILE)):
             refuse_strangers(target, {RECORD_FILE, *(ours or ())}, f"decision-traces {name}")
+
+
+def _refuse_of_another(place: ResultsPlace, name: str) -> None:
+    """Raise if what lies in a folder that the user named is of a run of another name, which still needs it."""
+    if place.out is not None and (run_id := other_run(place, name)) is not None:
+        raise RunExistsError(
+            f"{place.result(name)} is the {name} of another run, {run_id}. Name another folder with --out."
+        )
 
 
 def _discard(root: Path, folder: Path, name: str) -> list[str]:

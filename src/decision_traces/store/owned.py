@@ -26,7 +26,7 @@ from decision_traces.schema import (
 from decision_traces.store.folder import read_sealed
 from decision_traces.store.ledger import LEDGER_FILE, is_begun
 from decision_traces.store.new_result import result_files
-from decision_traces.store.proof import MOST_BYTES, PROOF, is_whole, proved_files
+from decision_traces.store.proof import MOST_BYTES, PROOF, is_whole, proved_files, refuse_in_run
 
 PARTS_DIR: Final = "parts"
 PROBES: Final = ("probe", "probe-link")
@@ -106,7 +106,12 @@ RUN: Final = FolderKind("run", META_FILE, LEDGER_FILE, PROOF, is_begun, is_whole
 
 
 def run_place(run: Path, *, overwrite: bool = False, resume: bool = False) -> FolderPlace:
-    """Return the place of a run, to be held while it is written; see `FolderPlace`."""
+    """Return the place of a run, to be held while it is written; see `FolderPlace`.
+
+    Raises:
+        UsageError: It would lie in another run.
+    """
+    refuse_in_run(run, RUN.flag)
     return FolderPlace(run, RUN, overwrite=overwrite, resume=resume)
 
 

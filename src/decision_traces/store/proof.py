@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from decision_traces.errors import DamagedRunError
+from decision_traces.errors import DamagedRunError, UsageError
 from decision_traces.folders.exchange import put_back
 from decision_traces.folders.plain import open_plain
 from decision_traces.folders.removal import files_in
@@ -48,6 +48,25 @@ def is_whole(run: Path) -> bool:
         return bool(files) and all((run / name).lstat().st_size == size for name, (size, _) in files.items())
     except (DamagedRunError, OSError):
         return False
+
+
+def refuse_in_run(folder: Path, flag: str, *, or_a_run: bool = False) -> None:
+    """Raise where a new folder would lie in a run: nothing lists it there, so that the run could not be replaced.
+
+    Args:
+        folder: Where.
+        flag: What the user named it with.
+        or_a_run: Also where it is a run itself.
+
+    Raises:
+        UsageError: Names the run and the flag.
+    """
+    folder = folder.resolve()
+    for around in (*[folder] * or_a_run, *folder.parents):
+        if (around / META_FILE).is_file() and (around / MANIFEST_FILE).is_file():
+            raise UsageError(
+                f"{flag} {folder}: {around} is a run. Name a folder outside of runs."
+            )
 
 
 def found_run(run: Path) -> bool:

@@ -198,6 +198,13 @@ def places_of(runs: Sequence[Path], results: Sequence[Path]) -> list[ResultsPlac
     return found
 
 
+def other_run(place: ResultsPlace, name: str) -> str | None:
+    """Return the name of the run that a result is of, if it is another one than that of the place's run."""
+    record = _record(place, name)
+    same = record is None or record.run_id in {place.run.name, place.run.resolve().name}
+    return None if record is None or same or record.run == run_digest(place.run) else record.run_id
+
+
 def _record(place: ResultsPlace, name: str) -> Record | None:
     try:
         return read_record(place.root, place.result(name))
@@ -210,7 +217,8 @@ def _checked(place: ResultsPlace, name: str, record: Record) -> Result:
     if record.files is None:
         raise _damaged(place, name, f"{RECORD_FILE} is that of a result that was never finished")
     if record.run != run_digest(place.run):
-        raise ResultError(f"{place.result(name)} was made from another run.", place.command(name))
+        named = ResultsPlace(place.run, Path("DIR")) if place.out is not None and other_run(place, name) else place
+        raise ResultError(f"{place.result(name)} was made from another run.", named.command(name))
     _refuse_other_files(place, name, record.files)
     return Result(place, name, record, record.files)
 
