@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from support.runs import DECODER, build_run
 
 from decision_traces.errors import RunError, RunExistsError, UsageError
 from decision_traces.folders import exchange

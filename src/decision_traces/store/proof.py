@@ -64,9 +64,7 @@ def refuse_in_run(folder: Path, flag: str, *, or_a_run: bool = False) -> None:
     folder = folder.resolve()
     for around in (*[folder] * or_a_run, *folder.parents):
         if (around / META_FILE).is_file() and (around / MANIFEST_FILE).is_file():
-            raise UsageError(
-                f"{flag} {folder}: {around} is a run. Name a folder outside of runs."
-            )
+            raise UsageError(f"{flag} {folder}: {around} is a run. Name a folder outside of runs.")
 
 
 def found_run(run: Path) -> bool:
