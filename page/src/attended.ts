@@ -90,3 +90,23 @@ export function overlay(top: AttentionLayout, under: AttentionLayout, shift: num
   });
   return { rows, cols };
 }
+
+interface Differences {
+  axes: string[];
+  shift: number;
+  pool: number;
+  /** [row][column] of this example's matrix; null where the pinned one has nothing. */
+  values: (number | null)[][];
+}
+
+/** Return this matrix minus the pinned one, the positions looked at laid over each other. */
+export function attentionDifferences(first: Side, second: Side): Differences | null {
+  const [a, b] = [headOf(first).value, headOf(second).value];
+  if (!a || !b) return null;
+  const shift = first.pos - second.pos;
+  const under = overlay(second.tokens.attention!, first.tokens.attention!, shift);
+  const values = under.rows.map((row, r) =>
+    under.cols.map((col, c) => (row < 0 || col < 0 ? null : b.values[r * b.cols + c] - a.values[row * a.cols + col])),
+  );
+  return { axes: ["query", "key"], shift, pool: b.pool, values };
+}

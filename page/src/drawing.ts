@@ -1,6 +1,10 @@
 // How a grid is drawn on its canvas: only what is in view, and of tiny cells one picture, made once.
 import { css, inkOn } from "./colour";
-import type { Cell } from "./grid";
+
+export interface Cell {
+  row: number;
+  col: number;
+}
 
 export interface Drawing {
   rows: number;

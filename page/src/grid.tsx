@@ -1,13 +1,8 @@
 // A grid of coloured cells on a canvas: lens and attention. Cells are drawn when they change; the cursor lies above.
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { theme } from "./colour";
-import { draw, type Area, type Drawing } from "./drawing";
+import { draw, type Area, type Cell, type Drawing } from "./drawing";
 import { useWidth } from "./width";
-
-export interface Cell {
-  row: number;
-  col: number;
-}
 
 /** Where something may be shown beside a cell, in the window. */
 export interface Point {

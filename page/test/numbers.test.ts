@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { assemble, halves } from "../src/api";
 import { colours, inkOn, ramp, SCALES } from "../src/colour";
 import { brief, depth, layerOf, number, prob, signed, word } from "../src/format";
-import { spread } from "../src/panels/race";
+import { spread } from "../src/panels/runners";
 
 it("decodes float16", () => {
   const raw = Uint16Array.of(0x3c00, 0xc000, 0x3555, 0x0001, 0x7bff, 0x0000, 0x7c00);

@@ -1,36 +1,17 @@
 // The attention of one head in two examples, this one minus the pinned one.
 import { useMemo } from "preact/hooks";
-import { headOf, overlay, queryAt, queryRow, type Drawn } from "../attended";
+import { attentionDifferences, headOf, queryAt, queryRow, type Drawn } from "../attended";
 import { colours, signedScale, theme } from "../colour";
+import type { Cell } from "../drawing";
 import { signed, word } from "../format";
-import { Grid, type Cell } from "../grid";
+import { Grid } from "../grid";
 import { Legend } from "../legend";
 import { peekAtBoth, type Side } from "../side";
 import { keyOf } from "../sides";
 import { useWidth } from "../width";
-import { cellSize } from "./attention";
 import { Empty, Waiting } from "./frame";
+import { cellSize, LABELLED } from "./matrix";
 import { Thumbs } from "./thumbs";
-
-interface Differences {
-  axes: string[];
-  shift: number;
-  pool: number;
-  /** [row][column] of this example's matrix; null where the pinned one has nothing. */
-  values: (number | null)[][];
-}
-
-/** Return this matrix minus the pinned one, the positions looked at laid over each other. */
-export function attentionDifferences(first: Side, second: Side): Differences | null {
-  const [a, b] = [headOf(first).value, headOf(second).value];
-  if (!a || !b) return null;
-  const shift = first.pos - second.pos;
-  const under = overlay(second.tokens.attention!, first.tokens.attention!, shift);
-  const values = under.rows.map((row, r) =>
-    under.cols.map((col, c) => (row < 0 || col < 0 ? null : b.values[r * b.cols + c] - a.values[row * a.cols + col])),
-  );
-  return { axes: ["query", "key"], shift, pool: b.pool, values };
-}
 
 const root = (v: number): number => Math.sign(v) * Math.sqrt(Math.abs(v));
 
@@ -64,7 +45,7 @@ function Matrix({ first, second, under, over, onPick }: Props & { under: Drawn; 
   const layout = second.tokens.attention!;
   const [rows, cols] = [found.values.length, found.values[0]?.length ?? 0];
   const size = cellSize(width, rows, Math.max(1, cols));
-  const labelled = size >= 9;
+  const labelled = size >= LABELLED;
   const linear = signedScale(1);
   const scale = (v: number) => linear(root(v));
   const table = colours("signed", theme.value);

@@ -1,17 +1,18 @@
 // Where the heads look: all of a layer small, one of them large.
 import * as api from "../api";
-import { headOf, lookedAt, queryAt, queryRow, type Drawn } from "../attended";
+import { attentionDifferences, headOf, lookedAt, queryAt, queryRow, type Drawn } from "../attended";
 import { colours, SCALES, theme } from "../colour";
+import type { Cell } from "../drawing";
 import { prob, word } from "../format";
-import { Grid, type Cell } from "../grid";
+import { Grid } from "../grid";
 import { Legend, PROBABILITIES } from "../legend";
 import { script } from "../script";
 import { peekAt, type Side } from "../side";
 import { current, dataOf, keyOf, naming, type Sides } from "../sides";
 import { go, state } from "../state";
 import { useWidth } from "../width";
-import { attentionDifferences } from "./attention-difference";
 import { Empty, Panel, Waiting } from "./frame";
+import { cellSize, LABEL, LABELLED } from "./matrix";
 import { Thumbs } from "./thumbs";
 
 export function AttentionPanel({ sides, children }: { sides: Sides; children: preact.ComponentChildren }) {
@@ -97,19 +98,6 @@ export function AttentionView(p: ViewProps) {
       {drawn.value ? <Matrix {...p} drawn={drawn.value} /> : <Waiting error={drawn.error} lines={14} />}
     </div>
   );
-}
-
-const LABEL = 84;
-const TALL = 560;
-const LABELLED = 9; // cells of this size have room for a label beside them
-
-/** Return how large cells are drawn so that a matrix fits, with labels where they can be read. */
-export function cellSize(width: number, rows: number, cols: number): number {
-  const high = TALL / Math.max(1, rows);
-  const room = Math.min((width - LABEL) / cols, high);
-  if (room >= LABELLED) return Math.min(22, Math.floor(room));
-  const small = Math.min(LABELLED - 1, width / cols, high);
-  return small >= 3 ? Math.floor(small) : Math.max(1, small);
 }
 
 function Matrix({ side, sides, drawn, onPick }: ViewProps & { drawn: Drawn }) {

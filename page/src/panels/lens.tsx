@@ -1,8 +1,9 @@
 // The logit lens: what the model would say at every position if it ended after each layer.
 import { signal } from "@preact/signals";
 import { colours, SCALES, theme } from "../colour";
+import type { Cell } from "../drawing";
 import { brief, depth, number, prob, word } from "../format";
-import { Grid, type Cell, type Point } from "../grid";
+import { Grid, type Point } from "../grid";
 import { Legend, PROBABILITIES, ranks, shares } from "../legend";
 import { lensEnd } from "../scales";
 import { script } from "../script";

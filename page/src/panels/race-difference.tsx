@@ -3,21 +3,7 @@ import { Chart } from "../chart";
 import { prob, signedProb } from "../format";
 import { glance, type Side } from "../side";
 import { state } from "../state";
-import { drawRace, runners, type Runner } from "./race";
-
-interface Pair {
-  pinned: Runner;
-  own: Runner;
-  /** This minus pinned, by depth. */
-  differences: number[];
-}
-
-/** Return both targets' probabilities by depth; null where one is not here, or the models have other depths. */
-export function racePair(first: Side, second: Side): Pair | null {
-  const [pinned, own] = [first, second].map((side) => runners(side).find((r) => r.kind === "target"));
-  if (!pinned || !own || pinned.probs.length !== own.probs.length) return null;
-  return { pinned, own, differences: own.probs.map((p, d) => p - pinned.probs[d]) };
-}
+import { drawRace, racePair, type Runner } from "./runners";
 
 export function RaceDifference({ first, second }: { first: Side; second: Side }) {
   const found = racePair(glance(first), glance(second));

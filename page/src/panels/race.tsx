@@ -1,43 +1,12 @@
 // The candidates (or choices) layer by layer: where the one that wins in the end takes the lead.
-import * as Plot from "@observablehq/plot";
 import { Chart } from "../chart";
-import { brief, depth, prob } from "../format";
-import { candidates, choiceId, choicesAt, glance, path, type Side } from "../side";
+import { prob } from "../format";
+import { choicesAt, glance, type Side } from "../side";
 import { current, dataOf, type Sides } from "../sides";
 import { state } from "../state";
 import { script } from "../script";
 import { Empty, Panel, Waiting } from "./frame";
-import { racePair } from "./race-difference";
-
-export interface Runner {
-  id: number;
-  name: string;
-  probs: number[];
-  kind: "target" | "rival" | "other";
-}
-
-const MOST = 5;
-
-export function runners(side: Side): Runner[] {
-  const kind = (id: number): Runner["kind"] =>
-    id === side.target?.id ? "target" : id === side.rival?.id ? "rival" : "other";
-  const choices = choicesAt(side);
-  if (choices) {
-    const race = side.race.value;
-    if (!race) return [];
-    return choices.map((c, i) => {
-      const id = choiceId(side, c);
-      return { id, name: `${c.label} ${c.text}`, probs: race.probs.map((d) => d[i]), kind: kind(id) };
-    });
-  }
-  const list = [...candidates(side)].sort((a, b) => b.prob - a.prob);
-  const asked = [side.target?.id, side.rival?.id];
-  const chosen = list.filter((c, i) => i < MOST || c.target || asked.includes(c.id));
-  return chosen.flatMap((c) => {
-    const probs = path(side, c.id);
-    return probs ? [{ id: c.id, name: brief(c.text), probs, kind: kind(c.id) }] : [];
-  });
-}
+import { drawRace, racePair, runners } from "./runners";
 
 function values(side: Side): unknown {
   const rounded = (probs: number[]) => probs.map((p) => Number(p.toPrecision(4)));
@@ -94,66 +63,4 @@ export function RaceChart({ side: chosen, sides, height = 230 }: { side: Side; s
       make={(width) => drawRace(all, width, height, most)}
     />
   );
-}
-
-/** What has no room for its zeros. */
-const RARE = { tickFormat: (p: number) => (p === 0 ? "0" : Number(p.toPrecision(2)).toExponential().replace("-", "−")) };
-
-export function drawRace(all: Runner[], width: number, height: number, most: number): Element {
-  const end = all[0].probs.length - 1;
-  const points = all.flatMap((r) => r.probs.map((p, d) => ({ d, p, ...r })));
-  const names = spread(all.map((r) => ({ ...r, y: r.probs[end] })), 14 / (height - 46), most);
-  const colour = (r: { kind: string }) => `var(--${r.kind})`;
-  const name = (r: Runner) => `${r.name.length > 13 ? r.name.slice(0, 12) + "…" : r.name} ${prob(r.probs[end])}`;
-  const layer = state.value.layer;
-  const every = end <= 14 ? 1 : Math.ceil(end / 12);
-  const ticks = Array.from({ length: end + 1 }, (_, d) => d).filter((d) => d % every === 0);
-  return Plot.plot({
-    width,
-    height,
-    marginLeft: 40,
-    marginRight: Math.min(130, width / 3),
-    marginTop: 12,
-    marginBottom: 34,
-    style: { background: "transparent", color: "var(--muted)", fontSize: "11px", overflow: "visible" },
-    x: {
-      domain: [0, end], ticks, tickFormat: (d: number) => (d === 0 ? "emb" : String(d - 1)),
-      label: "after layer", labelArrow: "none", labelAnchor: "center",
-    },
-    y: { domain: [0, Math.min(1, most * 1.04)], label: null, grid: true, ticks: 5, ...(most < 0.001 ? RARE : {}) },
-    marks: [
-      Plot.ruleX(layer === null ? [] : [Math.min(end, layer + 1)], {
-        stroke: "var(--line-strong)", strokeDasharray: "3,3",
-      }),
-      Plot.line(points, {
-        x: "d", y: "p", z: "id", stroke: colour, strokeWidth: (q: Runner) => (q.kind === "other" ? 1.2 : 2.6),
-      }),
-      Plot.dot(points.filter((q) => q.kind !== "other"), {
-        x: "d", y: "p", fill: colour, r: 3, symbol: (q: Runner) => (q.kind === "rival" ? "square" : "circle"),
-        stroke: "var(--panel)", strokeWidth: 1,
-        title: (q: (typeof points)[number]) => `${q.name}, ${depth(q.d)}: ${prob(q.p)}`,
-      }),
-      ...[true, false].map((other) =>
-        Plot.text(names.filter((r) => (r.kind === "other") === other), {
-          x: end, y: "y", text: name, textAnchor: "start", dx: 9,
-          fill: colour, fontWeight: other ? 400 : 700, fontSize: 11.5,
-        }),
-      ),
-    ],
-  });
-}
-
-/** Move labels apart that would lie on each other; `gap` is a share of the height, `most` what stands at its top. */
-export function spread<T extends { y: number }>(labels: T[], gap: number, most: number): T[] {
-  const step = gap * Math.min(1, most * 1.04);
-  const sorted = [...labels].sort((a, b) => b.y - a.y);
-  for (let i = 1; i < sorted.length; i++) {
-    sorted[i] = { ...sorted[i], y: Math.min(sorted[i].y, sorted[i - 1].y - step) };
-  }
-  let floor = 0;
-  for (let i = sorted.length - 1; i >= 0 && sorted[i].y < floor; i--) {
-    sorted[i] = { ...sorted[i], y: floor };
-    floor += step;
-  }
-  return sorted;
 }

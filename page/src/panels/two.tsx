@@ -12,8 +12,9 @@ import { DecisionBars, DecisionDifference, DecisionPanel, haveCommon } from "./d
 import { Choose } from "./frame";
 import { LensDifference } from "./lens-difference";
 import { LensGrid, LensPanel } from "./lens";
-import { RaceDifference, racePair } from "./race-difference";
+import { RaceDifference } from "./race-difference";
 import { RaceChart, RacePanel } from "./race";
+import { racePair } from "./runners";
 import { Story } from "./story";
 import { TokenPanel, TokenStrip } from "./tokens";
 
