@@ -55,15 +55,20 @@ def check_twice(table: pa.Table, file: str) -> tuple[list[CheckResult], pa.Table
 def check_columns(
     table: pa.Table, columns: Sequence[Column], *, all_of_them: bool, file: str = TOKENS_FILE
 ) -> tuple[CheckResult, set[str]]:
-    """Check that columns are there and of their type; return the result and the names that may be used."""
+    """Check that columns are there and of their type; return the result and the names that may be used.
+
+    Older tools write a column of nothing but nulls without a type: there is nothing in it to be checked.
+    """
     there = [c for c in columns if c.name in table.column_names]
     missing = [c.name for c in columns if c not in there and not c.optional] if all_of_them else []
     wrong = [c.name for c in there if not conforms(table.schema.field(c.name).type, c)]
+    empty = {c.name: c.optional for c in there if pa.types.is_null(table.schema.field(c.name).type)}
+    wrong += [n for n, optional in empty.items() if all_of_them and not optional]
     said = [f"missing: {', '.join(missing)}"] if missing else []
     said += [f"{n} has type {table.schema.field(n).type}" for n in wrong]
     detail = "; ".join(said) or f"{table.num_columns} columns"
     result = CheckResult("columns", not said, float(len(said)), file, detail, file)
-    return result, {c.name for c in there if c.name not in wrong}
+    return result, {c.name for c in there if c.name not in {*wrong, *empty}}
 
 
 def token_columns(store: OpenRun) -> tuple[Column, ...]:

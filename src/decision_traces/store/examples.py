@@ -176,7 +176,7 @@ class Examples:
 
     def _read_spans(self, mask: str, n_tokens: str) -> Spans:
         older = self._expected(TOKENS_FILE) is None
-        if older and mask in self.names and list_levels(self.column(mask)) is not None:
+        if older and mask in self.names and list_levels(self.column(mask)):
             return mask_spans(rectangle(self.column(mask)) != 0)
         counts = rectangle(self.column(n_tokens))
         if not np.issubdtype(counts.dtype, np.integer):

@@ -212,11 +212,13 @@ def entries_at(
     """Return what stands at some positions of some rows' lists.
 
     Raises:
-        DamagedRunError: A list ends before the position, or there are nulls.
+        DamagedRunError: A list ends before the position, or holds nulls or lists.
     """
     lengths, flat = unnested(column)
     if ((positions < 0) | (positions >= lengths[rows])).any():
         raise DamagedRunError("a list column has lists that are too short")
+    if pa.types.is_nested(flat.type):
+        raise DamagedRunError("a list column has lists where values belong")
     found: np.ndarray = flat.take(pa.array((np.cumsum(lengths) - lengths)[rows] + positions)).to_numpy()
     return found
 
