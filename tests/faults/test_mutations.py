@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("attacks.py")
 
 
-ONCE_THROUGH = (11135, 11852, 12369, 12730, 13049, 13091, 13157, 21666, 22371, 24692)
+ONCE_THROUGH = (11135, 11151, 12930, 11852, 12369, 12730, 13049, 13091, 13157, 21666, 22371, 24692)
 """Seeds of the long test that were something else before."""
 
 

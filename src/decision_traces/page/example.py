@@ -50,6 +50,8 @@ def tokens_json(run: PageRun, row: int, choice: int) -> dict[str, Any]:
     start, stop = int(spans.start[at]), int(spans.stop[at])
     if run.by_choice:
         columns = {k: None if v is None else v[choice] for k, v in columns.items()}
+    if any(v is not None and len(v) < stop for v in columns.values()):
+        raise DamagedRunError(f"{run.store.example_id(row)} has {stop} tokens, and fewer in {', '.join(columns)}.")
     tokens = shown_tokens(columns, _texts(run, values, choice, prefix), start, stop)
     made = decisions(run, values, start)
     for gap in made if run.objective == "masked" else ():  # the model read the mask token, not what stands in the text

@@ -156,7 +156,7 @@ class OpenRun(RunSizes):
         spans = self._examples.spans(side)
         told = self._told(side)
         if told is not None and side not in self._checked:
-            lead = (told.n_examples,) if self.about.n_choices is None else (told.n_examples, told.n_choices)
+            lead = (told.n_examples,) if self.about.n_choices is None else (told.n_examples, self.about.n_choices)
             self._check_spans(spans, lead, told.n_positions)
             self._checked.add(side)
         return spans
