@@ -89,7 +89,10 @@ def test_runs_are_listed_newest_first(tmp_path):
             "time": when,
         }
         (tmp_path / name / "meta.json").write_text(json.dumps(meta))
+        (tmp_path / name / "tokens.parquet").touch()
     (tmp_path / "no_run").mkdir()
+    (tmp_path / "of_something_else").mkdir()
+    (tmp_path / "of_something_else" / "meta.json").write_text("{}")
     (tmp_path / "a_file").write_text("x")
     runs = list_runs(tmp_path)
     assert [r.run_id for r in runs] == ["two", "three", "one"]

@@ -1,6 +1,7 @@
 """Reading shards directly: the same numbers as Zarr, and nothing that does not agree with its checksum."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from decision_traces.store.owned import run_place
 from decision_traces.store.shard_reader import shard_reader
 from decision_traces.store.validate import failures, validate_run
 from decision_traces.store.writer import RunWriter
+from decision_traces.store.zarr_files import open_zarr
 
 LENGTHS = (6, 1, 0, 4, 5)
 
@@ -142,3 +144,9 @@ def test_a_chunk_that_is_not_there_is_damage_where_a_token_stands_and_zeros_else
         with pytest.raises(DamagedRunError, match="is not there, though tokens"):
             stored.read_slots(np.array([0, 0, -1]), example=slice(0, 3), depth=1)
         assert not stored.read_slots(np.array([-1]), example=slice(1, 2), depth=1).any()
+
+
+def test_a_shard_that_is_not_there_holds_zeros_wherever_its_index_would_stand(tmp_path: Path) -> None:
+    shards = {"shape": (4, 4), "index_location": "start"}
+    zarr.create_array(tmp_path / "a", shape=(4, 4), chunks=(2, 2), shards=shards, dtype="float32")
+    assert open_zarr(PlainFolder(tmp_path), tmp_path / "a")[:2, :2].tolist() == [[0.0, 0.0], [0.0, 0.0]]

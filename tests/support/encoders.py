@@ -9,18 +9,11 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from support.models import CONTEXT, D_MODEL, N_HEADS, N_LAYERS, checked_and_enlarged
+from support.models import CONTEXT, D_MODEL, N_HEADS, N_LAYERS, SIZES, checked_and_enlarged
 
 PAD: Final = 0
 VOCABULARY: Final = 259
-_SIZES: Final = {
-    "hidden_size": D_MODEL,
-    "num_hidden_layers": N_LAYERS,
-    "num_attention_heads": N_HEADS,
-    "intermediate_size": 48,
-    "max_position_embeddings": CONTEXT,
-}
-_SMALL: Final = {**_SIZES, "embedding_size": 16}
+_SMALL: Final = {**SIZES, "embedding_size": 16}
 _DISENTANGLED: Final = {
     "relative_attention": True,
     "position_buckets": 16,
@@ -40,16 +33,16 @@ _DISTIL: Final = {
 _MODERN: Final = {"local_attention": 16, "cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2}
 
 ENCODERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "bert": lambda **k: hf.BertConfig(**{**_SIZES, **k}),
-    "roberta": lambda **k: hf.RobertaConfig(**{**_SIZES, **k}),
-    "xlm_roberta": lambda **k: hf.XLMRobertaConfig(**{**_SIZES, **k}),
+    "bert": lambda **k: hf.BertConfig(**{**SIZES, **k}),
+    "roberta": lambda **k: hf.RobertaConfig(**{**SIZES, **k}),
+    "xlm_roberta": lambda **k: hf.XLMRobertaConfig(**{**SIZES, **k}),
     "distilbert": lambda **k: hf.DistilBertConfig(**{**_DISTIL, **k}),
     "albert": lambda **k: hf.AlbertConfig(**{**_SMALL, **k}),
     "electra": lambda **k: hf.ElectraConfig(**{**_SMALL, **k}),
-    "deberta_v2": lambda **k: hf.DebertaV2Config(**{**_SIZES, **k}),
-    "deberta_v3": lambda **k: hf.DebertaV2Config(**{**_SIZES, **_DISENTANGLED, **k}),
-    "mpnet": lambda **k: hf.MPNetConfig(**{**_SIZES, **k}),
-    "modernbert": lambda **k: hf.ModernBertConfig(**{**_SIZES, **_MODERN, **k}),
+    "deberta_v2": lambda **k: hf.DebertaV2Config(**{**SIZES, **k}),
+    "deberta_v3": lambda **k: hf.DebertaV2Config(**{**SIZES, **_DISENTANGLED, **k}),
+    "mpnet": lambda **k: hf.MPNetConfig(**{**SIZES, **k}),
+    "modernbert": lambda **k: hf.ModernBertConfig(**{**SIZES, **_MODERN, **k}),
 }
 
 

@@ -15,14 +15,14 @@ D_MODEL: Final = 32
 CONTEXT: Final = 96
 MOST_PARAMETERS: Final = 200_000
 
-_SIZES: Final = {
+SIZES: Final = {
     "hidden_size": D_MODEL,
     "num_hidden_layers": N_LAYERS,
     "num_attention_heads": N_HEADS,
     "intermediate_size": 48,
     "max_position_embeddings": CONTEXT,
 }
-_GROUPED: Final = {**_SIZES, "num_key_value_heads": 2}
+_GROUPED: Final = {**SIZES, "num_key_value_heads": 2}
 _GPT2: Final = {"n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS, "n_positions": CONTEXT}
 _OPT: Final = {
     "hidden_size": D_MODEL,
@@ -54,9 +54,9 @@ FAMILIES: Final[Mapping[str, Callable[..., Any]]] = {
     "gemma3": lambda **k: hf.Gemma3TextConfig(**{**_GROUPED, "head_dim": D_HEAD, "sliding_window": 16, **k}),
     "opt": lambda **k: hf.OPTConfig(**{**_OPT, **k}),
     "opt_post_norm": lambda **k: hf.OPTConfig(**{**_OPT, "do_layer_norm_before": False, **k}),
-    "gpt_neox": lambda **k: hf.GPTNeoXConfig(**{**_SIZES, **k}),
-    "gpt_neox_sequential": lambda **k: hf.GPTNeoXConfig(**{**_SIZES, "use_parallel_residual": False, **k}),
-    "phi": lambda **k: hf.PhiConfig(**{**_SIZES, **k}),
+    "gpt_neox": lambda **k: hf.GPTNeoXConfig(**{**SIZES, **k}),
+    "gpt_neox_sequential": lambda **k: hf.GPTNeoXConfig(**{**SIZES, "use_parallel_residual": False, **k}),
+    "phi": lambda **k: hf.PhiConfig(**{**SIZES, **k}),
     "cohere": lambda **k: hf.CohereConfig(**{**_GROUPED, **k}),
     "olmo2": lambda **k: hf.Olmo2Config(**{**_GROUPED, **k}),
     "gptj": lambda **k: hf.GPTJConfig(**{**_GPT2, "rotary_dim": 4, **k}),

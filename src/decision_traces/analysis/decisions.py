@@ -175,7 +175,6 @@ def _tokens(table: pa.Table, kind: Kind) -> Decisions:
     top = rectangle(table.column(topk)) if topk in table.column_names else pred[:, None]
     runner_up = top[:, 1] if top.shape[1] > 1 else np.full(len(rows), NONE)
     true_prob, pred_prob = (_numbers(table, f"{kind}_{which}_prob", np.nan) for which in ("true", "pred"))
-    behind = np.log(np.where(true_prob > _SMALLEST_PROB, true_prob, np.nan)) - np.log(pred_prob)
     margin = _numbers(table, f"{kind}_margin", np.nan)
     return Decisions(
         example_id=_names(table),
@@ -186,8 +185,14 @@ def _tokens(table: pa.Table, kind: Kind) -> Decisions:
         competitor_id=np.where(correct | ~known, runner_up, pred).astype(np.int64),
         correct=correct,
         pred_prob=pred_prob.astype(np.float32),
-        difference=np.where(correct | ~known, margin, behind).astype(np.float32),
+        difference=np.where(correct | ~known, margin, _behind(true_prob, pred_prob)).astype(np.float32),
     )
+
+
+def _behind(true_prob: np.ndarray, pred_prob: np.ndarray) -> np.ndarray:
+    """Return how far true tokens are behind the predicted ones, logits; NaN where a probability is too small."""
+    behind: np.ndarray = np.log(np.where(true_prob > _SMALLEST_PROB, true_prob, np.nan)) - np.log(pred_prob)
+    return behind
 
 
 def _masked(table: pa.Table, store: TraceStore) -> Decisions:
@@ -200,7 +205,6 @@ def _masked(table: pa.Table, store: TraceStore) -> Decisions:
     true, pred = (_numbers(flat, f"masked_{which}_ids", NONE).astype(np.int64) for which in ("true", "pred"))
     true_prob, pred_prob = (_numbers(flat, f"masked_{which}_probs", np.nan) for which in ("true", "pred"))
     known, correct = true >= 0, (true == pred) & (true >= 0)
-    behind = np.log(np.where(true_prob > _SMALLEST_PROB, true_prob, np.nan)) - np.log(pred_prob)
     return Decisions(
         example_id=_names(table.take(pa.array(row))),
         row=row,
@@ -210,7 +214,7 @@ def _masked(table: pa.Table, store: TraceStore) -> Decisions:
         competitor_id=np.where(correct | ~known, NONE, pred),
         correct=correct,
         pred_prob=pred_prob.astype(np.float32),
-        difference=np.where(correct | ~known, np.nan, behind).astype(np.float32),
+        difference=np.where(correct | ~known, np.nan, _behind(true_prob, pred_prob)).astype(np.float32),
     )
 
 

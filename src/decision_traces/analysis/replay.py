@@ -93,13 +93,14 @@ class _Replay:
 
     def run(self, row: int, choice: int) -> None:
         """Run one row (one choice of it) alone and in other ways, and keep how far all that is apart."""
-        if self._encoding(row, choice).n_tokens == 0:
+        encoding = self._encoding(row, choice)
+        if encoding.n_tokens == 0:
             return
-        alone = self._pass(row, choice)
+        alone = self._pass(encoding, row, choice)
         noise = {name: np.zeros(1) for name in self.arrays}
         for way, times in ((other_threads, 1), (SumsInParts, 1), (nullcontext, 2)):
             with way():
-                again = self._pass(row, choice, times)
+                again = self._pass(encoding, row, choice, times)
             noise = {name: np.maximum(noise[name], self._apart(again, alone, name)) for name in self.arrays}
         where = self.store.example_id(row) + (f", choice {choice}" if self.store.n_choices else "")
         for name, array in self.arrays.items():
@@ -109,10 +110,9 @@ class _Replay:
     def _apart(self, found: Arrays, right: Arrays, name: str) -> Float64[np.ndarray, " layers"]:
         return apart(found[name], right[name], layered=self.arrays[name].spec.layer_axis is not None)
 
-    def _pass(self, row: int, choice: int, times: int = 1) -> Arrays:
+    def _pass(self, encoding: Encoding, row: int, choice: int, times: int = 1) -> Arrays:
         """Run a row, or a batch of so many copies of it, and return every array of the first."""
-        encodings = [self._encoding(row, choice)] * times
-        batch = make_batch(range(times), encodings, pad_id(self.loaded.tokenizer, self.loaded.embedded))
+        batch = make_batch(range(times), [encoding] * times, pad_id(self.loaded.tokenizer, self.loaded.embedded))
         buffers = BatchBuffers(self.places, self.sides, "float32")
         kept = {side for side, dims in self.sides.items() if dims.positions != "all"}
         slots = {side: [self._slots(row, side, choice)] * times for side in kept}

@@ -26,7 +26,7 @@ def check_next_token(
     if "next_pos" not in usable or spans.start.ndim > 1:
         return
     ids = table.column("example_id").to_pylist()
-    position = pc.fill_null(table.column("next_pos").cast(pa.int64()), -1).to_numpy()
+    position = pc.fill_null(table.column("next_pos"), -1).to_numpy()
     wanted = np.where(spans.n_tokens >= 2, spans.stop - 2, -1)
     yield rule("next_pos", position != wanted, ids, "next_pos is n_tokens − 2, or −1 below 2 tokens")
     valid = np.flatnonzero((position == wanted) & (position >= 0))
@@ -51,7 +51,7 @@ def check_after(table: pa.Table, spans: Spans, usable: set[str], vocab_size: int
         return
     ids = table.column("example_id").to_pylist()
     wanted = np.where(spans.n_tokens >= 1, spans.stop - 1, -1)
-    position = pc.fill_null(table.column("after_pos").cast(pa.int64()), -2).to_numpy()
+    position = pc.fill_null(table.column("after_pos"), -2).to_numpy()
     yield rule("after_pos", position != wanted, ids, "after_pos is n_tokens − 1, or −1 without a token")
     columns = {c: f"after_{c}" for c in (*_SCALARS, "topk_ids", "topk_probs") if f"after_{c}" in usable}
     rows = np.flatnonzero(wanted >= 0)

@@ -10,7 +10,7 @@ from typing import Final
 from decision_traces.errors import RunError
 from decision_traces.folders.exchange import name_of_leftover
 from decision_traces.paths import portable_path
-from decision_traces.schema import META_FILE
+from decision_traces.schema import META_FILE, TOKENS_FILE
 from decision_traces.store.about import read_about
 from decision_traces.store.folder import read_meta
 from decision_traces.store.proof import found_run
@@ -90,6 +90,8 @@ def _read(path: Path) -> RunSummary | None:
         about = read_about(path, read_meta(path))
     except RunError as error:
         return _damaged(path, modified, str(error))
+    if not about.ours and not _holds_data(path):  # a meta.json of something else
+        return None
     return RunSummary(
         path=path,
         run_id=about.run_id or path.name,
@@ -101,6 +103,10 @@ def _read(path: Path) -> RunSummary | None:
         capture=about.capture,
         modified=_when(about.time, modified),
     )
+
+
+def _holds_data(path: Path) -> bool:
+    return os.path.lexists(path / TOKENS_FILE) or any(child.suffix == ".zarr" for child in path.iterdir())
 
 
 def _when(time: str | float | None, otherwise: float) -> float:

@@ -133,8 +133,9 @@ class _FilesAsTheyAre(LocalStore):
         Raises:
             ValueError: The piece ends behind the file.
         """
-        if isinstance(byte_range, RangeByteRequest):
-            size = (self.root / key).stat().st_size
+        path = self.root / key
+        if isinstance(byte_range, RangeByteRequest) and path.is_file():
+            size = path.stat().st_size
             if not 0 <= byte_range.start <= byte_range.end <= size:
                 raise ValueError(f"a chunk at {byte_range.start} to {byte_range.end} of a file of {size} bytes")
         return await super().get(key, prototype, byte_range)
