@@ -65,10 +65,11 @@ def test_a_parquet_of_messages_or_bytes_is_refused_by_row_and_kind(tmp_path: Pat
             load_examples(DataSource("wikitext2", text_file=path))
 
 
-def test_a_parquet_column_of_pictures_does_not_go_with_the_texts(tmp_path: Path) -> None:
+def test_a_parquet_column_of_pictures_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "mine.parquet"
     pq.write_table(pa.table({"text": ["a"], "picture": [b"..."], "label": [True]}), path)
     assert columns_of(list(text_file_examples(path))).to_pydict() == {"label": [True]}
+    assert caplog.messages == [f"--text_file {path}: left out, since they hold bytes: picture"]
 
 
 def test_bytes_inside_of_others_stay_away_and_decimals_and_dates_are_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,10 +16,12 @@ import pyarrow.parquet as pq
 from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import TARGET_FIELD, Example, FieldValue, make_example_id
 from decision_traces.errors import DataError, first_line
+from decision_traces.printable import printable
 
 TEXT_SUFFIXES: Final = (".txt", ".jsonl", ".csv", ".parquet")
 TEXT: Final = "text"
 _OURS: Final = frozenset({TARGET_FIELD, *(column.name for table in RUN_COLUMNS.values() for column in table)})
+_LOG: Final = logging.getLogger("decision_traces")
 _LONGEST_CELL: Final = (1 << 31) - 1
 _LARGEST_INT: Final = 1 << 63
 
@@ -158,7 +161,10 @@ def _parquet(path: Path, where: str, column: str) -> Iterator[_Record]:
         file = pq.ParquetFile(path)
         _need(column, file.schema_arrow.names, where)
         # What is in bytes (pictures, sounds) is nothing a table of texts could show.
-        names = [f.name for f in file.schema_arrow if f.name == column or not _holds_bytes(f.type)]
+        left = [f.name for f in file.schema_arrow if f.name != column and _holds_bytes(f.type)]
+        names = [name for name in file.schema_arrow.names if name not in left]
+        if left:
+            _LOG.warning(printable(f"{where}: left out, since they hold bytes: {', '.join(left)}"))
         number = 0
         for batch in file.iter_batches(columns=names):
             for values in batch.to_pylist():
