@@ -1,7 +1,7 @@
 """`python -m dev.architectures`: which of transformers' model classes can be traced, tried out one by one."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +14,7 @@ from decision_traces.folders.plain import new_file
 from decision_traces.models.load import quiet_transformers
 from dev.architectures.matrix import Verdict, check_class
 from dev.architectures.report import KINDS, STATUSES, counts, markdown
-from dev.architectures.tiny import Kind, model_classes
+from dev.architectures.tiny import Kind, model_classes, no_warnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,7 @@ def _run(config: ArchitecturesConfig) -> int:
     if unknown:
         raise UsageError(f"--only {' '.join(sorted(unknown))}: no such model type among {', '.join(config.kind)}.")
     console, verdicts = make_console(), []
-    torch.set_num_threads(1)  # tiny models gain nothing from threads
-    logging.disable(logging.WARNING)
-    with quiet_transformers():
+    with quiet_transformers(), no_warnings(), _one_thread():
         for which in classes:
             verdicts.append(check_class(which))
             if not config.quiet:
@@ -56,6 +54,17 @@ def _run(config: ArchitecturesConfig) -> int:
             file.write(markdown(verdicts).encode())
         console.print(f"Table: {config.out}", soft_wrap=True)
     return 0
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: tiny models gain nothing from more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _line(verdict: Verdict) -> str:

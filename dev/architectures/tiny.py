@@ -6,8 +6,10 @@ in `overrides.py`, by model type.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -82,6 +84,17 @@ def model_classes(kind: Kind | None = None) -> list[ModelClass]:
         for model_type, names in getattr(modeling_auto, _MAPPINGS[one]).items():
             found.append(ModelClass(one, model_type, names if isinstance(names, str) else names[0]))
     return found
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Keep every logger's warnings quiet: configs with sizes of ours give many."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def is_encoder_decoder(model: Any) -> bool:

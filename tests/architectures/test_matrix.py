@@ -1,5 +1,6 @@
 """The matrix on mainstream classes, with literal verdicts; what is refused or has no attention; page and command."""
 
+import logging
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -257,6 +258,7 @@ def test_the_command_writes_the_table_of_the_types_asked_for(
     said = capsys.readouterr().out.splitlines()
     assert said[1] == "causal          llama                   supported"
     assert said[-1] == f"Table: {out}"
+    assert logging.root.manager.disable == logging.NOTSET  # what the caller logs afterwards is heard
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The anatomy of models that are no plain stack of like layers, against what their source code says (literal)."""
 
-import logging
 from typing import Any
 
 import pytest
@@ -12,18 +11,15 @@ from decision_traces.models.anatomy import IDENTITY, Anatomy, Tap
 from decision_traces.models.intercept import AttentionCall, watch_attention
 from decision_traces.models.probe import find_anatomy
 from decision_traces.schema import Task
-from dev.architectures.tiny import Kind, build_tiny, model_classes
+from dev.architectures.tiny import Kind, build_tiny, model_classes, no_warnings
 
 CLASSES = {(c.kind, c.model_type): c for c in model_classes()}
 IDS = torch.tensor([[50, 60, 70, 80, 90, 100, 110]])
 
 
 def _model(kind: Kind, model_type: str) -> Any:
-    logging.disable(logging.WARNING)
-    try:
+    with no_warnings():
         return build_tiny(CLASSES[kind, model_type])
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _anatomy(kind: Kind, model_type: str, task: Task | None = None) -> Anatomy:
