@@ -22,12 +22,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from decision_traces.format.arrays import Dims, arrays_for
 from decision_traces.pieces import Pieces
-from decision_traces.schema import Dims, arrays_for
-from decision_traces.store.layout import RunLayout
-from decision_traces.store.processes import RemoteShard, ShardProcess
-from decision_traces.store.shards import ShardFile, frame_maker
-from decision_traces.store.shared_memory import SharedMemory
+from decision_traces.store.shards.block import ShardFile, frame_maker
+from decision_traces.store.writing.layout import RunLayout
+from decision_traces.store.writing.processes import RemoteShard, ShardProcess
+from decision_traces.store.writing.shared_memory import SharedMemory
 
 _ROWS: Final = 64
 _TOKENS: Final = 85

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from decision_traces.data.registry import DataSource, load_examples
-from decision_traces.models.load import ModelSource, load_decoder
-from decision_traces.store.frames import FrameMaker
+from decision_traces.model.load import ModelSource, load_decoder
+from decision_traces.store.shards.frames import FrameMaker
 from decision_traces.tokens import encode
 
 _FEWEST_TOKENS: Final = 60

@@ -29,7 +29,7 @@ from benchmarks.picture import save_ratios
 from benchmarks.report import agrees, markdown, show
 from benchmarks.results import Results
 from benchmarks.texts import Texts
-from decision_traces.models.load import quiet_transformers
+from decision_traces.model.load import quiet_transformers
 
 Name = Literal["limit", "ours", "plain", "transformer_lens", "nnsight", "torchlens"]
 SetName = Literal["resid", "qkv", "everything"]

@@ -28,7 +28,7 @@ from benchmarks.plain_pass import run_alone
 from decision_traces import TraceStore
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.models.load import quiet_transformers
+from decision_traces.model.load import quiet_transformers
 
 BAR: Final = 1e-5
 """Most difference of an array, relative to its largest value: the order of sums, in float32."""

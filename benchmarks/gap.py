@@ -30,10 +30,10 @@ from benchmarks.contenders.limit import logits_at_end, packed
 from benchmarks.contenders.ours import Ours
 from benchmarks.contenders.task import SETS, Task
 from benchmarks.texts import Texts
-from decision_traces.capture.buffers import BatchBuffers
 from decision_traces.extract import engine, next_token
-from decision_traces.models.load import quiet_transformers
-from decision_traces.store.writer import RunWriter
+from decision_traces.model.load import quiet_transformers
+from decision_traces.store.writing.writer import RunWriter
+from decision_traces.tracing.buffers import BatchBuffers
 
 _TIMED: Final[Sequence[tuple[str, Any, str]]] = (
     ("copies of the captures, in the pass", BatchBuffers, "put"),

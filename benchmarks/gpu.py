@@ -39,8 +39,8 @@ from benchmarks.machine import about_machine, on_disk
 from benchmarks.texts import Texts
 from decision_traces.extract.engine import batch_cost, token_budget
 from decision_traces.extract.helpers import n_processes
-from decision_traces.models.kernels import any_shape_of_batch
-from decision_traces.models.load import quiet_transformers
+from decision_traces.model.kernels import any_shape_of_batch
+from decision_traces.model.load import quiet_transformers
 
 _PIECE: Final = 1 << 20
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.task import SETS
 from benchmarks.results import LIMIT, Results, Row
-from decision_traces.views.style import BLUE, GREY, INK, new_figure, plain, save
+from decision_traces.viz.style import BLUE, GREY, INK, new_figure, plain, save
 
 _WIDTH: Final = 6.2  # inches at 130 dots: 806 pixels
 _BAR: Final = 0.27

@@ -25,9 +25,9 @@ from rich.table import Table
 
 from benchmarks.machine import about_machine
 from decision_traces import TraceStore
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import Unembedding, load_unembedding
-from decision_traces.models.load import quiet_transformers
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import Unembedding, load_unembedding
+from decision_traces.model.load import quiet_transformers
 
 _MS: Final = 1e3
 _MB: Final = 1e6

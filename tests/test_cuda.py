@@ -15,7 +15,7 @@ from decision_traces import TraceStore
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.progress import Silent
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -17,7 +17,7 @@ from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extrac
 from decision_traces.finetuning.batches import Collator
 from decision_traces.finetuning.config import FinetuneConfig
 from decision_traces.finetuning.train import finetune
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 # torch warns that there is no accelerator to pin memory for, or that a scheduler steps first; neither is ours.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:torch")

@@ -11,7 +11,7 @@ import torch
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.errors import UsageError
 from decision_traces.folders.plain import new_file
-from decision_traces.models.load import quiet_transformers
+from decision_traces.model.load import quiet_transformers
 from dev.architectures.matrix import Verdict, check_class
 from dev.architectures.report import KINDS, STATUSES, counts, markdown
 from dev.architectures.tiny import Kind, model_classes, no_warnings

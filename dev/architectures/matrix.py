@@ -11,13 +11,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from decision_traces.capture.certificate import describe_failures, prove
 from decision_traces.errors import TraceError, first_line
-from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.load import LoadedModel
-from decision_traces.models.probe import find_anatomy_on
-from decision_traces.schema import Task
+from decision_traces.format.arrays import Task
+from decision_traces.model.discovery.probe import find_anatomy_on
+from decision_traces.model.load import LoadedModel
+from decision_traces.model.structure import Anatomy
 from decision_traces.tokens import Encoding
+from decision_traces.tracing.self_check.certificate import describe_failures, prove
 from dev.architectures.overrides import NEEDS_MORE
 from dev.architectures.tiny import (
     ModelClass,

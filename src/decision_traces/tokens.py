@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decision_traces.data.example import Example
 from decision_traces.errors import UsageError
-from decision_traces.schema import Side, Task
+from decision_traces.format.arrays import Side, Task
 
 _TOKENISE_AT_ONCE = 1000
 SpecialTokens = Literal["auto", "yes", "no"]

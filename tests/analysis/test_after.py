@@ -15,16 +15,16 @@ from starlette.testclient import TestClient
 from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis.attribution import direct_attribution
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.analysis.attribution.direct import direct_attribution
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import load_unembedding
 from decision_traces.cli import attribution, lens
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import UsageError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.page.app import create_app
 from decision_traces.page.runs import PageRun
-from decision_traces.store.results_place import ResultsPlace
+from decision_traces.store.files.results_place import ResultsPlace
 
 TEXTS = ("Every morning Lena has", "The cat sat on the mat and", "the", "One two three")
 Runs = Callable[[str], Path]

@@ -10,8 +10,8 @@ import pytest
 from support.runs import CHOICES, DECODER, build_run
 
 from decision_traces import TraceStore
-from decision_traces.analysis.answers import final_answers
-from decision_traces.analysis.calibration import calibration
+from decision_traces.analysis.comparison.answers import final_answers
+from decision_traces.analysis.comparison.calibration import calibration
 from decision_traces.errors import UsageError
 
 

@@ -9,9 +9,9 @@ import pytest
 from support.runs import CHOICES, DECODER, TinyRun, build_run
 
 from decision_traces import TraceStore
-from decision_traces.analysis import attention
-from decision_traces.analysis.attention import AttentionStatistics, HeadMeans, attention_statistics
-from decision_traces.analysis.patterns import ATTENTION_FIGURES
+from decision_traces.analysis.attention import statistics as attention
+from decision_traces.analysis.attention.patterns import ATTENTION_FIGURES
+from decision_traces.analysis.attention.statistics import AttentionStatistics, HeadMeans, attention_statistics
 from decision_traces.errors import DataError, NotCapturedError, UsageError
 
 

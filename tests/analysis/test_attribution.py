@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
 from decision_traces.analysis import states
-from decision_traces.analysis.attribution import direct_attribution
-from decision_traces.analysis.heads import find_head_writers
-from decision_traces.analysis.unembedding import Unembedding, load_run_model, load_unembedding, of_model
+from decision_traces.analysis.attribution.direct import direct_attribution
+from decision_traces.analysis.attribution.heads import find_head_writers
+from decision_traces.analysis.lens.unembedding import Unembedding, load_run_model, load_unembedding, of_model
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import ModelError, NotCapturedError, UnsupportedArchitecture
 
@@ -47,7 +47,7 @@ def _frozen(norm, kind: str, x: np.ndarray):
 
 def _values(model, ids: list[int]) -> list[np.ndarray]:
     """What attention's own function gets as values in each layer, (H_kv, T, d_head)."""
-    from decision_traces.models.intercept import watch_attention
+    from decision_traces.model.discovery.intercept import watch_attention
 
     found: list[np.ndarray] = []
     with torch.no_grad(), watch_attention(lambda call: found.append(call.value[0].double().numpy())):

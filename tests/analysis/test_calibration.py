@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from decision_traces.analysis.calibration import calibrate
+from decision_traces.analysis.comparison.calibration import calibrate
 from decision_traces.errors import DataError, UsageError
 
 

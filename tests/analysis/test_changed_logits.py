@@ -12,11 +12,11 @@ from support.models import byte_tokenizer
 from support.runs import copy_run, reseal
 
 from decision_traces import TraceStore
-from decision_traces.analysis import unembedding
-from decision_traces.analysis.attribution import direct_attribution
-from decision_traces.analysis.contribution_grid import write_contribution_grid
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.analysis.attribution.direct import direct_attribution
+from decision_traces.analysis.attribution.grid import write_contribution_grid
+from decision_traces.analysis.lens import unembedding
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import load_unembedding
 from decision_traces.cli import attribution as attribution_command
 from decision_traces.errors import ModelError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token

@@ -12,11 +12,11 @@ from support.runs import CHOICES, build_run, copy_run, reseal
 from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis.attribution import direct_attribution
-from decision_traces.analysis.choices import choice_race
+from decision_traces.analysis.attribution.direct import direct_attribution
 from decision_traces.analysis.decisions import decisions_of
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import Unembedding, load_unembedding
+from decision_traces.analysis.lens.by_choice import choice_race
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import Unembedding, load_unembedding
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import ModelError, UsageError
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from decision_traces.analysis.depth import decision_depth, race_depth
+from decision_traces.analysis.lens.depth import decision_depth, race_depth
 from decision_traces.analysis.results import ChoiceRace, LensTrajectories, TokenPath
 from decision_traces.errors import UsageError
 

@@ -8,8 +8,8 @@ import pytest
 from support.encoders import ENCODERS
 
 from decision_traces import TraceStore
-from decision_traces.analysis.encoder_attribution import encoder_attribution
-from decision_traces.analysis.unembedding import load_run_model
+from decision_traces.analysis.attribution.encoders import encoder_attribution
+from decision_traces.analysis.lens.unembedding import load_run_model
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 
 

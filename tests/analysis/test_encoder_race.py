@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis.encoder_race import encoder_race, load_head
+from decision_traces.analysis.lens.encoders import encoder_race, load_head
 from decision_traces.data import tinyworld
 from decision_traces.errors import ModelError, NotCapturedError, UsageError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 # Where the list of layers lies; ALBERT calls one layer a number of times instead.
 LAYERS = {

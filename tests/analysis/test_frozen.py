@@ -7,7 +7,7 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from decision_traces.analysis.frozen import freeze
+from decision_traces.analysis.attribution.frozen import freeze
 from decision_traces.errors import UnsupportedArchitecture
 
 

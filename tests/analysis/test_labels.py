@@ -9,10 +9,10 @@ from scipy import stats
 from support.runs import TinyRun, build_run
 
 from decision_traces import TraceStore
-from decision_traces.analysis.correlation import correlate
-from decision_traces.analysis.label_probe import probe_label
-from decision_traces.analysis.labels import labels_of
-from decision_traces.analysis.probe import cross_validate, cross_validate_number, even_subsample
+from decision_traces.analysis.comparison.correlation import correlate
+from decision_traces.analysis.probing.correctness import cross_validate, cross_validate_number, even_subsample
+from decision_traces.analysis.probing.label import probe_label
+from decision_traces.analysis.probing.labels import labels_of
 from decision_traces.errors import NotCapturedError, UsageError
 
 N, D = 60, 8

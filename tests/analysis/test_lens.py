@@ -10,11 +10,12 @@ from support.models import byte_tokenizer
 from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis import states, unembedding
+from decision_traces.analysis import states
 from decision_traces.analysis.decisions import decisions_of
-from decision_traces.analysis.lens import logit_lens, with_competitors
+from decision_traces.analysis.lens import unembedding
+from decision_traces.analysis.lens.logit_lens import logit_lens, with_competitors
+from decision_traces.analysis.lens.unembedding import Unembedding, load_unembedding
 from decision_traces.analysis.results import LensTrajectories, TokenPath
-from decision_traces.analysis.unembedding import Unembedding, load_unembedding
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import ModelError, NotCapturedError, UsageError
 

@@ -12,12 +12,12 @@ from transformers import AutoModelForMaskedLM
 
 from decision_traces import TraceStore
 from decision_traces.analysis.decisions import decisions_of
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import load_unembedding
 from decision_traces.cli import lens as lens_command
 from decision_traces.errors import DataError
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 HEADS: dict[str, Callable] = {
     "bert": lambda model, states: model.cls(states),

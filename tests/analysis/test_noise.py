@@ -15,7 +15,7 @@ from decision_traces import TraceStore
 from decision_traces.analysis.noise import Distances, SumsInParts, apart, other_threads
 from decision_traces.analysis.replay import replay_rows
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures
+from decision_traces.store.validate.run import failures
 
 LINES = "The cat sat on the mat.\nOne more line of plain text.\n"
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from decision_traces.analysis.patterns import ATTENTION_FIGURES, measure_heads, token_places
+from decision_traces.analysis.attention.patterns import ATTENTION_FIGURES, measure_heads, token_places
 
 DISTINCT = np.array([7, 3, 9, 1, 4])
 REPEATED = np.array([5, 8, 2, 5, 8, 2])  # a sequence of three tokens, twice

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedKFold
 from support.runs import TinyRun, build_run
 
 from decision_traces import TraceStore
-from decision_traces.analysis.probe import ProbeResult, cross_validate, probe_correctness
+from decision_traces.analysis.probing.correctness import ProbeResult, cross_validate, probe_correctness
 from decision_traces.errors import NotCapturedError, UsageError
 
 N, D, PLANTED = 60, 8, 2  # examples, width, first depth that knows

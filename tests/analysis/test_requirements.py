@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from support.runs import CHOICES, DECODER, ENCDEC, HYBRID, TinyRun, build_run, whole_arrays
 
-from decision_traces.analysis.attention import attention_statistics
+from decision_traces.analysis.attention.statistics import attention_statistics
+from decision_traces.analysis.attribution.heads import head_points
 from decision_traces.analysis.decisions import decisions_of
-from decision_traces.analysis.heads import head_points
-from decision_traces.analysis.probe import probe_correctness
+from decision_traces.analysis.probing.correctness import probe_correctness
 from decision_traces.analysis.requirements import need_whole, refuse_cross_attention
 from decision_traces.analysis.states import parts, path_of
 from decision_traces.errors import SelectionError, UnsupportedArchitecture, UsageError
-from decision_traces.store.reader import TraceStore
+from decision_traces.store.reading.trace_store import TraceStore
 
 RAN = ("attn", "qkv", "hidden", "resid")
 NEXT = replace(DECODER, positions="next", capture=RAN)

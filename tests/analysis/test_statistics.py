@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from decision_traces.analysis import moments, statistics
-from decision_traces.analysis.statistics import compare_frame, compare_groups
+from decision_traces.analysis import moments
+from decision_traces.analysis.comparison import groups as statistics
+from decision_traces.analysis.comparison.groups import compare_frame, compare_groups
 from decision_traces.errors import UsageError
 
 NAN = math.nan

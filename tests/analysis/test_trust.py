@@ -12,11 +12,11 @@ from support.runs import copy_run, reseal
 from transformers import dynamic_module_utils
 
 from decision_traces import TraceStore
-from decision_traces.analysis.unembedding import find_tokenizer, load_run_model, load_unembedding
+from decision_traces.analysis.lens.unembedding import find_tokenizer, load_run_model, load_unembedding
 from decision_traces.cli import lens, nexttok
 from decision_traces.errors import ModelError, TraceError
-from decision_traces.models.load import ModelSource, load_decoder, load_tokenizer
-from decision_traces.models.unembed_file import save_unembedding
+from decision_traces.model.load import ModelSource, load_decoder, load_tokenizer
+from decision_traces.model.unembed_file import save_unembedding
 
 CODE = """
 from pathlib import Path
@@ -116,7 +116,7 @@ def told_before_loading(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
         raise ModelError("nothing is loaded here")
 
     for name in ("load_model", "load_tokenizer"):
-        monkeypatch.setattr(f"decision_traces.analysis.unembedding.{name}", load)
+        monkeypatch.setattr(f"decision_traces.analysis.lens.unembedding.{name}", load)
     return told
 
 

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from support.runs import copy_run, reseal
 
 from decision_traces import TraceStore
-from decision_traces.analysis import unembedding
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import load_run_model, load_unembedding
+from decision_traces.analysis.lens import unembedding
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import load_run_model, load_unembedding
 from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
-from decision_traces.models.unembed_file import save_unembedding
+from decision_traces.model.unembed_file import save_unembedding
 
 NAMES = {
     "gpt2": {"transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight"},  # tied to the embedding

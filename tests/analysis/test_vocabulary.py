@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from decision_traces.analysis.vocabulary import Vocabulary, in_order, in_strips
+from decision_traces.analysis.lens.vocabulary import Vocabulary, in_order, in_strips
 
 
 def whole(logits: np.ndarray) -> Vocabulary:

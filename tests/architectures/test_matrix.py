@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from decision_traces.models.dataflow import record_forward
+from decision_traces.model.discovery.dataflow import record_forward
 from dev.architectures.__main__ import main
 from dev.architectures.matrix import NO_ATTENTION, Verdict, check_class
 from dev.architectures.overrides import NEEDS_MORE

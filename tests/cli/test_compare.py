@@ -14,7 +14,7 @@ from decision_traces import TraceStore
 from decision_traces.analysis.requirements import what_works
 from decision_traces.cli import attention, compare
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 ROOT = Path(__file__).parents[2]
 N = 24

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from decision_traces.cli import _written, attribution, lens
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ from decision_traces.cli._app import make_console
 from decision_traces.cli._counting import counting
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import UsageError
+from decision_traces.format.meta import RunMeta
 from decision_traces.printable import one_line, printable
-from decision_traces.run_meta import RunMeta
-from decision_traces.store.about import uncertified
+from decision_traces.store.reading.about import uncertified
 
 EVIL = "[/bold]\x1b]52;c;aGk=\x07\x1b]8;;http:x\x07\x9b31m\u202e\r\nFAKED\tline\u2028FAKED"
 SEEN = r"[/bold]\x1b]52;c;aGk=\x07\x1b]8;;http:x\x07\x9b31m\u202e\r\nFAKED\tline\u2028FAKED"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from decision_traces import TraceStore
 from decision_traces.errors import UsageError
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.models import adapter
+from decision_traces.model import adapter
 
 TEXTS = ["The cat sat on the mat.", "a"]
 RANK, ALPHA = 2, 6

@@ -15,19 +15,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from decision_traces import TraceStore
-from decision_traces.analysis.choices import choice_race
 from decision_traces.analysis.decisions import text_note
-from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.analysis.lens.by_choice import choice_race
+from decision_traces.analysis.lens.unembedding import load_unembedding
 from decision_traces.cli import attribution, lens
-from decision_traces.columns import ANSWER_COLUMNS, TOKEN_COLUMNS
 from decision_traces.data import tinyworld
 from decision_traces.data.example import Example
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import DataError, ModelError, UsageError
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.answer_texts import answer_tokens
-from decision_traces.store.results import find_result
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.format.columns import ANSWER_COLUMNS, TOKEN_COLUMNS
+from decision_traces.store.reading.results import find_result
+from decision_traces.store.validate.run import failures, validate_run
 from decision_traces.tokens import encode
 
 QUESTIONS = [

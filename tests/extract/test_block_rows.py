@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from decision_traces.extract.cost import block_rows
-from decision_traces.schema import Dims, arrays_for
-from decision_traces.store.layout import RunLayout
+from decision_traces.format.arrays import Dims, arrays_for
+from decision_traces.store.writing.layout import RunLayout
 from decision_traces.tokens import Encoding
 
 TEXT = Encoding(np.arange(3, dtype=np.int32), np.zeros((3, 2), np.int32), False)

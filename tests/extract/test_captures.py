@@ -15,7 +15,7 @@ from decision_traces import TraceStore
 from decision_traces.errors import ModelError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 CAPTURES = ("attn_out", "mlp_out", "head_out", "mlp_act", "logits")
 LINES = ["The cat sat on the mat.", "a", "Ωμέγα 🙂", "One more line of plain text, longer."]

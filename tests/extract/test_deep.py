@@ -22,7 +22,7 @@ from decision_traces.errors import DamagedRunError, ModelError, UsageError
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.store.validate import failures
+from decision_traces.store.validate.run import failures
 
 pytestmark = pytest.mark.long  # minutes; the same ways are taken in part by other tests
 

@@ -14,7 +14,7 @@ from support.encoder_decoders import ENCODER_DECODERS, save_tiny_encoder_decoder
 from decision_traces import TraceStore
 from decision_traces.errors import SelectionError, UsageError
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 pytestmark = pytest.mark.long  # minutes; test_texts and the matrix take encoder-decoders too
 

@@ -21,7 +21,7 @@ from support.models import checked_and_enlarged
 from decision_traces import TraceStore
 from decision_traces.errors import ModelError
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 CAPTURES = ("attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits")
 TEXTS = ["The cat sat on the mat.", "a", "Ωμέγα 🙂", "", "One more line of plain text, longer.", "ab", "the end"]

@@ -12,7 +12,7 @@ from support.models import byte_tokenizer, checked_and_enlarged
 from decision_traces import TraceStore
 from decision_traces.errors import ModelError, SelectionError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 LINES = ["The cat sat on the mat.", "ab", "One more line of plain text.", "abc"]
 WITH_ATTENTION = (1, 3)

@@ -13,7 +13,7 @@ from support.models import byte_tokenizer, checked_and_enlarged
 from decision_traces import TraceStore
 from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.models import load
+from decision_traces.model import load
 
 SWITCH, FULL = 16, 28  # LongRoPE's; BigBird's (5 + 2 * random blocks) * block size
 LENGTHS = (5, 12, 16, 17, 21, 40)
@@ -79,7 +79,7 @@ def test_the_certificate_finds_a_switch_that_no_config_tells(
     """Rows of their whole length differ in a batch: from then on none is padded."""
     monkeypatch.setattr(load, "switch_of", lambda config: None)
     long = ["abcdefgh" * 5, "abc", "abcd"]
-    monkeypatch.setattr("decision_traces.capture.certificate.TOKENS", 8)  # what the other checks look at
+    monkeypatch.setattr("decision_traces.tracing.self_check.certificate.TOKENS", 8)  # what the other checks look at
     store = run(longrope, tmp_path, long)
     assert store.meta["rows_padded"] is False
     for row, text in enumerate(long):

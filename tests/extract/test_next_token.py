@@ -13,7 +13,6 @@ from support.models import byte_tokenizer, tiny_decoder
 from transformers import AutoModelForCausalLM
 
 from decision_traces import TraceStore
-from decision_traces.columns import NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS
 from decision_traces.errors import (
     CaptureError,
     DataError,
@@ -30,7 +29,8 @@ from decision_traces.errors import (
 )
 from decision_traces.extract import engine
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.format.columns import NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS
+from decision_traces.store.validate.run import failures, validate_run
 
 LINES = [f"Line {i} has {'many ' * (i % 7)}words." for i in range(23)]
 
@@ -263,7 +263,7 @@ def test_a_run_that_does_not_fit_is_refused_before_the_first_forward_pass(
 
 
 def test_a_site_that_does_not_fire_is_an_error_not_zeros(config, monkeypatch: pytest.MonkeyPatch) -> None:
-    from decision_traces.capture.recorder import Recorder
+    from decision_traces.tracing.recorder import Recorder
 
     attach = Recorder._attach
 
@@ -385,7 +385,7 @@ def test_half_a_file_of_the_last_block_does_not_stop_a_resume(config, tmp_path: 
 
 
 def test_a_commit_interrupted_after_the_meta_needs_only_its_name(config, tmp_path: Path, monkeypatch) -> None:
-    from decision_traces.store.writer import RunWriter
+    from decision_traces.store.writing.writer import RunWriter
 
     def stop(_self: RunWriter) -> None:
         raise KeyboardInterrupt

@@ -40,7 +40,7 @@ def _taken(run: Path) -> tuple[int, int]:
 @pytest.mark.parametrize("rows", [7, 32])
 def test_bytes_and_files_are_those_of_the_run(flags, options, rows, tmp_path: Path, blocks_of, monkeypatch) -> None:
     """Where every example is a chunk of its own, to the byte but for the empty blocks at the ends."""
-    monkeypatch.setattr("decision_traces.store.layout.SMALL_CHUNK", 1)
+    monkeypatch.setattr("decision_traces.store.writing.layout.SMALL_CHUNK", 1)
     monkeypatch.setattr("decision_traces.extract.cost.SMALL_CHUNK", 1)
     blocks_of(rows)
     config = NextTokenConfig(model="tiny", out_dir=tmp_path / "run", **flags, **options)

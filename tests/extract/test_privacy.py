@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from decision_traces.analysis.unembedding import load_run_model
+from decision_traces.analysis.lens.unembedding import load_run_model
 from decision_traces.cli import lens
 from decision_traces.errors import ModelError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.progress import Silent
 from decision_traces.finetuning.config import FinetuneConfig, told_settings
 from decision_traces.page.bundle import write_bundle
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store.validate.run import failures, validate_run
 
 COMMAND = ("decision-traces", "nexttok", "--model_path", "given/model")
 

@@ -13,7 +13,7 @@ from decision_traces.extract import engine
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 pytestmark = pytest.mark.long  # minutes; the same ways are taken in part by other tests
 

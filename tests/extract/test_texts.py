@@ -11,12 +11,12 @@ from support.encoder_decoders import save_tiny_encoder_decoder
 from support.encoders import save_tiny_masked_encoder
 
 from decision_traces import TraceStore
-from decision_traces.columns import NEXT_TOKEN_COLUMNS, TARGET_COLUMNS, TOKEN_COLUMNS
 from decision_traces.data import tinyworld
 from decision_traces.errors import DataError, ModelError, UsageError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.format.columns import NEXT_TOKEN_COLUMNS, TARGET_COLUMNS, TOKEN_COLUMNS
+from decision_traces.store.validate.run import failures, validate_run
 
 TEXTS = ["first text", "", "third text, which is longer"]
 TARGETS = ["one", "two", "three, and more"]

@@ -13,7 +13,7 @@ from tokenizers import processors
 from decision_traces import TraceStore
 from decision_traces.analysis.replay import replay_rows
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 TEXTS = ("one text", "another, longer text")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from decision_traces import TraceStore
-from decision_traces.capture.recorder import Recorder
 from decision_traces.cli import extract, index, ls
 from decision_traces.errors import CaptureError, UncertifiedWarning
 from decision_traces.extract import prepare as extraction
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
+from decision_traces.tracing.recorder import Recorder
 
 FAILED = "layer inputs are those transformers reports"
 

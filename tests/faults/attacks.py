@@ -22,10 +22,10 @@ from support.runs import CHOICES, DECODER, ENCDEC, SELECTED, TinyRun, build_run
 from decision_traces.errors import TraceError
 from decision_traces.page import resources
 from decision_traces.page.runs import PageRun
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.results_place import ResultsPlace
-from decision_traces.store.runs import list_runs
-from decision_traces.store.validate import validate_run
+from decision_traces.store.files.results_place import ResultsPlace
+from decision_traces.store.files.runs import list_runs
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store.validate.run import validate_run
 
 KINDS = (
     DECODER,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from decision_traces import TraceStore
 from decision_traces.errors import TraceError
-from decision_traces.store.runs import list_runs
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.files.runs import list_runs
+from decision_traces.store.validate.run import failures, validate_run
 
 PATIENCE_S = 20
 

@@ -23,7 +23,7 @@ def import_everything() -> None:
 
     from decision_traces.analysis import replay  # noqa: F401
     from decision_traces.cli import attention, attribution, compare, csqa_enc, index, lens, nexttok  # noqa: F401
-    from decision_traces.store import validate  # noqa: F401
+    from decision_traces.store.validate import run as validate  # noqa: F401
 
     _ = matplotlib.figure, transformers.AutoModelForCausalLM, transformers.GPT2LMHeadModel, transformers.AutoTokenizer
 

@@ -18,8 +18,8 @@ from decision_traces import TraceStore
 from decision_traces.errors import TraceError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.index import index_run
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.index import index_run
+from decision_traces.store.validate.run import failures, validate_run
 
 SMALL = TinyRun(lengths=(3, 2, 0), n_layers=2, n_heads=2, n_kv_heads=1, n_positions=3, d_head=2, d_model=3, links=False)
 

@@ -17,9 +17,9 @@ from decision_traces.errors import DiskSpaceError, Interrupted, RunError
 from decision_traces.extract import run
 from decision_traces.extract.next_token import extract_next_token
 from decision_traces.extract.progress import Silent
-from decision_traces.store import writer
-from decision_traces.store.appender import Appender
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.shards.appender import Appender
+from decision_traces.store.validate.run import failures, validate_run
+from decision_traces.store.writing import writer
 
 PAGE = 4096
 

@@ -17,7 +17,7 @@ from support.models import save_tiny_decoder
 
 from decision_traces import TraceStore
 from decision_traces.cli import extract
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 ALL = 2000
 SAVE = {"decoder": save_tiny_decoder, "encoder": save_tiny_masked_encoder, "encoder-decoder": save_tiny_encoder_decoder}

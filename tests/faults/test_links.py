@@ -14,9 +14,9 @@ from support.runs import TinyRun, build_run, copy_run
 
 from decision_traces import TraceStore
 from decision_traces.errors import TraceError
-from decision_traces.store.index import index_run
-from decision_traces.store.runs import list_runs
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.files.runs import list_runs
+from decision_traces.store.validate.index import index_run
+from decision_traces.store.validate.run import failures, validate_run
 
 SHARD = "dec_self_attn.zarr/attn/c/0/1/0/0/0"
 FILES = ("meta.json", "manifest.json", "tokens.parquet", SHARD, "dec_self_attn.zarr/attn/zarr.json")

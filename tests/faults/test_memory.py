@@ -13,7 +13,7 @@ from decision_traces import TraceStore
 from decision_traces.errors import OutOfMemory
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.progress import Silent
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 ERRORS = {
     "of torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

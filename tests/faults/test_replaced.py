@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from faults.processes import NEXTTOK, Commands, files_of
 
-from decision_traces.store.opened import OpenRun
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.reading.opened import OpenRun
+from decision_traces.store.validate.run import failures, validate_run
 
 
 @pytest.fixture(scope="module")

@@ -27,15 +27,15 @@ from decision_traces import TraceStore
 from decision_traces.analysis.grids import CONTRIBUTION_GRID, LENS_GRID, Grid
 from decision_traces.errors import ResultError, SelectionError, UsageError
 from decision_traces.extract.answer import AnswerConfig, extract_answers
+from decision_traces.format.arrays import RECORD_FILE
 from decision_traces.page import resources
 from decision_traces.page.app import create_app
 from decision_traces.page.bundle import write_bundle
 from decision_traces.page.runs import PageRun
-from decision_traces.schema import RECORD_FILE
-from decision_traces.store.checks_results import check_results
-from decision_traces.store.results import find_result
-from decision_traces.store.results_place import ResultsPlace
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.files.results_place import ResultsPlace
+from decision_traces.store.reading.results import find_result
+from decision_traces.store.validate.results import check_results
+from decision_traces.store.validate.run import failures, validate_run
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "lens": ("--all_positions",),
@@ -255,7 +255,7 @@ def test_a_shape_that_no_run_has_is_refused_before_anything_is_made_of_it(axis: 
 
 def reseal(folder: Path) -> None:
     """Let the record agree with what lies there, as a stranger can."""
-    from decision_traces.store.folder import checksum, write_sealed
+    from decision_traces.store.files.folder import checksum, write_sealed
 
     record = json.loads((folder / RECORD_FILE).read_text())
     record["files"] = {name: list(checksum(folder / name)) for name in record["files"]}

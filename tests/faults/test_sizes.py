@@ -24,7 +24,7 @@ from support.runs import TinyRun, build_run, copy_run, reseal
 
 from decision_traces import TraceStore
 from decision_traces.errors import DamagedRunError
-from decision_traces.store.table import TableFile, read_table
+from decision_traces.store.files.table import TableFile, read_table
 
 MOST_BYTES = 200e6
 RUN = TinyRun(lengths=(3, 2), n_layers=2, n_heads=2, n_kv_heads=1, n_positions=3, d_head=2, d_model=3, links=False)

@@ -8,7 +8,7 @@ import pytest
 from faults.processes import NEXTTOK, blocks_of, files_of, until
 from faults.runs import assert_same, content_of
 
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 LOCK = ".run.lock"
 WAYS = ([], ["--overwrite"], ["--resume"], ["--overwrite", "--resume"])

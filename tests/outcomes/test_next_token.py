@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from decision_traces.analysis.vocabulary import Vocabulary
+from decision_traces.analysis.lens.vocabulary import Vocabulary
 from decision_traces.errors import NonFiniteError
 from decision_traces.outcomes.distribution import distribution, log_probabilities
 from decision_traces.outcomes.next_token import next_token_outcomes

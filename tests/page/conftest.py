@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from decision_traces.page.app import create_app
 from decision_traces.page.runs import PageRun
 from decision_traces.page.serve import PageServer, listen
-from decision_traces.store.results_place import ResultsPlace
+from decision_traces.store.files.results_place import ResultsPlace
 
 CAPTURES = ("attn", "qkv", "hidden", "resid")
 SCRIPT = (

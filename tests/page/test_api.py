@@ -20,7 +20,7 @@ from decision_traces.page.resources import bundle_paths
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import LARGEST
 from decision_traces.page.text import shown_tokens
-from decision_traces.store.results_place import ResultsPlace
+from decision_traces.store.files.results_place import ResultsPlace
 
 
 def test_the_list_has_the_tables_figures(client: TestClient, demo_run: Path) -> None:
@@ -377,7 +377,7 @@ from pathlib import Path
 from starlette.testclient import TestClient
 from decision_traces.page.app import create_app
 from decision_traces.page.runs import PageRun
-from decision_traces.store.results_place import ResultsPlace
+from decision_traces.store.files.results_place import ResultsPlace
 client = TestClient(create_app([PageRun("r0", ResultsPlace(Path({str(demo_run)!r})))]), base_url="http://localhost")
 for path in ("meta.json", "e/0/lens.json", "e/0/c0/attn/0/0.u8", "e/0/c0/tokens.json"):
     assert client.get("/api/r0/" + path).status_code == 200

@@ -25,7 +25,7 @@ from decision_traces.page.app import STATIC, create_app
 from decision_traces.page.guard import Entry
 from decision_traces.page.runs import PageRun
 from decision_traces.page.serve import PageServer, listen
-from decision_traces.store.results_place import ResultsPlace
+from decision_traces.store.files.results_place import ResultsPlace
 
 TOLD = ("content-security-policy", "x-content-type-options", "referrer-policy", "cross-origin-resource-policy")
 

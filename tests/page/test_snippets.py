@@ -14,7 +14,7 @@ from decision_traces.cli import attribution, lens, nexttok
 from decision_traces.page import snippets
 from decision_traces.page.app import create_app
 from decision_traces.page.runs import PageRun
-from decision_traces.store.results_place import ResultsPlace
+from decision_traces.store.files.results_place import ResultsPlace
 
 EVIL = "x'); import os; os.system('touch PWNED'); ('"
 

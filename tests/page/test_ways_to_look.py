@@ -12,7 +12,7 @@ from decision_traces.errors import RunExistsError, UsageError
 from decision_traces.page.bundle import write_bundle
 from decision_traces.page.notebook import _servers
 from decision_traces.page.serve import listen
-from decision_traces.store.results_place import ResultsPlace
+from decision_traces.store.files.results_place import ResultsPlace
 
 EXACT = ("e/1/c0/attn/4/2/0.f16", "e/2/c0/attn/0/0/0.f16")
 

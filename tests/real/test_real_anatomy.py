@@ -16,13 +16,13 @@ import torch
 import transformers as hf
 from support.models import byte_tokenizer
 
-from decision_traces.capture.certificate import certify, prove
-from decision_traces.capture.evidence import record
-from decision_traces.capture.recorder import sites_of_stack
 from decision_traces.demo import MODEL_DIR
-from decision_traces.models.load import LoadedModel
-from decision_traces.models.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.load import LoadedModel
 from decision_traces.tokens import Encoding, make_batch, random_encodings
+from decision_traces.tracing.recorder import sites_of_stack
+from decision_traces.tracing.self_check.certificate import certify, prove
+from decision_traces.tracing.self_check.evidence import record
 
 pytestmark = pytest.mark.real
 

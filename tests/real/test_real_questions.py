@@ -15,15 +15,15 @@ import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis.attribution import direct_attribution
-from decision_traces.analysis.choices import choice_race
-from decision_traces.analysis.encoder_attribution import encoder_attribution
-from decision_traces.analysis.encoder_race import encoder_race, load_head
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import load_run_model, load_unembedding
+from decision_traces.analysis.attribution.direct import direct_attribution
+from decision_traces.analysis.attribution.encoders import encoder_attribution
+from decision_traces.analysis.lens.by_choice import choice_race
+from decision_traces.analysis.lens.encoders import encoder_race, load_head
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import load_run_model, load_unembedding
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 pytestmark = pytest.mark.real
 

@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.unembedding import load_unembedding
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import load_unembedding
 from decision_traces.demo import MODEL_DIR
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate.run import failures, validate_run
 
 pytestmark = pytest.mark.real
 

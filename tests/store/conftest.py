@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.runs import CHOICES, DECODER, TinyRun, build_run
 
-from decision_traces.store.reader import TraceStore
+from decision_traces.store.reading.trace_store import TraceStore
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from decision_traces.store import appender as module
-from decision_traces.store.appender import PAGE, Appender
+from decision_traces.store.shards import appender as module
+from decision_traces.store.shards.appender import PAGE, Appender
 
 WINDOW = 2 << 20
 

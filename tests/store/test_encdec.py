@@ -7,7 +7,7 @@ import pytest
 from support.runs import ENCDEC, TinyRun, build_run, whole_arrays
 
 from decision_traces.errors import NotCapturedError, UsageError
-from decision_traces.schema import CAPTURES
+from decision_traces.format.arrays import CAPTURES
 
 # The decoder reads 5, 2, 1, 6 and 3 tokens in 3 layers, the encoder 2, 7, 4, 1 and 3 in 2 layers.
 BOTH = replace(ENCDEC, capture=CAPTURES, d_value=5, missing=(("enc_logits", "its encoder has no head"),))
@@ -97,7 +97,7 @@ def test_only_decoders_attend_across(built):
 def test_an_encoder_alone_asks_for_its_side(tmp_path):
     run = TinyRun(side="enc", objective="encode", capture=("hidden", "attn"))
     arrays = build_run(tmp_path / "r", run)
-    from decision_traces.store.reader import TraceStore
+    from decision_traces.store.reading.trace_store import TraceStore
 
     s = TraceStore(tmp_path / "r")
     assert (s.arch, s.sides, s.T) == ("enc", ("enc",), 6)

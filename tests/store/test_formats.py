@@ -10,10 +10,10 @@ import pytest
 from support.runs import DECODER, build_run, seal
 
 from decision_traces.errors import DamagedRunError, NewerFormatWarning, RunError
-from decision_traces.run_meta import RunMeta
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.runs import list_runs
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.format.meta import RunMeta
+from decision_traces.store.files.runs import list_runs
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store.validate.run import failures, validate_run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 OLD = {"1.0": GOLDEN / "run_1_0", "1.1": GOLDEN / "run_1_1"}

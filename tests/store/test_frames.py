@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import Zstd
 
-from decision_traces.store import frames
-from decision_traces.store.frames import CRC_BYTES, FrameMaker, stored_bytes
+from decision_traces.store.shards import frames
+from decision_traces.store.shards.frames import CRC_BYTES, FrameMaker, stored_bytes
 
 
 def joined(frame):

@@ -6,8 +6,8 @@ import torch
 from support.runs import TinyRun, build_run
 from torch.utils.data import DataLoader
 
-from decision_traces.store import gather as gather_module
-from decision_traces.store.reader import TraceStore
+from decision_traces.store.reading import gather as gather_module
+from decision_traces.store.reading.trace_store import TraceStore
 
 NAN = np.float16(np.nan)
 LENGTHS = (5, 2, 1, 6, 3)
@@ -75,7 +75,8 @@ def test_xarray_is_lazy_and_labelled(tmp_path, layout, monkeypatch):
     reads = []
     read_box = type(s.array("dec_self_k")).read_box
     monkeypatch.setattr(
-        "decision_traces.store.arrays.StoredArray.read_box", lambda self, box: reads.append(box) or read_box(self, box)
+        "decision_traces.store.reading.arrays.StoredArray.read_box",
+        lambda self, box: reads.append(box) or read_box(self, box),
     )
     x = s.to_xarray("dec_self_k")
     assert x.dims == ("example", "layer", "kv_head", "position", "d_head")

@@ -16,11 +16,11 @@ import torch
 from decision_traces.errors import RunError
 from decision_traces.extract.helpers import Helpers
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
+from decision_traces.format.arrays import Dims, arrays_for
 from decision_traces.pieces import Pieces
-from decision_traces.schema import Dims, arrays_for
-from decision_traces.store.layout import RunLayout
-from decision_traces.store.processes import ShardProcess
-from decision_traces.store.shared_memory import SharedMemory
+from decision_traces.store.writing.layout import RunLayout
+from decision_traces.store.writing.processes import ShardProcess
+from decision_traces.store.writing.shared_memory import SharedMemory
 
 DIMS = Dims(5, 6, 4, 2, 3, 8, 6)
 LAYOUT = RunLayout(tuple(arrays_for("dec", ("hidden",))), {"dec": DIMS}, "float16", 2)
@@ -145,8 +145,8 @@ def test_one_that_was_killed_is_a_sentence(process: ShardProcess, tmp_path: Path
 def test_it_ends_with_whoever_started_it() -> None:
     script = (
         "import os, signal\n"
-        "from decision_traces.store.processes import ShardProcess\n"
-        "from decision_traces.store.shared_memory import SharedMemory\n"
+        "from decision_traces.store.writing.processes import ShardProcess\n"
+        "from decision_traces.store.writing.shared_memory import SharedMemory\n"
         "print(ShardProcess(SharedMemory())._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

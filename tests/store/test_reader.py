@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.runs import CHOICES, DECODER, ENCDEC, TinyRun, build_run
 
 from decision_traces.errors import RunError, UsageError
-from decision_traces.store.reader import TraceStore, open_run
+from decision_traces.store.reading.trace_store import TraceStore, open_run
 
 LAYOUTS = ("sharded", "v3", "v2")
 
@@ -205,8 +205,8 @@ def test_opening_reads_no_table_and_no_array(decoder, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("read too early")
 
-    monkeypatch.setattr("decision_traces.store.table.TableFile.read", forbidden)
-    monkeypatch.setattr("decision_traces.store.opened.open_array", forbidden)
+    monkeypatch.setattr("decision_traces.store.files.table.TableFile.read", forbidden)
+    monkeypatch.setattr("decision_traces.store.reading.opened.open_array", forbidden)
     s = TraceStore(str(decoder.folder))
     assert s.meta["model"] == "tiny"
     assert "tiny" in repr(s)
@@ -214,7 +214,7 @@ def test_opening_reads_no_table_and_no_array(decoder, monkeypatch):
 
 def test_opening_a_run_needs_no_torch():
     code = (
-        "import sys, decision_traces, decision_traces.store.reader, decision_traces.store.index\n"
+        "import sys, decision_traces, decision_traces.store.reading.trace_store, decision_traces.store.validate.index\n"
         "decision_traces.TraceStore, decision_traces.open_run\n"
         "sys.exit(bool({'torch', 'transformers', 'xarray', 'pandas'} & set(sys.modules)))"
     )

@@ -16,7 +16,7 @@ from decision_traces.errors import (
     UnknownExampleError,
     UsageError,
 )
-from decision_traces.store.reader import TraceStore
+from decision_traces.store.reading.trace_store import TraceStore
 
 ERRORS = [
     (lambda s: s.attn(0, layer=3), SelectionError, "No layer 3 here: valid are 0 to 2"),

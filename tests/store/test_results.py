@@ -22,11 +22,11 @@ from decision_traces.errors import (
     UsageError,
 )
 from decision_traces.folders import exchange
-from decision_traces.store.new_result import new_result, result_files
-from decision_traces.store.results import find_result
-from decision_traces.store.results_place import ResultsPlace
-from decision_traces.store.table import write_table
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.files.results_place import ResultsPlace
+from decision_traces.store.files.table import write_table
+from decision_traces.store.reading.results import find_result
+from decision_traces.store.validate.run import failures, validate_run
+from decision_traces.store.writing.new_result import new_result, result_files
 
 
 @pytest.fixture

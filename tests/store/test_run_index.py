@@ -12,8 +12,8 @@ from support.runs import DECODER, build_run, copy_run
 from decision_traces.cli import index as index_command
 from decision_traces.cli import ls as ls_command
 from decision_traces.errors import DamagedRunError
-from decision_traces.store.index import index_run
-from decision_traces.store.runs import list_runs
+from decision_traces.store.files.runs import list_runs
+from decision_traces.store.validate.index import index_run
 
 SHARD = "dec_hidden.zarr/h/c/1/3/0/0"
 

@@ -11,12 +11,12 @@ from support.runs import DECODER, build_run
 
 from decision_traces.errors import RunError, RunExistsError, UsageError
 from decision_traces.folders import exchange
-from decision_traces.schema import Dims, arrays_for
-from decision_traces.store.layout import RunLayout
-from decision_traces.store.opened import OpenRun
-from decision_traces.store.owned import run_place
-from decision_traces.store.runs import list_runs
-from decision_traces.store.writer import RunWriter
+from decision_traces.format.arrays import Dims, arrays_for
+from decision_traces.store.files.runs import list_runs
+from decision_traces.store.reading.opened import OpenRun
+from decision_traces.store.writing.layout import RunLayout
+from decision_traces.store.writing.owned import run_place
+from decision_traces.store.writing.writer import RunWriter
 
 LAYOUT = RunLayout(arrays_for("dec", ("hidden",)), {"dec": Dims(2, 1, 1, 1, 3, 2, 2)}, "float16", 2)
 

@@ -15,14 +15,14 @@ from support.runs import DECODER, build_run, reseal
 from decision_traces import TraceStore
 from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import PlainFolder
+from decision_traces.format.arrays import Dims, arrays_for
 from decision_traces.pieces import Pieces
-from decision_traces.schema import Dims, arrays_for
-from decision_traces.store.layout import RunLayout
-from decision_traces.store.owned import run_place
-from decision_traces.store.shard_reader import shard_reader
-from decision_traces.store.validate import failures, validate_run
-from decision_traces.store.writer import RunWriter
-from decision_traces.store.zarr_files import open_zarr
+from decision_traces.store.files.zarr_files import open_zarr
+from decision_traces.store.shards.reader import shard_reader
+from decision_traces.store.validate.run import failures, validate_run
+from decision_traces.store.writing.layout import RunLayout
+from decision_traces.store.writing.owned import run_place
+from decision_traces.store.writing.writer import RunWriter
 
 LENGTHS = (6, 1, 0, 4, 5)
 

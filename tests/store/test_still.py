@@ -11,7 +11,8 @@ from support.runs import DECODER, build_run
 
 from decision_traces import TraceStore
 from decision_traces.errors import ReplacedRunError, RunError
-from decision_traces.store import folder, still, table
+from decision_traces.store.files import folder, table
+from decision_traces.store.reading import still
 
 ACCESSES = {
     "a slice of an array": lambda st: st.hidden(0, layer=1),

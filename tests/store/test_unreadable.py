@@ -12,9 +12,9 @@ from support.runs import TinyRun, build_run
 
 from decision_traces.cli import ls
 from decision_traces.errors import RunError, TraceError
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.runs import list_runs
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.files.runs import list_runs
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store.validate.run import failures, validate_run
 
 RUN = TinyRun(n_layers=2, capture=("hidden", "attn"))
 FILES = (

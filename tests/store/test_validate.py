@@ -13,8 +13,8 @@ import torch
 from support.runs import CHOICES, DECODER, VOCAB, TinyRun, build_run, copy_run, reseal
 
 from decision_traces.errors import RunError
-from decision_traces.store import checks_values
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.store.validate import values as checks_values
+from decision_traces.store.validate.run import failures, validate_run
 
 UNLINKED = replace(DECODER, links=False)
 

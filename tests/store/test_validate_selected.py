@@ -10,8 +10,8 @@ import pytest
 import zarr
 from support.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, build_run, copy_run, reseal
 
-from decision_traces.schema import CAPTURES
-from decision_traces.store.validate import failures, validate_run
+from decision_traces.format.arrays import CAPTURES
+from decision_traces.store.validate.run import failures, validate_run
 
 pytestmark = pytest.mark.long  # minutes; the same ways are taken in part by other tests
 

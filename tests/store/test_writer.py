@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 import zarr
 
+from decision_traces.format.arrays import CAPTURES, Dims, arrays_for
 from decision_traces.pieces import Pieces
-from decision_traces.schema import CAPTURES, Dims, arrays_for
-from decision_traces.store.folder import read_manifest
-from decision_traces.store.ledger import Ledger
-from decision_traces.store.owned import run_place
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.writer import RunLayout, RunWriter
+from decision_traces.store.files.folder import read_manifest
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store.writing.ledger import Ledger
+from decision_traces.store.writing.owned import run_place
+from decision_traces.store.writing.writer import RunLayout, RunWriter
 
 DECODER = Dims(5, 6, 4, 2, 3, 8, 6, d_mlp=10, vocab_size=11, layers=(0, 3, 5), heads=(1, 3), positions=(0, 3))
 CAPTURED = ("attn", "qkv", "hidden", "resid", "mlp_out", "logits")

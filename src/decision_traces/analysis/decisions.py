@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float32, Int64
 from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.requirements import what_works
 from decision_traces.errors import DataError, UsageError
-from decision_traces.schema import Positions
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.table import rectangle
+from decision_traces.format.arrays import Positions
+from decision_traces.store.files.table import rectangle
+from decision_traces.store.reading.trace_store import TraceStore
 
 Kind = Literal["next", "after", "answer"]
 """Which decision: about the text's last token, about what comes after the text, about the answer to a question."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.decisions import NONE, Decisions, decisions_of, kinds_of
 from decision_traces.analysis.states import Point, path_of
-from decision_traces.schema import EXAMPLE
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.table import entries_at
+from decision_traces.format.arrays import EXAMPLE
+from decision_traces.store.files.table import entries_at
+from decision_traces.store.reading.trace_store import TraceStore
 
 CANDIDATES: Final = 10
 """How many of the most probable tokens at the end are candidates, besides the target."""

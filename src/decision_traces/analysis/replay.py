@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Shaped
 
+from decision_traces.analysis.lens.unembedding import load_run_model
 from decision_traces.analysis.noise import Distances, SumsInParts, apart, other_threads
-from decision_traces.analysis.unembedding import load_run_model
-from decision_traces.capture.buffers import BatchBuffers
-from decision_traces.capture.evidence import logits_of
-from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import DamagedRunError, UsageError
-from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.load import LoadedModel
-from decision_traces.models.probe import find_anatomy
-from decision_traces.schema import CHOICE, DEPTH, EXAMPLE, LAYER, ArraySpec, Side, Site
-from decision_traces.store.arrays import StoredArray
-from decision_traces.store.checks import CheckResult
-from decision_traces.store.reader import TraceStore
+from decision_traces.format.arrays import CHOICE, DEPTH, EXAMPLE, LAYER, ArraySpec, Side, Site
+from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.load import LoadedModel
+from decision_traces.model.structure import Anatomy
+from decision_traces.store.reading.arrays import StoredArray
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store.validate.checks import CheckResult
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
+from decision_traces.tracing.buffers import BatchBuffers
+from decision_traces.tracing.recorder import Recorder
+from decision_traces.tracing.self_check.evidence import logits_of
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 """Arrays of one example by name, in the form in which they are stored."""

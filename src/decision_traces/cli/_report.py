@@ -15,9 +15,9 @@ from decision_traces.extract.config import ExtractConfig
 from decision_traces.extract.cost import RunCost
 from decision_traces.extract.job import Job
 from decision_traces.extract.run import plan_job, run_job
-from decision_traces.run_meta import RunMeta
-from decision_traces.store.about import random_head
-from decision_traces.store.folder import read_meta
+from decision_traces.format.meta import RunMeta
+from decision_traces.store.files.folder import read_meta
+from decision_traces.store.reading.about import random_head
 
 ConfigT = TypeVar("ConfigT", bound=ExtractConfig)
 

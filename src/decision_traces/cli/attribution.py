@@ -8,24 +8,30 @@ from typing import Annotated, NoReturn
 import tyro
 from rich.console import Console
 
-from decision_traces.analysis.attribution import direct_attribution, refuse_unsplit
-from decision_traces.analysis.contribution_grid import write_choice_contributions, write_contribution_grid
+from decision_traces.analysis.attribution.direct import direct_attribution, refuse_unsplit
+from decision_traces.analysis.attribution.encoders import choice_parts, lead_of_the_right
+from decision_traces.analysis.attribution.grid import write_choice_contributions, write_contribution_grid
+from decision_traces.analysis.attribution.heads import HeadWriter, find_head_writers
 from decision_traces.analysis.decisions import Kind, decisions_of, text_note
-from decision_traces.analysis.encoder_attribution import choice_parts, lead_of_the_right
 from decision_traces.analysis.grids import write_words
-from decision_traces.analysis.heads import HeadWriter, find_head_writers
+from decision_traces.analysis.lens.unembedding import (
+    Unembedding,
+    find_tokenizer,
+    load_run_model,
+    load_unembedding,
+    of_run,
+)
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.states import path_of
-from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, load_run_model, load_unembedding, of_run
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run, write_result
 from decision_traces.errors import ModelError, UnsupportedArchitecture, UsageError
-from decision_traces.models.load import quiet_transformers
-from decision_traces.store.reader import TraceStore
-from decision_traces.views.attributions import save_attribution
-from decision_traces.views.style import run_title
-from decision_traces.views.tables import attribution_table, head_table
+from decision_traces.model.load import quiet_transformers
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.viz.attributions import save_attribution
+from decision_traces.viz.style import run_title
+from decision_traces.viz.tables import attribution_table, head_table
 
 
 @dataclass(frozen=True, slots=True)

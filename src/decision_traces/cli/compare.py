@@ -11,34 +11,34 @@ import pyarrow as pa
 import tyro
 from rich.console import Console
 
-from decision_traces.analysis.answers import final_answers
-from decision_traces.analysis.attention import HeadMeans
-from decision_traces.analysis.calibration import Calibration, calibrate
-from decision_traces.analysis.correlation import Correlation, correlate
-from decision_traces.analysis.label_probe import LabelProbe, probe_label
-from decision_traces.analysis.labels import Labels, labels_of
-from decision_traces.analysis.probe import ProbeResult, probe_correctness
-from decision_traces.analysis.run_figures import CORRECT, RunFigures, run_figures
-from decision_traces.analysis.statistics import GroupComparison, compare_groups
+from decision_traces.analysis.attention.statistics import HeadMeans
+from decision_traces.analysis.comparison.answers import final_answers
+from decision_traces.analysis.comparison.calibration import Calibration, calibrate
+from decision_traces.analysis.comparison.correlation import Correlation, correlate
+from decision_traces.analysis.comparison.groups import GroupComparison, compare_groups
+from decision_traces.analysis.comparison.run_figures import CORRECT, RunFigures, run_figures
+from decision_traces.analysis.probing.correctness import ProbeResult, probe_correctness
+from decision_traces.analysis.probing.label import LabelProbe, probe_label
+from decision_traces.analysis.probing.labels import Labels, labels_of
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run
 from decision_traces.errors import NotCapturedError, SelectionError, TraceError, UsageError
-from decision_traces.store.about import doubts
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.table import write_table
-from decision_traces.views.comparison_tables import (
+from decision_traces.store.files.table import write_table
+from decision_traces.store.reading.about import doubts
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.viz.comparison_tables import (
     calibration_table,
     comparison_table,
     correlation_table,
     label_probe_table,
     probe_table,
 )
-from decision_traces.views.comparisons import save_forest
-from decision_traces.views.head_maps import save_head_maps
-from decision_traces.views.probes import save_probe
-from decision_traces.views.reliability import save_reliability
-from decision_traces.views.style import run_title
+from decision_traces.viz.comparisons import save_forest
+from decision_traces.viz.head_maps import save_head_maps
+from decision_traces.viz.probes import save_probe
+from decision_traces.viz.reliability import save_reliability
+from decision_traces.viz.style import run_title
 
 _HEADS_SHOWN: Final = 12
 

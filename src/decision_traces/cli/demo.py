@@ -7,26 +7,26 @@ from typing import Final, NoReturn
 
 from rich.console import Console
 
-from decision_traces.analysis.attribution import direct_attribution
-from decision_traces.analysis.contribution_grid import write_contribution_grid
-from decision_traces.analysis.depth import decision_depth
+from decision_traces.analysis.attribution.direct import direct_attribution
+from decision_traces.analysis.attribution.grid import write_contribution_grid
+from decision_traces.analysis.attribution.heads import find_head_writers
 from decision_traces.analysis.grids import write_words
-from decision_traces.analysis.heads import find_head_writers
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.lens_grid import write_lens_grid
-from decision_traces.analysis.unembedding import load_run_model, of_model
+from decision_traces.analysis.lens.depth import decision_depth
+from decision_traces.analysis.lens.grid import write_lens_grid
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import load_run_model, of_model
 from decision_traces.cli._app import command_line, make_console, run_command
 from decision_traces.cli._progress import make_progress
 from decision_traces.cli._report import report
 from decision_traces.cli._written import write_result
 from decision_traces.errors import DamagedRunError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.models.load import DEMO_MODEL
-from decision_traces.store.new_result import new_result
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.validate import failures, validate_run
-from decision_traces.views.tables import decision_table, kind_table
-from decision_traces.views.trajectories import save_trajectories
+from decision_traces.model.load import DEMO_MODEL
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store.validate.run import failures, validate_run
+from decision_traces.store.writing.new_result import new_result
+from decision_traces.viz.tables import decision_table, kind_table
+from decision_traces.viz.trajectories import save_trajectories
 
 _PICTURE: Final = "lens_trajectories.png"
 

@@ -8,25 +8,25 @@ from typing import Annotated, NoReturn
 import tyro
 from rich.console import Console
 
-from decision_traces.analysis.choices import choice_race
 from decision_traces.analysis.decisions import Kind, decisions_of, text_note
-from decision_traces.analysis.depth import decision_depth, race_depth
-from decision_traces.analysis.encoder_race import encoder_race, load_head, need_hidden
 from decision_traces.analysis.grids import write_words
-from decision_traces.analysis.lens import logit_lens
-from decision_traces.analysis.lens_grid import PAGE_TOP_K, write_lens_grid
+from decision_traces.analysis.lens.by_choice import choice_race
+from decision_traces.analysis.lens.depth import decision_depth, race_depth
+from decision_traces.analysis.lens.encoders import encoder_race, load_head, need_hidden
+from decision_traces.analysis.lens.grid import PAGE_TOP_K, write_lens_grid
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import Unembedding, find_tokenizer, load_unembedding
 from decision_traces.analysis.results import ChoiceRace, DecisionDepth, LensTrajectories
 from decision_traces.analysis.states import Stage, path_of
-from decision_traces.analysis.unembedding import Unembedding, find_tokenizer, load_unembedding
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run, write_result
-from decision_traces.models.load import quiet_transformers
-from decision_traces.store.reader import TraceStore
-from decision_traces.views.races import save_race
-from decision_traces.views.style import run_title
-from decision_traces.views.tables import decision_table, lens_table, race_table
-from decision_traces.views.trajectories import save_trajectories
+from decision_traces.model.load import quiet_transformers
+from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.viz.races import save_race
+from decision_traces.viz.style import run_title
+from decision_traces.viz.tables import decision_table, lens_table, race_table
+from decision_traces.viz.trajectories import save_trajectories
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import TARGET_FIELD, Example, FieldValue, make_example_id
 from decision_traces.errors import DataError, first_line
+from decision_traces.format.columns import RUN_COLUMNS
 from decision_traces.printable import printable
 
 TEXT_SUFFIXES: Final = (".txt", ".jsonl", ".csv", ".parquet")

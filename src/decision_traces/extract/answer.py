@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from decision_traces.capture.forward import logits_at
-from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.prompts import TEMPLATES, read_prompts
 from decision_traces.data.registry import DataSource
 from decision_traces.extract.answer_texts import Answers, answer_tokens, refuse_too_long, text_scores
@@ -20,11 +18,13 @@ from decision_traces.extract.job import Job, Material, as_settings, last_token
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, to_table, token_columns
-from decision_traces.models.load import LoadedModel
+from decision_traces.format.arrays import TOKENS_FILE
+from decision_traces.format.columns import RUN_COLUMNS
+from decision_traces.model.load import LoadedModel
 from decision_traces.outcomes.choices import choice_outcomes
 from decision_traces.outcomes.distribution import distribution
-from decision_traces.schema import TOKENS_FILE
 from decision_traces.tokens import TokenBatch
+from decision_traces.tracing.forward import logits_at
 
 
 @dataclass(frozen=True, kw_only=True)

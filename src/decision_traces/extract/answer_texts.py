@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from decision_traces.capture.forward import logits_at
 from decision_traces.data.example import Example
 from decision_traces.errors import ModelError, UsageError
-from decision_traces.models.load import LoadedModel
+from decision_traces.model.load import LoadedModel
 from decision_traces.outcomes.distribution import log_probabilities
 from decision_traces.tokens import Encoding, TokenBatch, encode
+from decision_traces.tracing.forward import logits_at
 
 Answers = Literal["letter", "text"]
 Cut = Callable[[Sequence[Encoding], int], Iterator[TokenBatch]]

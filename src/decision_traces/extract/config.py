@@ -8,9 +8,9 @@ import tyro
 
 from decision_traces.extract.job import JobOptions
 from decision_traces.extract.selection import Selection, as_numbers, as_words
-from decision_traces.models.load import ModelDtype, ModelSource
+from decision_traces.format.arrays import Capture, StorageDtype
+from decision_traces.model.load import ModelDtype, ModelSource
 from decision_traces.paths import portable_fields
-from decision_traces.schema import Capture, StorageDtype
 
 
 @dataclass(frozen=True, kw_only=True)

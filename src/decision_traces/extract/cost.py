@@ -7,13 +7,13 @@ from typing import Final
 
 import numpy as np
 
-from decision_traces.capture.buffers import site_shape
 from decision_traces.extract.engine import IN_FLIGHT
 from decision_traces.extract.job import Prepared
-from decision_traces.schema import ATTN, CROSS_ATTN, CROSS_K, CROSS_V, Side, side_of, stage_of
-from decision_traces.store.frames import BLOCK_BYTES
-from decision_traces.store.layout import SMALL_CHUNK, RunLayout
+from decision_traces.format.arrays import ATTN, CROSS_ATTN, CROSS_K, CROSS_V, Side, side_of, stage_of
+from decision_traces.store.shards.frames import BLOCK_BYTES
+from decision_traces.store.writing.layout import SMALL_CHUNK, RunLayout
 from decision_traces.tokens import Encoding
+from decision_traces.tracing.buffers import site_shape
 
 _MOST_ROWS: Final = 256
 """Padding takes 2.1 % of the slots of WikiText-2 in blocks of 250, 1.4 % in one block of 500, 4 % in blocks of 100."""

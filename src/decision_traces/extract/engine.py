@@ -10,19 +10,19 @@ from typing import Final, Protocol, runtime_checkable
 import pyarrow as pa
 import torch
 
-from decision_traces.capture.buffers import TORCH_DTYPES, BatchBuffers
-from decision_traces.capture.recorder import Recorder
 from decision_traces.errors import NonFiniteError
 from decision_traces.extract.helpers import Helpers
 from decision_traces.extract.progress import Progress
+from decision_traces.format.arrays import Dims, Side, Site
 from decision_traces.memory import out_of_memory
-from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.load import LoadedModel
-from decision_traces.schema import Dims, Side, Site
-from decision_traces.store.layout import RunLayout
-from decision_traces.store.open_block import OpenBlock
-from decision_traces.store.writer import RunWriter
+from decision_traces.model.load import LoadedModel
+from decision_traces.model.structure import Anatomy
+from decision_traces.store.writing.layout import RunLayout
+from decision_traces.store.writing.open_block import OpenBlock
+from decision_traces.store.writing.writer import RunWriter
 from decision_traces.tokens import Encoding, TokenBatch, batches, make_batch
+from decision_traces.tracing.buffers import TORCH_DTYPES, BatchBuffers
+from decision_traces.tracing.recorder import Recorder
 
 _TOKENS: Final = {"cpu": 1024}
 _MOST_TOKENS: Final = 8192

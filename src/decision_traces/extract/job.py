@@ -7,16 +7,16 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from decision_traces.capture.certificate import Certificate
 from decision_traces.data.example import Example
 from decision_traces.data.registry import DataSource, load_examples
 from decision_traces.extract.engine import NextPosition, Workflow
 from decision_traces.extract.selection import Selection
-from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.load import LoadedModel, ModelSource
-from decision_traces.schema import Prefix, StorageDtype, Task
-from decision_traces.store.layout import RunLayout
+from decision_traces.format.arrays import Prefix, StorageDtype, Task
+from decision_traces.model.load import LoadedModel, ModelSource
+from decision_traces.model.structure import Anatomy
+from decision_traces.store.writing.layout import RunLayout
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, encode
+from decision_traces.tracing.self_check.certificate import Certificate
 
 
 @runtime_checkable

@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from decision_traces.capture.forward import all_logits
-from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import Example
 from decision_traces.errors import ModelError
 from decision_traces.extract.job import Material, encode_texts
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
-from decision_traces.models.load import LoadedModel
+from decision_traces.format.arrays import TOKENS_FILE
+from decision_traces.format.columns import RUN_COLUMNS
+from decision_traces.model.load import LoadedModel
 from decision_traces.outcomes.next_token import UNKNOWN, NextTokenOutcomes, next_token_outcomes
-from decision_traces.schema import TOKENS_FILE
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch
+from decision_traces.tracing.forward import all_logits
 
 DEFAULT_SHARE = 0.15
 _COLUMNS: Mapping[str, str] = {

@@ -15,11 +15,7 @@ from decision_traces.data.local import fingerprint
 from decision_traces.errors import ModelError, first_line
 from decision_traces.extract.engine import peak_key
 from decision_traces.extract.job import Job, Prepared
-from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.digest import weights_digest
-from decision_traces.models.load import LoadedModel
-from decision_traces.run_meta import OUR_FORMAT, ArrayNote, RunMeta
-from decision_traces.schema import (
+from decision_traces.format.arrays import (
     ATTN,
     CONVENTIONS,
     CROSS_ATTN,
@@ -28,7 +24,11 @@ from decision_traces.schema import (
     STAGE_CONVENTIONS,
     site,
 )
-from decision_traces.store.layout import RunLayout
+from decision_traces.format.meta import OUR_FORMAT, ArrayNote, RunMeta
+from decision_traces.model.digest import weights_digest
+from decision_traces.model.load import LoadedModel
+from decision_traces.model.structure import Anatomy
+from decision_traces.store.writing.layout import RunLayout
 
 _SAID_ELSEWHERE: Final = frozenset(
     {"model", "model_path", "split", "capture", "layers", "heads", "positions", "dtype", "uncertified", "anonymous"}

@@ -8,8 +8,6 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 import torch
 
-from decision_traces.capture.forward import all_logits
-from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import Example
 from decision_traces.data.prompts import read_questions
 from decision_traces.data.registry import DataSource
@@ -18,10 +16,12 @@ from decision_traces.extract.job import Job, Material, as_settings
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, choice_token_columns, to_table
-from decision_traces.models.load import LoadedModel
+from decision_traces.format.arrays import TOKENS_FILE
+from decision_traces.format.columns import RUN_COLUMNS
+from decision_traces.model.load import LoadedModel
 from decision_traces.outcomes.choices import choice_outcomes
-from decision_traces.schema import TOKENS_FILE
 from decision_traces.tokens import Encoding, TokenBatch, encode_choices
+from decision_traces.tracing.forward import all_logits
 
 DEFAULT_ENCODER: Final = "roberta-base"
 

@@ -11,8 +11,6 @@ import pyarrow as pa
 import torch
 from jaxtyping import Int32
 
-from decision_traces.capture.forward import all_logits, logits_at
-from decision_traces.columns import POSITION_COLUMNS, RUN_COLUMNS
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
 from decision_traces.extract.config import ExtractConfig
@@ -20,10 +18,12 @@ from decision_traces.extract.job import Job, Material, as_settings, encode_texts
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, target_columns, to_table, token_columns
-from decision_traces.models.load import LoadedModel
+from decision_traces.format.arrays import NEXT_TOKEN_CONVENTIONS, OUTCOMES_FILE, TOKENS_FILE
+from decision_traces.format.columns import POSITION_COLUMNS, RUN_COLUMNS
+from decision_traces.model.load import LoadedModel
 from decision_traces.outcomes.next_token import UNKNOWN, NextTokenOutcomes, next_token_outcomes
-from decision_traces.schema import NEXT_TOKEN_CONVENTIONS, OUTCOMES_FILE, TOKENS_FILE
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch
+from decision_traces.tracing.forward import all_logits, logits_at
 
 _NO_IDS: Final = np.array([], np.int32)
 _IDENTITY: Final = frozenset({"row", "example_id", "pos"})

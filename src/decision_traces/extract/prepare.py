@@ -8,7 +8,6 @@ from typing import Final
 import torch
 
 from decision_traces import demo
-from decision_traces.capture.certificate import certify_as_padded, describe_failures, prove, require
 from decision_traces.errors import UnsupportedArchitecture, UsageError, first_line
 from decision_traces.extract.cost import block_rows
 from decision_traces.extract.job import Job, Prepared
@@ -17,17 +16,18 @@ from decision_traces.extract.progress import Progress
 from decision_traces.extract.reading import refuse_cut, refuse_unread, token_limit
 from decision_traces.extract.selection import choose
 from decision_traces.extract.turning import refuse_turned, refuse_turning
+from decision_traces.format.arrays import Side
 from decision_traces.memory import out_of_memory
-from decision_traces.models.anatomy import Anatomy
-from decision_traces.models.checkpoint import described
-from decision_traces.models.faults import LOAD_ERRORS
-from decision_traces.models.load import DEMO_MODEL, LoadedModel, ModelSource, load_model
-from decision_traces.models.modes import Modes
-from decision_traces.models.probe import find_anatomy
-from decision_traces.models.task import probe_inputs
-from decision_traces.schema import Side
-from decision_traces.store.layout import RunLayout
+from decision_traces.model.checkpoint import described
+from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.faults import LOAD_ERRORS
+from decision_traces.model.load import DEMO_MODEL, LoadedModel, ModelSource, load_model
+from decision_traces.model.modes import Modes
+from decision_traces.model.structure import Anatomy
+from decision_traces.model.task import probe_inputs
+from decision_traces.store.writing.layout import RunLayout
 from decision_traces.tokens import Encoding, pad_id, random_encodings
+from decision_traces.tracing.self_check.certificate import certify_as_padded, describe_failures, prove, require
 
 _MOST_POSITIONS: Final = 1 << 25
 """T at most, where no text is longer."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from decision_traces.data.example import Example
 from decision_traces.errors import UsageError
-from decision_traces.models.load import LoadedModel
+from decision_traces.model.load import LoadedModel
 from decision_traces.tokens import Encoding
 
 _MOST_LOST = 0.5

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from decision_traces.capture.evidence import run_layers
 from decision_traces.errors import (
     CaptureError,
     DiskSpaceError,
@@ -29,17 +28,18 @@ from decision_traces.extract.prepare import prepare
 from decision_traces.extract.progress import Progress
 from decision_traces.folders.disk import free_bytes
 from decision_traces.folders.place import FolderPlace
+from decision_traces.format.arrays import CAPTURES, LOGITS, TOKENS_FILE, UNEMBED_DIR
 from decision_traces.memory import freed_memory_kept, give_back, out_of_memory
-from decision_traces.models.choice_head import choice_head
-from decision_traces.models.kernels import any_shape_of_batch
-from decision_traces.models.unembed_file import save_unembedding
-from decision_traces.schema import CAPTURES, LOGITS, TOKENS_FILE, UNEMBED_DIR
-from decision_traces.store.ledger import is_begun
-from decision_traces.store.owned import run_place
-from decision_traces.store.place import default_root, run_id
-from decision_traces.store.proof import is_whole
-from decision_traces.store.writer import RunWriter
+from decision_traces.model.choice_head import choice_head
+from decision_traces.model.kernels import any_shape_of_batch
+from decision_traces.model.unembed_file import save_unembedding
+from decision_traces.store.files.place import default_root, run_id
+from decision_traces.store.files.proof import is_whole
+from decision_traces.store.writing.ledger import is_begun
+from decision_traces.store.writing.owned import run_place
+from decision_traces.store.writing.writer import RunWriter
 from decision_traces.tokens import Encoding, TokenBatch
+from decision_traces.tracing.self_check.evidence import run_layers
 
 
 @any_shape_of_batch()

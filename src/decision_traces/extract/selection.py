@@ -5,10 +5,8 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Final
 
-from decision_traces.capture.evidence import stack_dims
 from decision_traces.errors import UnsupportedArchitecture, UsageError
-from decision_traces.models.anatomy import Anatomy, Stack
-from decision_traces.schema import (
+from decision_traces.format.arrays import (
     CROSS_STAGES,
     LOGITS,
     MLP_STAGES,
@@ -20,6 +18,8 @@ from decision_traces.schema import (
     Side,
     arrays_for,
 )
+from decision_traces.model.structure import Anatomy, Stack
+from decision_traces.tracing.self_check.evidence import stack_dims
 
 _WORDS: Final[Mapping[str, Positions]] = {"all": "all", "next": "next", "last": "last"}
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from decision_traces.columns import Column
 from decision_traces.data.example import TARGET_FIELD, Example, FieldValue
+from decision_traces.format.columns import Column
 from decision_traces.tokens import Encoding
 
 

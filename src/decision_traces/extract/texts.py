@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from decision_traces.capture.evidence import logits_of
-from decision_traces.columns import RUN_COLUMNS
 from decision_traces.data.example import TARGET_FIELD, Example
 from decision_traces.data.registry import DataSource
 from decision_traces.data.targets import Targets, load_with_targets
@@ -22,10 +20,12 @@ from decision_traces.extract.next_token import NextTokenConfig, NextTokenWorkflo
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
-from decision_traces.models.context import stated_limit
-from decision_traces.models.load import DEMO_MODEL, LoadedModel, choose_task
-from decision_traces.schema import TOKENS_FILE, Task
+from decision_traces.format.arrays import TOKENS_FILE, Task
+from decision_traces.format.columns import RUN_COLUMNS
+from decision_traces.model.context import stated_limit
+from decision_traces.model.load import DEMO_MODEL, LoadedModel, choose_task
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, encode
+from decision_traces.tracing.self_check.evidence import logits_of
 
 
 @dataclass(frozen=True, kw_only=True)

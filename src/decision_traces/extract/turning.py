@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from decision_traces.capture.evidence import run_layers
 from decision_traces.errors import UnsupportedArchitecture
-from decision_traces.models.load import LoadedModel
-from decision_traces.models.modes import Modes
+from decision_traces.model.load import LoadedModel
+from decision_traces.model.modes import Modes
 from decision_traces.tokens import Encoding, make_batch
+from decision_traces.tracing.self_check.evidence import run_layers
 
 
 def refuse_turning(loaded: LoadedModel, modes: Modes, encodings: Sequence[Encoding], pad: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import torch
 
 from decision_traces.errors import UsageError
-from decision_traces.models.load import ModelSource
+from decision_traces.model.load import ModelSource
 from decision_traces.paths import portable_fields
 
 DEFAULT_MODEL: Final = "roberta-base"

@@ -32,11 +32,11 @@ from decision_traces.folders.disk import free_bytes, is_full
 from decision_traces.folders.place import FolderKind, FolderPlace
 from decision_traces.folders.plain import open_plain
 from decision_traces.folders.removal import files_in, remove
-from decision_traces.models.load import LoadedModel
-from decision_traces.schema import FINETUNE_FILE
-from decision_traces.store.folder import checksum, read_sealed, write_json, write_sealed
-from decision_traces.store.place import default_root, run_id
-from decision_traces.store.proof import refuse_in_run
+from decision_traces.format.arrays import FINETUNE_FILE
+from decision_traces.model.load import LoadedModel
+from decision_traces.store.files.folder import checksum, read_sealed, write_json, write_sealed
+from decision_traces.store.files.place import default_root, run_id
+from decision_traces.store.files.proof import refuse_in_run
 
 PLAN_FILE: Final = "finetune_plan.json"
 FILES_FILE: Final = "finetune_files.json"

@@ -22,9 +22,9 @@ from decision_traces.finetuning.batches import Collator, answer_of, as_dataset, 
 from decision_traces.finetuning.config import FinetuneConfig, check_flags, told_settings
 from decision_traces.finetuning.place import begin, checkpoint_place, default_folder, finish, sentences
 from decision_traces.folders.place import FolderPlace
-from decision_traces.models.digest import weights_digest
-from decision_traces.models.load import LoadedModel, ModelSource, load_model, quiet_transformers
-from decision_traces.schema import FINETUNE_FILE
+from decision_traces.format.arrays import FINETUNE_FILE
+from decision_traces.model.digest import weights_digest
+from decision_traces.model.load import LoadedModel, ModelSource, load_model, quiet_transformers
 from decision_traces.tokens import pad_id
 
 _LOGS_AN_EPOCH: Final = 10

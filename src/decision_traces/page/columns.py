@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32, Float64
 
-from decision_traces.columns import RUN_COLUMNS
 from decision_traces.errors import DamagedRunError
-from decision_traces.schema import TOKENS_FILE
-from decision_traces.store.reader import TraceStore
-from decision_traces.store.results import Result
-from decision_traces.store.table import is_label, list_levels, rectangle
+from decision_traces.format.arrays import TOKENS_FILE
+from decision_traces.format.columns import RUN_COLUMNS
+from decision_traces.store.files.table import is_label, list_levels, rectangle
+from decision_traces.store.reading.results import Result
+from decision_traces.store.reading.trace_store import TraceStore
 
 _MOST_KINDS: Final = 24
 _LONGEST_KIND: Final = 40

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from decision_traces.columns import outcome_of
 from decision_traces.errors import DamagedRunError
+from decision_traces.format.columns import outcome_of
 from decision_traces.page import snippets
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import attention_layout
 from decision_traces.page.text import plain, shown_tokens
-from decision_traces.store.selection import checked_index
+from decision_traces.store.reading.selection import checked_index
 
 _MOST_TEXT = 20_000
 _OF_TEXTS = ("logprob_sum", "logprob_mean")

@@ -1,0 +1,1 @@
+"""Direct logit attribution: what each part of a model adds to a lead."""

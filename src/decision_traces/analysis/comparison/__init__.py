@@ -1,0 +1,1 @@
+"""Right against wrong, one run against another."""

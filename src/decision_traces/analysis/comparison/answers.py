@@ -1,0 +1,110 @@
+"""The model's final answers and whether they are right: what every comparison of right and wrong starts from."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float64, Int64
+
+from decision_traces.analysis.columns import read_columns
+from decision_traces.errors import UsageError
+from decision_traces.store.reading.trace_store import TraceStore
+
+FINAL_FIGURES: Final = ("answer_prob", "answer_entropy", "answer_margin")
+_NEXT_TOKEN: Final = ("next_pred_prob", "next_entropy", "next_margin")
+_CHOICES: Final = ("pred_idx", "choice_probs", "choice_logits")
+
+
+@dataclass(frozen=True, slots=True)
+class FinalAnswers:
+    """The answers of a run of which it is known whether they are right.
+
+    Attributes:
+        row: (n,) row of the example in `tokens.parquet` and on the first axis of every array.
+        example_id: (n,) the examples.
+        correct: (n,) whether the answer is right.
+        answer_prob: (n,) probability of the answer given: the model's confidence. NaN where the table has none.
+        answer_entropy: (n,) entropy over all tokens, or over the choices, nats.
+        answer_margin: (n,) best minus second-best logit.
+    """
+
+    row: Int64[np.ndarray, " n"]
+    example_id: tuple[str, ...]
+    correct: Bool[np.ndarray, " n"]
+    answer_prob: Float64[np.ndarray, " n"]
+    answer_entropy: Float64[np.ndarray, " n"]
+    answer_margin: Float64[np.ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        """Check that all fields speak of the same examples."""
+        sizes = {len(self.row), len(self.example_id), len(self.correct)}
+        if len(sizes | {len(getattr(self, name)) for name in FINAL_FIGURES}) != 1:
+            raise ValueError(f"all fields need {len(self.row)} entries")
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per example."""
+        named = {"row": self.row, "example_id": list(self.example_id), "correct": self.correct}
+        return pd.DataFrame(named | {name: getattr(self, name) for name in FINAL_FIGURES})
+
+
+def final_answers(store: TraceStore) -> FinalAnswers:
+    """Return the final answer of every example whose correctness is known.
+
+    Multiple-choice runs say it in `is_correct`, next-token runs in `next_correct`. Examples without an answer
+    key, or too short for a prediction, are left out.
+
+    Args:
+        store: Any run with predictions.
+
+    Raises:
+        UsageError: The run has no predictions, or not one whose truth is known.
+    """
+    answers = all_answers(store)
+    known = answers[answers["correct"].notna()]
+    if len(known) == 0:
+        column = _verdict(store)
+        raise UsageError(f"{store.run_dir} has no example of which the right answer is known ({column} is all null).")
+    return FinalAnswers(
+        row=known.index.to_numpy(dtype=np.int64),
+        example_id=tuple(map(str, known["example_id"])),
+        correct=known["correct"].to_numpy(dtype=bool),
+        **{name: known[name].to_numpy(dtype=np.float64) for name in FINAL_FIGURES},
+    )
+
+
+def all_answers(store: TraceStore) -> pd.DataFrame:
+    """Return the final answer of every example, one row each: `example_id`, `correct` (null: unknown), the figures.
+
+    Raises:
+        UsageError: The run has no predictions.
+    """
+    column = _verdict(store)
+    table = read_columns(store, ("example_id", column, *_NEXT_TOKEN, *_CHOICES)).to_pandas()
+    figures = _of_choices(table) if column == "is_correct" else _of_next_token(table)
+    named = {"example_id": table["example_id"], "correct": table[column].astype("boolean")}
+    return pd.DataFrame(named | dict(zip(FINAL_FIGURES, figures, strict=True)))
+
+
+def _verdict(store: TraceStore) -> str:
+    """Return the column that says whether an answer is right."""
+    column = next((c for c in ("is_correct", "next_correct") if c in store.columns), None)
+    if column is None:
+        raise UsageError(f"{store.run_dir} has no predictions: neither next_correct nor is_correct is in its table.")
+    return column
+
+
+def _of_next_token(table: pd.DataFrame) -> list[np.ndarray]:
+    missing = np.full(len(table), np.nan)  # older tools wrote no margin
+    return [table[c].to_numpy(dtype=np.float64, na_value=np.nan) if c in table else missing for c in _NEXT_TOKEN]
+
+
+def _of_choices(table: pd.DataFrame) -> list[np.ndarray]:
+    """Return probability, entropy and margin of the choices; a choice of probability 0 adds no entropy."""
+    if not set(_CHOICES) <= set(table.columns):  # older tools kept the verdict alone
+        return [np.full(len(table), np.nan)] * 3
+    probs, logits = (np.stack(table[c].to_list()).astype(np.float64) for c in ("choice_probs", "choice_logits"))
+    chosen = np.take_along_axis(probs, table["pred_idx"].to_numpy(dtype=np.int64)[:, None], axis=1)[:, 0]
+    logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
+    best = np.sort(logits, axis=1)
+    return [chosen, -(probs * logs).sum(1), best[:, -1] - best[:, -2]]

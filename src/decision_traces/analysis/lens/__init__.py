@@ -1,0 +1,1 @@
+"""The logit lens and what follows from it: lens by choice, decision depth."""

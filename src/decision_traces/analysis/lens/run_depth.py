@@ -1,0 +1,38 @@
+"""Decision depth of a run, whatever it decides between: the next token, or the answers to a question."""
+
+from pathlib import Path
+
+from decision_traces.analysis.lens.by_choice import choice_race
+from decision_traces.analysis.lens.depth import decision_depth, race_depth
+from decision_traces.analysis.lens.encoders import encoder_race, load_head, need_hidden
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import load_unembedding
+from decision_traces.analysis.results import DecisionDepth
+from decision_traces.store.reading.trace_store import TraceStore
+
+
+def run_depth(
+    store: TraceStore, model_path: Path | None = None, device: str = "auto", *, trust_remote_code: bool = False
+) -> DecisionDepth:
+    """Return when each decision of a run was made.
+
+    Next-token runs are read through the vocabulary, runs with choices through the race between these.
+
+    Args:
+        store: A run that captured `hidden`.
+        model_path: Where the model lies now, if not where it lay then.
+        device: "auto" (a GPU if there is one) or a torch device.
+        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
+
+    Raises:
+        TraceError: See `decision_depth`, `choice_race` and `encoder_race`.
+    """
+    if store.has("enc_mc_hidden"):
+        need_hidden(store)
+        return race_depth(
+            encoder_race(store, load_head(store, model_path, device, trust_remote_code=trust_remote_code))
+        )
+    unembedding = load_unembedding(store, model_path, device, trust_remote_code=trust_remote_code)
+    if "choice_token_ids" in store.columns:
+        return race_depth(choice_race(store, unembedding))
+    return decision_depth(logit_lens(store, unembedding))

@@ -1,0 +1,1 @@
+"""Linear probes on the states of every depth."""

@@ -1,0 +1,1 @@
+"""Reading a run: `TraceStore` and what it is made of."""

@@ -1,0 +1,1 @@
+"""Checking a run folder from the disk alone."""

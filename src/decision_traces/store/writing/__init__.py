@@ -1,0 +1,1 @@
+"""Writing a run and the results on it: blocks, ledger, helper processes."""

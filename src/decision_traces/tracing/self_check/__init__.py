@@ -1,0 +1,1 @@
+"""The certificate: a run checks itself on its first rows before it writes anything."""
