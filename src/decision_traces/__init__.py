@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from decision_traces._version import __version__
 
 if TYPE_CHECKING:
-    from decision_traces.store.reading.trace_store import TraceStore, open_run
+    from decision_traces.store import TraceStore, open_run
 
 __all__ = ["TraceStore", "__version__", "open_run"]
 
@@ -16,7 +16,7 @@ __all__ = ["TraceStore", "__version__", "open_run"]
 def __getattr__(name: str) -> Any:
     """Load the reader on first use (PEP 562)."""
     if name in {"TraceStore", "open_run"}:
-        from decision_traces.store.reading import trace_store
+        from decision_traces import store
 
-        return getattr(trace_store, name)
+        return getattr(store, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

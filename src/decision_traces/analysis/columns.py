@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from decision_traces.format.arrays import TOKENS_FILE
-from decision_traces.store.files.folder import read_manifest
-from decision_traces.store.files.table import read_table
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore, read_manifest, read_table
 
 
 def read_columns(store: TraceStore, names: Sequence[str]) -> pa.Table:

@@ -13,8 +13,7 @@ from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.requirements import what_works
 from decision_traces.errors import DataError, UsageError
 from decision_traces.format.arrays import Positions
-from decision_traces.store.files.table import rectangle
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore, rectangle
 
 Kind = Literal["next", "after", "answer"]
 """Which decision: about the text's last token, about what comes after the text, about the answer to a question."""

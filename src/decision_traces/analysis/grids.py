@@ -20,14 +20,17 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from decision_traces.errors import DamagedRunError, first_line
 from decision_traces.folders.plain import PlainFolder
 from decision_traces.format.arrays import DEPTH, EXAMPLE, HEAD, LAYER
-from decision_traces.store.files.table import write_table
-from decision_traces.store.files.zarr_files import open_zarr
-from decision_traces.store.reading.arrays import DECODE_ERRORS
-from decision_traces.store.reading.results import Result
-from decision_traces.store.reading.selection import PREDICTIONS
-from decision_traces.store.reading.trace_store import TraceStore
-from decision_traces.store.shards.reader import ShardReader, shard_reader
-from decision_traces.store.writing.consolidated import consolidate
+from decision_traces.store import (
+    DECODE_ERRORS,
+    PREDICTIONS,
+    Result,
+    ShardReader,
+    TraceStore,
+    consolidate,
+    open_zarr,
+    shard_reader,
+    write_table,
+)
 
 LENS_GRID: Final = "lens.zarr"
 CONTRIBUTION_GRID: Final = "contributions.zarr"

@@ -12,8 +12,7 @@ from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.decisions import NONE, Decisions, decisions_of, kinds_of
 from decision_traces.analysis.states import Point, path_of
 from decision_traces.format.arrays import EXAMPLE
-from decision_traces.store.files.table import entries_at
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore, entries_at
 
 CANDIDATES: Final = 10
 """How many of the most probable tokens at the end are candidates, besides the target."""

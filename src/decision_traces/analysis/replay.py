@@ -17,9 +17,7 @@ from decision_traces.format.arrays import CHOICE, DEPTH, EXAMPLE, LAYER, ArraySp
 from decision_traces.model.discovery.probe import find_anatomy
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
-from decision_traces.store.reading.arrays import StoredArray
-from decision_traces.store.reading.trace_store import TraceStore
-from decision_traces.store.validate.checks import CheckResult
+from decision_traces.store import CheckResult, StoredArray, TraceStore
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 from decision_traces.tracing.buffers import BatchBuffers
 from decision_traces.tracing.recorder import Recorder

@@ -5,9 +5,7 @@ from typing import Final
 
 from decision_traces.errors import NotCapturedError, UnsupportedArchitecture, UsageError
 from decision_traces.format.arrays import HEAD, KV_HEAD, LAYER
-from decision_traces.store.reading.arrays import StoredArray
-from decision_traces.store.reading.selection import layers_that_have
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import StoredArray, TraceStore, layers_that_have
 
 _DECIDED: Final = frozenset({"next_pos", "after_pos", "choice_token_ids", "masked_pos"})
 _ATTENTION: Final = ("dec_self_attn", "enc_self_attn", "enc_mc_attn")

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 _EPSILON: Final = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 

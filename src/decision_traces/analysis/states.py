@@ -10,9 +10,7 @@ from jaxtyping import Float, Int64
 from decision_traces.analysis.decisions import Decisions
 from decision_traces.analysis.requirements import need_whole
 from decision_traces.format.arrays import ATTN, DEPTH, EXAMPLE, LAYER, K, Q, V
-from decision_traces.store.reading.arrays import StoredArray
-from decision_traces.store.reading.gather import rows_per_step
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import StoredArray, TraceStore, rows_per_step
 
 Stage = Literal["hidden", "pre_attn", "post_attn", "post_mlp"]
 STAGES: Final[tuple[Stage, ...]] = ("hidden", "pre_attn", "post_attn", "post_mlp")

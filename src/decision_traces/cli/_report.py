@@ -16,8 +16,7 @@ from decision_traces.extract.cost import RunCost
 from decision_traces.extract.job import Job
 from decision_traces.extract.run import plan_job, run_job
 from decision_traces.format.meta import RunMeta
-from decision_traces.store.files.folder import read_meta
-from decision_traces.store.reading.about import random_head
+from decision_traces.store import random_head, read_meta
 
 ConfigT = TypeVar("ConfigT", bound=ExtractConfig)
 

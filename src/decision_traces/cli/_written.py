@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from decision_traces.store.reading.opened import OpenRun
-from decision_traces.store.writing.new_result import new_result
+from decision_traces.store import OpenRun, new_result
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

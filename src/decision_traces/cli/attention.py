@@ -12,8 +12,7 @@ from decision_traces.analysis.attention.statistics import attention_statistics
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run
-from decision_traces.store.files.table import write_table
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore, write_table
 from decision_traces.viz.comparison_tables import head_table
 from decision_traces.viz.head_maps import save_head_maps
 from decision_traces.viz.style import run_title

@@ -28,7 +28,7 @@ from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run, write_result
 from decision_traces.errors import ModelError, UnsupportedArchitecture, UsageError
 from decision_traces.model.load import quiet_transformers
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 from decision_traces.viz.attributions import save_attribution
 from decision_traces.viz.style import run_title
 from decision_traces.viz.tables import attribution_table, head_table

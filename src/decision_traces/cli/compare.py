@@ -24,9 +24,7 @@ from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run
 from decision_traces.errors import NotCapturedError, SelectionError, TraceError, UsageError
-from decision_traces.store.files.table import write_table
-from decision_traces.store.reading.about import doubts
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore, doubts, write_table
 from decision_traces.viz.comparison_tables import (
     calibration_table,
     comparison_table,

@@ -22,9 +22,7 @@ from decision_traces.cli._written import write_result
 from decision_traces.errors import DamagedRunError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.model.load import DEMO_MODEL
-from decision_traces.store.reading.trace_store import TraceStore
-from decision_traces.store.validate.run import failures, validate_run
-from decision_traces.store.writing.new_result import new_result
+from decision_traces.store import TraceStore, failures, new_result, validate_run
 from decision_traces.viz.tables import decision_table, kind_table
 from decision_traces.viz.trajectories import save_trajectories
 

@@ -13,9 +13,7 @@ from rich.table import Table
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.errors import RandomHeadWarning, UncertifiedWarning, UsageError
-from decision_traces.store.reading.trace_store import TraceStore
-from decision_traces.store.validate.checks import CheckResult
-from decision_traces.store.validate.index import RunIndex, index_run
+from decision_traces.store import CheckResult, RunIndex, TraceStore, index_run
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run, write_result
 from decision_traces.model.load import quiet_transformers
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 from decision_traces.viz.races import save_race
 from decision_traces.viz.style import run_title
 from decision_traces.viz.tables import decision_table, lens_table, race_table

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.errors import RunError
-from decision_traces.store.files.place import default_root
-from decision_traces.store.files.runs import list_runs
+from decision_traces.store import default_root, list_runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ import numpy as np
 from decision_traces.extract.engine import IN_FLIGHT
 from decision_traces.extract.job import Prepared
 from decision_traces.format.arrays import ATTN, CROSS_ATTN, CROSS_K, CROSS_V, Side, side_of, stage_of
-from decision_traces.store.shards.frames import BLOCK_BYTES
-from decision_traces.store.writing.layout import SMALL_CHUNK, RunLayout
+from decision_traces.store import BLOCK_BYTES, SMALL_CHUNK, RunLayout
 from decision_traces.tokens import Encoding
 from decision_traces.tracing.buffers import site_shape
 

@@ -17,9 +17,7 @@ from decision_traces.format.arrays import Dims, Side, Site
 from decision_traces.memory import out_of_memory
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
-from decision_traces.store.writing.layout import RunLayout
-from decision_traces.store.writing.open_block import OpenBlock
-from decision_traces.store.writing.writer import RunWriter
+from decision_traces.store import OpenBlock, RunLayout, RunWriter
 from decision_traces.tokens import Encoding, TokenBatch, batches, make_batch
 from decision_traces.tracing.buffers import TORCH_DTYPES, BatchBuffers
 from decision_traces.tracing.recorder import Recorder

@@ -7,9 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from decision_traces.store.writing.processes import ShardProcess
-from decision_traces.store.writing.shard_process import MOST_PROCESSES
-from decision_traces.store.writing.shared_memory import SharedMemory
+from decision_traces.store import MOST_PROCESSES, ShardProcess, SharedMemory
 from decision_traces.tracing.buffers import Memory
 
 _SUCCESS: Final = 0

@@ -14,7 +14,7 @@ from decision_traces.extract.selection import Selection
 from decision_traces.format.arrays import Prefix, StorageDtype, Task
 from decision_traces.model.load import LoadedModel, ModelSource
 from decision_traces.model.structure import Anatomy
-from decision_traces.store.writing.layout import RunLayout
+from decision_traces.store import RunLayout
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, encode
 from decision_traces.tracing.self_check.certificate import Certificate
 

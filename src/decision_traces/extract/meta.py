@@ -28,7 +28,7 @@ from decision_traces.format.meta import OUR_FORMAT, ArrayNote, RunMeta
 from decision_traces.model.digest import weights_digest
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
-from decision_traces.store.writing.layout import RunLayout
+from decision_traces.store import RunLayout
 
 _SAID_ELSEWHERE: Final = frozenset(
     {"model", "model_path", "split", "capture", "layers", "heads", "positions", "dtype", "uncertified", "anonymous"}

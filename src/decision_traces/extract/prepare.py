@@ -25,7 +25,7 @@ from decision_traces.model.load import DEMO_MODEL, LoadedModel, ModelSource, loa
 from decision_traces.model.modes import Modes
 from decision_traces.model.structure import Anatomy
 from decision_traces.model.task import probe_inputs
-from decision_traces.store.writing.layout import RunLayout
+from decision_traces.store import RunLayout
 from decision_traces.tokens import Encoding, pad_id, random_encodings
 from decision_traces.tracing.self_check.certificate import certify_as_padded, describe_failures, prove, require
 

@@ -33,11 +33,7 @@ from decision_traces.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.model.choice_head import choice_head
 from decision_traces.model.kernels import any_shape_of_batch
 from decision_traces.model.unembed_file import save_unembedding
-from decision_traces.store.files.place import default_root, run_id
-from decision_traces.store.files.proof import is_whole
-from decision_traces.store.writing.ledger import is_begun
-from decision_traces.store.writing.owned import run_place
-from decision_traces.store.writing.writer import RunWriter
+from decision_traces.store import RunWriter, default_root, is_begun, is_whole, run_id, run_place
 from decision_traces.tokens import Encoding, TokenBatch
 from decision_traces.tracing.self_check.evidence import run_layers
 

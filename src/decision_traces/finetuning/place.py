@@ -34,9 +34,7 @@ from decision_traces.folders.plain import open_plain
 from decision_traces.folders.removal import files_in, remove
 from decision_traces.format.arrays import FINETUNE_FILE
 from decision_traces.model.load import LoadedModel
-from decision_traces.store.files.folder import checksum, read_sealed, write_json, write_sealed
-from decision_traces.store.files.place import default_root, run_id
-from decision_traces.store.files.proof import refuse_in_run
+from decision_traces.store import checksum, default_root, read_sealed, refuse_in_run, run_id, write_json, write_sealed
 
 PLAN_FILE: Final = "finetune_plan.json"
 FILES_FILE: Final = "finetune_files.json"

@@ -14,8 +14,7 @@ from decision_traces.folders.removal import files_in
 from decision_traces.page import resources
 from decision_traces.page.app import STATIC
 from decision_traces.page.runs import PageRun, opened
-from decision_traces.store.files.folder import read_sealed, write_sealed
-from decision_traces.store.files.proof import refuse_in_run
+from decision_traces.store import read_sealed, refuse_in_run, write_sealed
 
 FILES_FILE: Final = "bundle.json"
 _BEGUN_FILE: Final = "bundle_begun.json"

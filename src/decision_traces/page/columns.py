@@ -14,9 +14,7 @@ from jaxtyping import Float32, Float64
 from decision_traces.errors import DamagedRunError
 from decision_traces.format.arrays import TOKENS_FILE
 from decision_traces.format.columns import RUN_COLUMNS
-from decision_traces.store.files.table import is_label, list_levels, rectangle
-from decision_traces.store.reading.results import Result
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import Result, TraceStore, is_label, list_levels, rectangle
 
 _MOST_KINDS: Final = 24
 _LONGEST_KIND: Final = 40

@@ -11,7 +11,7 @@ from decision_traces.page import snippets
 from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import attention_layout
 from decision_traces.page.text import plain, shown_tokens
-from decision_traces.store.reading.selection import checked_index
+from decision_traces.store import checked_index
 
 _MOST_TEXT = 20_000
 _OF_TEXTS = ("logprob_sum", "logprob_mean")

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from decision_traces.page.serve import PageServer, listen
-from decision_traces.store.files.results_place import ResultsPlace
-from decision_traces.store.reading.selection import ExampleKey
+from decision_traces.store import ExampleKey, ResultsPlace
 
 if TYPE_CHECKING:
-    from decision_traces.store.reading.trace_store import TraceStore
+    from decision_traces.store import TraceStore
 
 _HEIGHT: Final = 860
 _servers: dict[ResultsPlace, PageServer] = {}

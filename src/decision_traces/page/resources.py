@@ -16,7 +16,7 @@ from decision_traces.format.arrays import TOKENS_FILE
 from decision_traces.page import example, results, slices, snippets
 from decision_traces.page.runs import ROWS_PER_PART, VALUES_PER_PART, PageRun
 from decision_traces.page.text import plain
-from decision_traces.store.reading.about import doubts
+from decision_traces.store import doubts
 
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"

@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from decision_traces.errors import DamagedRunError, DataError, NotCapturedError, ResultError, TraceError, UsageError
 from decision_traces.format.arrays import HEAD, LAYER, RECORD_FILE, RESULTS
 from decision_traces.page.columns import Figure, depth_figures, list_figures
-from decision_traces.store.files.results_place import ResultsPlace
-from decision_traces.store.reading.results import Result, find_result, places_of
-from decision_traces.store.reading.still import FileStamp, file_stamp
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import FileStamp, Result, ResultsPlace, TraceStore, file_stamp, find_result, places_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from decision_traces.analysis.decisions import Kind
     from decision_traces.analysis.grids import Grid
-    from decision_traces.store.reading.arrays import StoredArray
+    from decision_traces.store import StoredArray
 
 ROWS_PER_PART: Final = 50
 VALUES_PER_PART: Final = 200_000

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64, UInt8
 
 from decision_traces.errors import SelectionError
 from decision_traces.page.runs import PageRun
-from decision_traces.store.reading.selection import checked_index
+from decision_traces.store import checked_index
 
 LARGEST: Final = 1 << 20
 """Bytes of one response, at most."""

@@ -10,11 +10,11 @@ from decision_traces.errors import UsageError
 from decision_traces.page.example import choices, decisions, table_row
 from decision_traces.page.results import Lens, contributions_json, lens_of, race_json
 from decision_traces.page.runs import PageRun
-from decision_traces.store.reading.selection import ExampleKey
+from decision_traces.store import ExampleKey
 from decision_traces.viz.style import BLUE, GREY, VERMILION, as_written, label, new_figure, plain
 
 if TYPE_CHECKING:
-    from decision_traces.store.reading.trace_store import TraceStore
+    from decision_traces.store import TraceStore
 
 _OTHERS: Final = 3
 _NAME: Final = 30

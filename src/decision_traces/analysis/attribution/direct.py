@@ -17,7 +17,7 @@ from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, Progress, parts, path_of
 from decision_traces.errors import ModelError, UnsupportedArchitecture
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 _ROUNDINGS: Final = 16  # how many roundings a sum may be off before it is an error
 """Errors of a sum of roundings are far smaller; a norm, a bias or a layer left out misses by far more."""

@@ -27,7 +27,7 @@ from decision_traces.model.choice_head import ChoiceHead, choice_head
 from decision_traces.model.discovery.probe import find_anatomy
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import IDENTITY, Anatomy
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 from decision_traces.tracing.buffers import BatchBuffers
 from decision_traces.tracing.forward import all_logits

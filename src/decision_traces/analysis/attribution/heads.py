@@ -25,7 +25,7 @@ from decision_traces.analysis.states import Part, Point, parts, path_of
 from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.format.arrays import V
 from decision_traces.model.load import LoadedModel
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 _ROUNDINGS: Final = 16  # allowed, in units of the coarsest rounding; a wrong matrix is off by a thousand or more
 _ALIKE: Final = 0.1  # relative distance of a vector to that of another implementation in another type

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from decision_traces.analysis.columns import read_columns
 from decision_traces.errors import UsageError
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 FINAL_FIGURES: Final = ("answer_prob", "answer_entropy", "answer_margin")
 _NEXT_TOKEN: Final = ("next_pred_prob", "next_entropy", "next_margin")

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from decision_traces.analysis.comparison.answers import final_answers
 from decision_traces.analysis.moments import divide
 from decision_traces.errors import DataError, UsageError
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 _Z95 = 1.959963984540054
 

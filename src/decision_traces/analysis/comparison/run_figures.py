@@ -13,7 +13,7 @@ from decision_traces.analysis.attention.patterns import ATTENTION_FIGURES
 from decision_traces.analysis.attention.statistics import ATTENTION_ARRAYS, HeadMeans, attention_statistics
 from decision_traces.analysis.comparison.answers import FINAL_FIGURES, all_answers
 from decision_traces.errors import TraceError, UsageError
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 ANSWER, DEPTH, HEADS = "The final answer", "When it was decided", "Attention heads"
 CORRECT: Final = "correct"

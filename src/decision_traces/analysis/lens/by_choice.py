@@ -10,7 +10,7 @@ from decision_traces.analysis.results import ChoiceRace
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress, parts, path_of
 from decision_traces.errors import UsageError
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 
 def choice_race(store: TraceStore, unembedding: Unembedding, *, progress: Progress | None = None) -> ChoiceRace:

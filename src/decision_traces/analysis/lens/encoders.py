@@ -18,7 +18,7 @@ from decision_traces.errors import UsageError
 from decision_traces.format.arrays import DEPTH, EXAMPLE, UNEMBED_DIR
 from decision_traces.model.choice_head import ChoiceHead, choice_head, holds_choice_head, load_choice_head
 from decision_traces.model.discovery.probe import find_anatomy
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 # Bytes of hidden states of one depth at a time.
 _STEP_BYTES: Final = 64 << 20

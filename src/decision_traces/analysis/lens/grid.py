@@ -17,7 +17,7 @@ from decision_traces.analysis.places import Block, Places, block_of, places_of
 from decision_traces.analysis.states import Point, Progress, path_of
 from decision_traces.format.arrays import DEPTH, EXAMPLE
 from decision_traces.memory import freed_memory_kept
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 PAGE_TOP_K: Final = 10
 """How many of the most probable tokens the page lists."""

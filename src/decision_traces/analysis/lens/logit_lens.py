@@ -17,7 +17,7 @@ from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress, Stage, parts, path_of, states_at
 from decision_traces.errors import ModelError, UsageError
 from decision_traces.memory import freed_memory_kept
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 # Above the rounding of any type (which bfloat16 alone makes large), far below a norm or a scale left out.
 _MOST_ERROR: Final = (0.05, 16)  # and so many times the resolution of the run

@@ -8,7 +8,7 @@ from decision_traces.analysis.lens.encoders import encoder_race, load_head, need
 from decision_traces.analysis.lens.logit_lens import logit_lens
 from decision_traces.analysis.lens.unembedding import load_unembedding
 from decision_traces.analysis.results import DecisionDepth
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 
 def run_depth(

@@ -41,8 +41,7 @@ from decision_traces.model.unembed_file import (
     load_words,
 )
 from decision_traces.printable import printable
-from decision_traces.store.files.folder import problem_of, read_manifest
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore, problem_of, read_manifest
 
 _LOG: Final = logging.getLogger("decision_traces")
 _AS_IT_IS: Final = LogitMap()

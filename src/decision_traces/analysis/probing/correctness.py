@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float64, Int, Int64
 from decision_traces.analysis.comparison.answers import final_answers
 from decision_traces.analysis.probing.states import answer_states
 from decision_traces.errors import UsageError
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 # Strong L2 on standardised features: with more dimensions than examples a weak one separates any labels, and the
 # optimum lies far out. It also lets L-BFGS converge in tens of steps.

@@ -15,7 +15,7 @@ from decision_traces.analysis.probing.correctness import (
 )
 from decision_traces.analysis.probing.labels import Labels
 from decision_traces.analysis.probing.states import answer_states
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 
 @dataclass(frozen=True, slots=True)

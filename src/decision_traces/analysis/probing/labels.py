@@ -10,8 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from decision_traces.analysis.columns import read_columns
 from decision_traces.errors import UsageError
-from decision_traces.store.files.table import is_label
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore, is_label
 
 MOST_CLASSES: Final = 24
 _WHOLE_CLASSES: Final = 10  # so many different whole numbers are classes still

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float64, Int64
 from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.requirements import need_whole
 from decision_traces.errors import UsageError
-from decision_traces.store.reading.trace_store import TraceStore
+from decision_traces.store import TraceStore
 
 _WHAT: Final = "a probe at every depth"
 
