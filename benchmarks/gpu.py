@@ -37,7 +37,7 @@ from benchmarks.contenders.ours import extracted
 from benchmarks.contenders.task import SETS, Task
 from benchmarks.machine import about_machine, on_disk
 from benchmarks.texts import Texts
-from decision_traces.extract.engine import batch_cost, token_budget
+from decision_traces.extract.batching import batch_cost, token_budget
 from decision_traces.extract.helpers import n_processes
 from decision_traces.model.kernels import any_shape_of_batch
 from decision_traces.model.load import quiet_transformers

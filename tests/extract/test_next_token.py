@@ -294,7 +294,7 @@ def test_a_memory_too_small_for_the_model_is_a_sentence(config, tmp_path: Path, 
     def fail(*_args, **_options) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr("decision_traces.extract.prepare.load_model", fail)
+    monkeypatch.setattr("decision_traces.model.load._load_weights", fail)
     _refused(config, OutOfMemory, r"you tried to allocate 9 bytes.*Nothing was written")
     assert not list(tmp_path.glob("*run*"))
 

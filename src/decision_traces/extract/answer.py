@@ -14,7 +14,7 @@ from decision_traces.data.prompts import TEMPLATES, read_prompts
 from decision_traces.data.registry import DataSource
 from decision_traces.extract.answer_texts import Answers, answer_tokens, refuse_too_long, text_scores
 from decision_traces.extract.config import ExtractConfig
-from decision_traces.extract.job import Job, Material, as_settings, last_token
+from decision_traces.extract.job import Job, Prepared, last_token
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, to_table, token_columns
@@ -58,8 +58,7 @@ def answer_job(config: AnswerConfig) -> Job:
         kind="csqa-dec",
         model=config.model_source(),
         data=DataSource(config.dataset, config.split, config.data_dir, None, config.limit),
-        options=config.options(),
-        settings=as_settings(config),
+        config=config,
         decisive=("answers",),
         next_position=last_token,
         workflow=partial(AnswerWorkflow, answers=config.answers, template=TEMPLATES[config.dataset]),
@@ -71,10 +70,10 @@ def answer_job(config: AnswerConfig) -> Job:
 class AnswerWorkflow:
     """Keeps the scores of the answers of every example of the block in work."""
 
-    def __init__(self, material: Material, *, answers: Answers, template: str) -> None:
-        self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
-        self._whole = material.whole_logits
-        self._answers, self._template, self._cut = answers, template, material.cut
+    def __init__(self, prepared: Prepared, *, answers: Answers, template: str) -> None:
+        self._examples, self._encodings, self._loaded = prepared.examples, prepared.encodings, prepared.loaded
+        self._whole = prepared.whole_logits
+        self._answers, self._template, self._cut = answers, template, prepared.batches
         self._tokens = answer_tokens(self._loaded.tokenizer, self._examples, self._encodings, answers)
         if answers == "text":
             refuse_too_long(self._tokens, self._examples, self._loaded.context)

@@ -1,12 +1,12 @@
 """The flags that every extraction has; each command's dataclass adds its own."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from decision_traces.extract.job import JobOptions
+from decision_traces.errors import UsageError
 from decision_traces.extract.selection import Selection, as_numbers, as_words
 from decision_traces.format.arrays import Capture, StorageDtype
 from decision_traces.model.load import ModelDtype, ModelSource
@@ -97,20 +97,34 @@ class ExtractConfig:
             trust_remote_code=self.trust_remote_code,
         )
 
-    def options(self) -> JobOptions:
-        """Return the options in the form a job takes them."""
-        return JobOptions(
-            selection=Selection(tuple(dict.fromkeys(self.capture)), self.layers, self.heads, self.positions),
-            dtype=self.dtype,
-            max_seq_len=self.max_seq_len,
-            batch_size=self.batch_size,
-            block_mb=self.block_mb,
-            store_unembed=self.store_unembed,
-            out_dir=self.out_dir,
-            overwrite=self.overwrite,
-            resume=self.resume,
-            seed=self.seed,
-            uncertified=self.uncertified,
-            anonymous=self.anonymous,
-            command=self.command,
-        )
+    def selection(self) -> Selection:
+        """Return what is to be kept, resolved to values.
+
+        Raises:
+            UsageError: A word that is no capture, or numbers of another form.
+        """
+        return Selection.of(self.capture, self.layers, self.heads, self.positions)
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything is loaded.
+
+        Raises:
+            UsageError: A flag that no model can follow.
+        """
+        for name in ("batch_size", "block_mb"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: needs at least 1.")
+        if self.max_seq_len != "auto" and self.max_seq_len < 1:
+            raise UsageError(f"--max_seq_len {self.max_seq_len}: needs at least 1, or auto.")
+        if not 0 <= self.seed < 1 << 32:
+            raise UsageError(f"--seed {self.seed}: needs a whole number from 0 to {(1 << 32) - 1}.")
+        if self.resume and self.out_dir is None:
+            raise UsageError("--resume needs --out_dir: the folder of the run to go on with.")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the flags as JSON values, but for the command line itself."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"command", "plan"}}
+        return {
+            name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            for name, v in values.items()
+        }

@@ -2,76 +2,27 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Protocol, runtime_checkable
+from typing import Final
 
 import pyarrow as pa
 import torch
 
 from decision_traces.errors import NonFiniteError
 from decision_traces.extract.helpers import Helpers
+from decision_traces.extract.job import NextPosition, Prepared, Workflow
 from decision_traces.extract.progress import Progress
 from decision_traces.format.arrays import Dims, Side, Site
 from decision_traces.memory import out_of_memory
-from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import Anatomy
-from decision_traces.store import OpenBlock, RunLayout, RunWriter
-from decision_traces.tokens import Encoding, TokenBatch, batches, make_batch
+from decision_traces.store import OpenBlock, RunWriter
+from decision_traces.tokens import Encoding, TokenBatch, make_batch
 from decision_traces.tracing.buffers import TORCH_DTYPES, BatchBuffers
 from decision_traces.tracing.recorder import Recorder
 
-_TOKENS: Final = {"cpu": 1024}
-_MOST_TOKENS: Final = 8192
-_BATCH_COST: Final = {"cpu": 32}
-_LAUNCHES: Final = 1024
 IN_FLIGHT: Final = 2
 """Batches whose captures are in memory: one is computed while the other is written."""
-NextPosition = Callable[[Encoding], int]
-"""Encoding → the position where its prediction is made."""
-
-
-def token_budget(device: torch.device) -> int:
-    """Return the most slots of a batch: enough for full speed (measured on a CPU), little enough for the memory."""
-    return _TOKENS.get(device.type, _MOST_TOKENS)
-
-
-def batch_cost(device: torch.device) -> int:
-    """Return what a batch costs by itself, in slots.
-
-    On a CPU the weights are read once a batch (measured with 135 M parameters); an accelerator waits for Python to
-    start some hundred kernels (16 ms for 16 layers on an H200, where as much time is worth 2,000 slots).
-    """
-    return _BATCH_COST.get(device.type, _LAUNCHES)
-
-
-def cut(
-    loaded: LoadedModel, anatomy: Anatomy, encodings: Sequence[Encoding], most: int, pad: int
-) -> Iterator[TokenBatch]:
-    """Cut texts into batches of at most so many rows, as the model's device computes them best."""
-    device, one_length = loaded.device, not anatomy.pads
-    cost = batch_cost(device)
-    budget = token_budget(device)
-    return batches(encodings, most, budget, pad, one_length=one_length, switch=loaded.switch, batch_cost=cost)
-
-
-@runtime_checkable
-class Workflow(Protocol):
-    """What a workflow adds to the loop: its forward pass with what it keeps of the outcome, and its tables."""
-
-    def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> Callable[[], None] | None:
-        """Run the model on a batch, keeping the outcome of each row.
-
-        Rows count from `first_row` of the run; with choices, each choice of each example is a row. A batch that was
-        too large for the memory comes again in parts.
-
-        Returns:
-            What else is to be computed of these rows once nothing is recorded any more, if anything.
-        """
-
-    def tables(self, rows: range) -> Mapping[str, pa.Table]:
-        """Return the rows of each table that belong to these examples, and forget them."""
 
 
 @dataclass(slots=True)
@@ -89,23 +40,14 @@ class _Block:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Everything the loop needs.
+    """The loop over one run.
 
     Attributes:
-        loaded, anatomy: The model and where its inner path lies.
-        encodings: All examples in order; with choices, each choice of each example.
-        layout: What the run holds.
-        batch_size: Most rows of a batch.
-        pad: Id that fills padding.
+        prepared: Everything known of it.
         next_position: Where a row's prediction is made; None where there is no one such position.
     """
 
-    loaded: LoadedModel
-    anatomy: Anatomy
-    encodings: Sequence[Encoding]
-    layout: RunLayout
-    batch_size: int
-    pad: int
+    prepared: Prepared
     next_position: NextPosition | None = None
 
     def run(self, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
@@ -116,7 +58,7 @@ class Engine:
             RunError: The folder cannot be written, or the disk is full.
         """
         with _Pipeline(self, workflow, writer, progress) as pipeline, torch.inference_mode():
-            for number in range(self.layout.n_blocks):
+            for number in range(self.prepared.layout.n_blocks):
                 if number not in writer.done:
                     pipeline.block(number)
 
@@ -124,20 +66,21 @@ class Engine:
 
     def encodings_of(self, block: int) -> Sequence[Encoding]:
         """Return the encodings of a block's rows."""
-        rows, choices = self.layout.rows(block), self.layout.dims.n_choices
-        return self.encodings[rows.start * choices : rows.stop * choices]
+        return list(self.prepared.encodings_of(self.prepared.layout.rows(block)))
 
     def lengths(self, encodings: Sequence[Encoding]) -> dict[Side, list[int]]:
         """Return the number of tokens of each row, by side of the model."""
-        main = self.anatomy.main.side
-        return {side: [(e.main if side == main else e).n_tokens for e in encodings] for side in self.layout.sides}
+        main = self.prepared.anatomy.main.side
+        return {
+            side: [(e.main if side == main else e).n_tokens for e in encodings] for side in self.prepared.layout.sides
+        }
 
     def slots(self, encodings: Sequence[Encoding]) -> dict[Side, list[tuple[int, ...]]]:
         """Return which token position stands in each slot of each row, for sides that do not keep all."""
-        main = self.anatomy.main.side
+        main = self.prepared.anatomy.main.side
         return {
             side: [kept_positions(dims, e.main if side == main else e, self.next_position) for e in encodings]
-            for side, dims in self.layout.sides.items()
+            for side, dims in self.prepared.layout.sides.items()
             if dims.positions != "all"
         }
 
@@ -155,8 +98,9 @@ class _Pipeline:
 
     def __init__(self, engine: Engine, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
         self._engine, self._workflow, self._writer, self._progress = engine, workflow, writer, progress
-        sites, layout = engine.layout.places(), engine.layout
-        self._beside = Helpers.of(engine.loaded.device)
+        self._prepared = prepared = engine.prepared
+        sites, layout = prepared.layout.places(), prepared.layout
+        self._beside = Helpers.of(prepared.loaded.device)
         self._free = [
             BatchBuffers(sites, layout.sides, layout.dtype, pinned=self._beside.pinned, memory=self._beside.memory)
             for _ in range(IN_FLIGHT)
@@ -181,11 +125,11 @@ class _Pipeline:
 
     def block(self, number: int) -> None:
         """Compute a block and hand it to the writer."""
-        engine, choices = self._engine, self._engine.layout.dims.n_choices
-        encodings, rows = engine.encodings_of(number), engine.layout.rows(number)
+        choices = self._prepared.layout.dims.n_choices
+        encodings, rows = self._engine.encodings_of(number), self._prepared.layout.rows(number)
         block = _Block(number, self._writer.open_block(number, self._beside.processes))
         done = 0
-        for whole in self._batches(encodings):
+        for whole in self._prepared.batches(encodings):
             for batch, buffers in self._computed(whole, encodings, rows.start * choices):
                 texts = [encodings[row] for row in batch.rows]
                 self._jobs.append((self._pool.submit(self._store, block, batch, texts, buffers), buffers))
@@ -193,11 +137,6 @@ class _Pipeline:
                 self._progress.advance(done // choices - (done - len(batch.rows)) // choices, sum(batch.lengths))
         self._progress.advance(len(rows) - done // choices, 0)  # texts of no tokens
         self._jobs.append((self._pool.submit(self._close, block, self._workflow.tables(rows)), None))
-
-    def _batches(self, encodings: Sequence[Encoding]) -> Iterator[TokenBatch]:
-        engine = self._engine
-        most = engine.batch_size * engine.layout.dims.n_choices
-        return cut(engine.loaded, engine.anatomy, encodings, most, engine.pad)
 
     # -- computing ------------------------------------------------------------------------------------------
 
@@ -230,8 +169,8 @@ class _Pipeline:
     def _forward(self, batch: TokenBatch, rows: Sequence[Encoding], buffers: BatchBuffers, first_row: int) -> None:
         """Run the model on a batch, of which these are the texts."""
         buffers.start(self._engine.lengths(rows), self._engine.slots(rows))
-        with Recorder(self._engine.loaded.model, self._engine.anatomy, buffers).recording():
-            rest = self._workflow.forward(self._engine.loaded, batch, first_row)
+        with Recorder(self._prepared.loaded.model, self._prepared.anatomy, buffers).recording():
+            rest = self._workflow.forward(self._prepared.loaded, batch, first_row)
         buffers.written()
         if rest is not None:
             rest()
@@ -239,7 +178,7 @@ class _Pipeline:
     def _halves(self, batch: TokenBatch, encodings: Sequence[Encoding]) -> list[TokenBatch]:
         half = len(batch.rows) // 2
         parts = (batch.rows[half:], batch.rows[:half])
-        return [make_batch(rows, [encodings[row] for row in rows], self._engine.pad) for rows in parts]
+        return [make_batch(rows, [encodings[row] for row in rows], self._prepared.pad) for rows in parts]
 
     def _make_smaller(self, batch: TokenBatch) -> None:
         """Let no later batch be as large as one that the memory did not hold."""
@@ -290,7 +229,7 @@ class _Pipeline:
         Raises:
             NonFiniteError: Always.
         """
-        layout = self._engine.layout
+        layout = self._prepared.layout
         buffers = BatchBuffers(layout.places(), layout.sides, "float32")
         self._forward(batch, rows, buffers, 0)
         buffers.check_finite(self._largest)

@@ -1,27 +1,47 @@
-"""What one extraction is: what the user asked for, and what is known before its first forward pass."""
+"""What one extraction is: `Job` says what is asked for, `Prepared` what is known before the first forward pass.
+
+The flags are an `ExtractConfig`; a kind of decision makes a `Job` of it with a `Workflow` of its own.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from decision_traces.data.example import Example
 from decision_traces.data.registry import DataSource, load_examples
-from decision_traces.extract.engine import NextPosition, Workflow
+from decision_traces.errors import UsageError
+from decision_traces.extract.batching import batch_cost, token_budget
+from decision_traces.extract.config import ExtractConfig
 from decision_traces.extract.selection import Selection
-from decision_traces.format.arrays import Prefix, StorageDtype, Task
-from decision_traces.model.load import LoadedModel, ModelSource
+from decision_traces.format.arrays import LOGITS, Prefix, Task
+from decision_traces.model.load import LoadedModel, ModelSource, load_model
 from decision_traces.model.structure import Anatomy
 from decision_traces.store import RunLayout
-from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, encode
+from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, batches, encode
 from decision_traces.tracing.self_check.certificate import Certificate
+
+NextPosition = Callable[[Encoding], int]
+"""Encoding → the position where its prediction is made."""
 
 
 @runtime_checkable
-class JobWorkflow(Workflow, Protocol):
-    """A workflow as a job needs it: the loop's part, and the figures for the meta."""
+class Workflow(Protocol):
+    """What a kind of decision adds to the loop: its forward pass with what it keeps of the outcome, and its tables."""
+
+    def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> Callable[[], None] | None:
+        """Run the model on a batch, keeping the outcome of each row.
+
+        Rows count from `first_row` of the run; with choices, each choice of each example is a row. A batch that was
+        too large for the memory comes again in parts.
+
+        Returns:
+            What else is to be computed of these rows once nothing is recorded any more, if anything.
+        """
+
+    def tables(self, rows: range) -> Mapping[str, pa.Table]:
+        """Return the rows of each table that belong to these examples, and forget them."""
 
     def conventions(self) -> Mapping[str, str]:
         """Return what the outcome columns mean, for the meta."""
@@ -31,29 +51,69 @@ class JobWorkflow(Workflow, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
-    """What a workflow is made from.
+class Prepared:
+    """Everything known before the first forward pass of the run itself.
 
     Attributes:
         examples: The examples.
         encodings: They, tokenised; with choices, each choice of each.
-        loaded: The model.
-        with_target: Whether a decoder reads a target of its own, as in an encoder-decoder.
-        whole_logits: Whether the logits of all positions are recorded, and must be computed.
-        cut: Cuts other texts, at most so many at once, into batches as the run's own are.
+        loaded, anatomy: The model and its module structure.
+        certificate: What it showed of itself.
+        pad: Id that fills padding.
+        layout: What the run will hold.
+        batch_size: Most rows of a batch.
+        missing: Array to the reason why the model cannot give it.
+        lineage: What is known of the checkpoint's training.
     """
 
-    examples: Sequence[Example]
-    encodings: Sequence[Encoding]
+    examples: list[Example]
+    encodings: list[Encoding]
     loaded: LoadedModel
-    with_target: bool
-    whole_logits: bool
-    cut: Callable[[Sequence[Encoding], int], Iterator[TokenBatch]]
+    anatomy: Anatomy
+    certificate: Certificate
+    pad: int
+    layout: RunLayout
+    batch_size: int
+    missing: Mapping[str, str]
+    lineage: Mapping[str, Any] | None = None
+
+    @property
+    def with_target(self) -> bool:
+        """Whether a decoder reads a target of its own, as in an encoder-decoder."""
+        return len(self.layout.sides) > 1
+
+    @property
+    def whole_logits(self) -> bool:
+        """Whether the logits of all positions are captured, and must be computed."""
+        return any(spec.stage == LOGITS for spec in self.layout.specs)
+
+    def encodings_of(self, rows: Iterable[int]) -> Iterator[Encoding]:
+        """Yield the encodings of some examples, with choices of each of their choices."""
+        choices = self.layout.dims.n_choices
+        for row in rows:
+            yield from self.encodings[row * choices : (row + 1) * choices]
+
+    def batches(self, encodings: Sequence[Encoding], most: int | None = None) -> Iterator[TokenBatch]:
+        """Cut texts into batches as the model's device computes them best.
+
+        Args:
+            encodings: The run's own, or others.
+            most: Rows of a batch at most, where `batch_size` is not less; by default those of `batch_size` examples.
+        """
+        device, loaded = self.loaded.device, self.loaded
+        rows = self.batch_size * self.layout.dims.n_choices if most is None else min(most, self.batch_size)
+        return batches(
+            encodings,
+            rows,
+            token_budget(device),
+            self.pad,
+            one_length=not self.anatomy.pads,
+            switch=loaded.switch,
+            batch_cost=batch_cost(device),
+        )
 
 
-WorkflowFactory = Callable[[Material], JobWorkflow]
-
-
+WorkflowFactory = Callable[[Prepared], Workflow]
 Encoder = Callable[[LoadedModel, Sequence[Example], int | None], list[Encoding]]
 """Model with tokenizer, examples, most tokens → encodings."""
 
@@ -76,34 +136,15 @@ def last_token(encoding: Encoding) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class JobOptions:
-    """The options every extraction has; see `ExtractConfig` for their meaning."""
-
-    selection: Selection
-    dtype: StorageDtype
-    max_seq_len: int | Literal["auto"]
-    batch_size: int
-    block_mb: int
-    store_unembed: bool
-    out_dir: Path | None
-    overwrite: bool
-    resume: bool
-    seed: int
-    uncertified: bool
-    anonymous: bool
-    command: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """One extraction.
 
     Attributes:
         objective: Goes into the meta: next_token, csqa_choice, multiple_choice.
         kind: Last part of the run's name.
-        model, data, options: What the user asked for.
-        settings: All flags as JSON, for the meta.
-        decisive: Those of the settings that decide the workflow's numbers; a resumed run must have the same.
+        model, data: What the user asked for.
+        config: The flags.
+        decisive: Those of the flags that decide the workflow's numbers; a resumed run must have the same.
         workflow: Makes the workflow once data and model are there.
         task: What the model's head must do.
         prefixes: Which of the schema's arrays are filled.
@@ -113,14 +154,15 @@ class Job:
         cuts: Whether a text that is too long may be cut; else it is refused.
         n_target: T of the decoder of an encoder-decoder; None fits the longest target.
         n_tables: Parquet files of the run.
+        load: Gives the model.
+        selection: What is to be kept.
     """
 
     objective: str
     kind: str
     model: ModelSource
     data: DataSource
-    options: JobOptions
-    settings: Mapping[str, Any]
+    config: ExtractConfig
     decisive: tuple[str, ...]
     workflow: WorkflowFactory
     task: Task = "causal"
@@ -131,37 +173,23 @@ class Job:
     cuts: bool = True
     n_target: int | None = None
     n_tables: int = 1
+    load: Callable[[ModelSource, Task], LoadedModel] = load_model
+    selection: Selection = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Resolve the flags to values, and refuse what can be refused before anything is loaded.
+
+        Raises:
+            UsageError: A flag that no model, or no run of this kind, can follow.
+        """
+        self.config.check()
+        object.__setattr__(self, "selection", self.config.selection())
+        if self.selection.positions == "next" and self.next_position is None:
+            raise UsageError(
+                "--positions next: these runs have no one position of their prediction. Give last, or numbers."
+            )
 
     @property
     def arch(self) -> Literal["dec", "enc", "encdec"]:
         """Goes into the meta."""
         return "encdec" if len(self.prefixes) > 1 else "dec" if self.prefixes == ("dec",) else "enc"
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """Everything known before the first forward pass of the run itself; with choices, an encoding for each."""
-
-    examples: list[Example]
-    encodings: list[Encoding]
-    loaded: LoadedModel
-    anatomy: Anatomy
-    certificate: Certificate
-    pad: int
-    layout: RunLayout
-    missing: Mapping[str, str]
-    lineage: Mapping[str, Any] | None = None
-
-    def encodings_of(self, rows: Iterable[int]) -> Iterator[Encoding]:
-        """Yield the encodings of some examples, with choices of each of their choices."""
-        choices = self.layout.dims.n_choices
-        for row in rows:
-            yield from self.encodings[row * choices : (row + 1) * choices]
-
-
-def as_settings(config: Any) -> dict[str, Any]:
-    """Return a command's flags as JSON values, but for the command line itself."""
-    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in {"command", "plan"}}
-    return {
-        name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for name, v in values.items()
-    }

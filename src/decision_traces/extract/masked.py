@@ -11,7 +11,7 @@ import torch
 
 from decision_traces.data.example import Example
 from decision_traces.errors import ModelError
-from decision_traces.extract.job import Material, encode_texts
+from decision_traces.extract.job import Prepared, encode_texts
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.format.arrays import TOKENS_FILE
 from decision_traces.format.columns import RUN_COLUMNS
@@ -93,16 +93,16 @@ def _masked(
 class MaskedWorkflow:
     """Keeps what the model says at the masked tokens of every example of the block in work."""
 
-    def __init__(self, material: Material, *, topk: int) -> None:
-        self._material, self._topk = material, topk
-        self._field_types = field_types(material.examples)
+    def __init__(self, prepared: Prepared, *, topk: int) -> None:
+        self._prepared, self._topk = prepared, topk
+        self._field_types = field_types(prepared.examples)
         self._rows: dict[int, tuple[np.ndarray, NextTokenOutcomes]] = {}
 
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
         """Run the model and keep the outcome at every masked token."""
         logits = all_logits(loaded.model, batch, loaded.device, loaded.task)
         for i, row in enumerate(batch.rows):
-            encoding = self._material.encodings[first_row + row]
+            encoding = self._prepared.encodings[first_row + row]
             if encoding.truth is None:
                 continue
             at = np.flatnonzero(encoding.ids != encoding.truth)
@@ -112,10 +112,10 @@ class MaskedWorkflow:
 
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
         """Return the rows of `tokens.parquet`."""
-        material = self._material
-        examples = material.examples[rows.start : rows.stop]
-        encodings = material.encodings[rows.start : rows.stop]
-        columns = token_columns(examples, encodings, material.loaded.tokenizer)
+        prepared = self._prepared
+        examples = prepared.examples[rows.start : rows.stop]
+        encodings = prepared.encodings[rows.start : rows.stop]
+        columns = token_columns(examples, encodings, prepared.loaded.tokenizer)
         columns |= self._outcome_columns(rows)
         extra = field_columns(examples, self._field_types)
         return {TOKENS_FILE: to_table(RUN_COLUMNS["masked"], columns, extra)}
@@ -126,7 +126,7 @@ class MaskedWorkflow:
         for name, field in _COLUMNS.items():
             values = [[] if f is None else getattr(f[1], field).tolist() for f in found]
             columns[f"masked_{name}"] = _where_known(values, found) if name in _OF_TRUTH else values
-        tokenizer: Any = self._material.loaded.tokenizer
+        tokenizer: Any = self._prepared.loaded.tokenizer
         for which in ("true", "pred"):
             ids = columns[f"masked_{which}_ids"]
             texts = [[None if i is None else tokenizer.decode([i]) for i in row] for row in ids]

@@ -82,7 +82,7 @@ def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
         "weights_digest": weights_digest(loaded.model),
         "adapter_digest": loaded.adapter_digest,
         "dataset_fingerprint": fingerprint(prepared.examples),
-        "capture": list(job.options.selection.capture),
+        "capture": list(job.selection.capture),
         "selection": _selection(layout),
         "dtype": layout.dtype,
         "model_dtype": str(next(loaded.model.parameters()).dtype).removeprefix("torch."),
@@ -90,8 +90,8 @@ def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
         "attention_implementation": loaded.attention,
         "max_seq_len": layout.dims.n_positions,
         "block_rows": layout.block_rows,
-        "batch_size": job.options.batch_size,
-        **{name: job.settings[name] for name in job.decisive},
+        "batch_size": job.config.batch_size,
+        **{name: job.config.settings()[name] for name in job.decisive},
         "format_version": str(OUR_FORMAT),
         "packages": {"decision-traces": __version__, **{name: version(name) for name in _PACKAGES}},
     }
@@ -107,7 +107,7 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         written: What is known once all blocks are there.
     """
     layout, loaded, anatomy = prepared.layout, prepared.loaded, prepared.anatomy
-    dims, anonymous = layout.dims, job.options.anonymous
+    dims, anonymous = layout.dims, job.config.anonymous
     peaks = largest_values(layout, written.facts)
     return RunMeta(
         run_id=written.run_id,
@@ -162,15 +162,15 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         fresh_parameters=tuple(loaded.fresh),
         lineage=None if prepared.lineage is None else _told(prepared.lineage, anonymous=anonymous),
         environment=_environment(plan, anonymous=anonymous),
-        command=() if anonymous else job.options.command,
+        command=() if anonymous else job.config.command,
         **written.figures,
     )
 
 
 def _settings(job: Job) -> dict[str, Any]:
     """Return the flags that nothing else in the meta says; without paths where the run is to be anonymous."""
-    told = {name: value for name, value in job.settings.items() if name not in _SAID_ELSEWHERE}
-    return {n: v for n, v in told.items() if n not in PATH_FLAGS} if job.options.anonymous else told
+    told = {name: value for name, value in job.config.settings().items() if name not in _SAID_ELSEWHERE}
+    return {n: v for n, v in told.items() if n not in PATH_FLAGS} if job.config.anonymous else told
 
 
 def _environment(plan: Mapping[str, Any], *, anonymous: bool) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def _conventions(job: Job, prepared: Prepared) -> dict[str, str]:
     tokenizer = prepared.loaded.tokenizer
     added = tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])
     special = f"the tokenizer adds {' '.join(added)} to every text" if added else "the tokenizer adds none"
-    if job.settings.get("add_special_tokens") == "no":
+    if job.config.settings().get("add_special_tokens") == "no":
         special = "none were added (--add_special_tokens no)"
     if begun := sum(e.own_start for e in prepared.encodings):
         special += f"; {begun} texts begin with the start token themselves and got no second one"

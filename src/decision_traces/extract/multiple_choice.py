@@ -12,7 +12,7 @@ from decision_traces.data.example import Example
 from decision_traces.data.prompts import read_questions
 from decision_traces.data.registry import DataSource
 from decision_traces.extract.config import ExtractConfig
-from decision_traces.extract.job import Job, Material, as_settings
+from decision_traces.extract.job import Job, Prepared
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, choice_token_columns, to_table
@@ -56,8 +56,7 @@ def multiple_choice_job(config: MultipleChoiceConfig) -> Job:
         kind="csqa-enc",
         model=config.model_source(default=DEFAULT_ENCODER),
         data=DataSource(config.dataset, config.split, config.data_dir, None, config.limit),
-        options=config.options(),
-        settings=as_settings(config),
+        config=config,
         decisive=(),
         workflow=MultipleChoiceWorkflow,
         task="multiple_choice",
@@ -77,10 +76,10 @@ class MultipleChoiceWorkflow:
 
     def __init__(
         self,
-        material: Material,
+        prepared: Prepared,
     ) -> None:
-        self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
-        self._choices = len(material.encodings) // len(material.examples)
+        self._examples, self._encodings, self._loaded = prepared.examples, prepared.encodings, prepared.loaded
+        self._choices = len(prepared.encodings) // len(prepared.examples)
         self._scores: dict[int, torch.Tensor] = {}
 
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Int32
 from decision_traces.data.registry import DatasetName, DataSource
 from decision_traces.errors import UsageError
 from decision_traces.extract.config import ExtractConfig
-from decision_traces.extract.job import Job, Material, as_settings, encode_texts, last_known, last_token
+from decision_traces.extract.job import Job, Prepared, encode_texts, last_known, last_token
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, target_columns, to_table, token_columns
@@ -72,8 +72,7 @@ def next_token_job(config: NextTokenConfig) -> Job:
         data=DataSource(
             config.dataset, config.split, config.data_dir, config.text_file, config.limit, config.skip_headings
         ),
-        options=config.options(),
-        settings=as_settings(config),
+        config=config,
         decisive=("next_topk", "all_positions", "add_special_tokens"),
         workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
         encode=partial(encode_texts, special=config.add_special_tokens),
@@ -86,15 +85,15 @@ class NextTokenWorkflow:
 
     def __init__(
         self,
-        material: Material,
+        prepared: Prepared,
         *,
         topk: int,
         all_positions: bool,
     ) -> None:
-        self._examples, self._encodings, self._loaded = material.examples, material.encodings, material.loaded
+        self._examples, self._encodings, self._loaded = prepared.examples, prepared.encodings, prepared.loaded
         self._topk, self._all = topk, all_positions
-        self._whole, self._with_target = material.whole_logits, material.with_target
-        self._field_types = field_types(material.examples)
+        self._whole, self._with_target = prepared.whole_logits, prepared.with_target
+        self._field_types = field_types(prepared.examples)
         self._text: dict[int, str] = {}
         self._rows: dict[int, NextTokenOutcomes] = {}
         self._after: dict[int, NextTokenOutcomes] = {}

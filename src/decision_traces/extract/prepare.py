@@ -21,7 +21,7 @@ from decision_traces.memory import out_of_memory
 from decision_traces.model.checkpoint import described
 from decision_traces.model.discovery.probe import find_anatomy
 from decision_traces.model.faults import LOAD_ERRORS
-from decision_traces.model.load import DEMO_MODEL, LoadedModel, ModelSource, load_model
+from decision_traces.model.load import DEMO_MODEL, LoadedModel, ModelSource
 from decision_traces.model.modes import Modes
 from decision_traces.model.structure import Anatomy
 from decision_traces.model.task import probe_inputs
@@ -39,13 +39,13 @@ def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     Raises:
         TraceError: One of its children; nothing was written.
     """
-    options = job.options
+    options = job.config
     torch.manual_seed(options.seed)
     progress.say(f"Reading {job.data.name} ({job.data.split_name})")
     examples = job.read(job.data)
     clock.lap("read_s")
     progress.say(f"Loading {job.model.location}")
-    loaded = load_model(_source(job), job.task)
+    loaded = job.load(_source(job), job.task)
     clock.lap("load_s")
     for line in _remarks(loaded, job.model.location):
         progress.say(line)
@@ -73,12 +73,12 @@ def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     with _tried_on(loaded):
         anatomy, certificate = certify_as_padded(loaded, anatomy, sites, encodings, pad)
     refuse_turned(loaded, modes)
-    if certificate.failed and job.options.uncertified:
+    if certificate.failed and job.config.uncertified:
         progress.say(f"WARNING: the certificate failed, and the run says so: {describe_failures(certificate.failed)}")
     else:
         require(certificate, type(loaded.model).__name__)
     clock.lap("certificate_s")
-    return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout, missing)
+    return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout, options.batch_size, missing)
 
 
 def _remarks(loaded: LoadedModel, location: str) -> Iterator[str]:
@@ -143,7 +143,7 @@ def _proved_anatomy(loaded: LoadedModel, pad: int) -> Anatomy:
 
 
 def _source(job: Job) -> ModelSource:
-    source = replace(job.model, attention="eager" if "attn" in job.options.selection.capture else "sdpa")
+    source = replace(job.model, attention="eager" if "attn" in job.selection.capture else "sdpa")
     if source.model == DEMO_MODEL and source.model_path is None:
         return replace(source, model_path=demo.MODEL_DIR)
     return source
@@ -153,7 +153,7 @@ def _layout(
     job: Job, anatomy: Anatomy, encodings: Sequence[Encoding], n_examples: int, loaded: LoadedModel
 ) -> tuple[RunLayout, Mapping[str, str]]:
     """Return what the run will hold, and why it will not hold some of what was asked for."""
-    options = job.options
+    options = job.config
     longest = max(1, *(e.n_tokens for e in encodings))
     main = longest if options.max_seq_len == "auto" else options.max_seq_len
     if main > max(longest, _MOST_POSITIONS):
@@ -166,7 +166,7 @@ def _layout(
     if len(anatomy.stacks) > 1:
         lengths["dec"] = max(1, target if job.n_target is None else job.n_target)
     kept = choose(
-        options.selection,
+        job.selection,
         anatomy,
         job.prefixes,
         lengths,

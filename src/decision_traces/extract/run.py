@@ -17,44 +17,39 @@ from decision_traces.errors import (
     Interrupted,
     OutOfMemory,
     UnsupportedArchitecture,
-    UsageError,
     first_line,
 )
+from decision_traces.extract.batching import token_budget
+from decision_traces.extract.config import ExtractConfig
 from decision_traces.extract.cost import RunCost, cost_of, disk_estimate
-from decision_traces.extract.engine import Engine, Workflow, cut, token_budget
-from decision_traces.extract.job import Job, JobOptions, JobWorkflow, Material, Prepared
+from decision_traces.extract.engine import Engine
+from decision_traces.extract.job import Job, Prepared, Workflow
 from decision_traces.extract.meta import Clock, Written, lineage, run_meta, run_plan, timings
 from decision_traces.extract.prepare import prepare
 from decision_traces.extract.progress import Progress
 from decision_traces.folders.disk import free_bytes
 from decision_traces.folders.place import FolderPlace
-from decision_traces.format.arrays import CAPTURES, LOGITS, TOKENS_FILE, UNEMBED_DIR
+from decision_traces.format.arrays import TOKENS_FILE, UNEMBED_DIR
 from decision_traces.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.model.choice_head import choice_head
 from decision_traces.model.kernels import any_shape_of_batch
 from decision_traces.model.unembed_file import save_unembedding
 from decision_traces.store import RunWriter, default_root, is_begun, is_whole, run_id, run_place
-from decision_traces.tokens import Encoding, TokenBatch
 from decision_traces.tracing.self_check.evidence import run_layers
 
 
 @any_shape_of_batch()
 def run_job(job: Job, progress: Progress) -> Path:
     """Do one extraction and return the run's folder."""
-    _check_options(job.options)
-    if job.options.selection.positions == "next" and job.next_position is None:
-        raise UsageError(
-            "--positions next: these runs have no one position of their prediction. Give last, or numbers."
-        )
     clock = Clock()
     with ExitStack() as held:
-        place = None if job.options.out_dir is None else held.enter_context(_place(job.options, job.options.out_dir))
+        place = None if job.config.out_dir is None else held.enter_context(_place(job.config, job.config.out_dir))
         with _in_a_sentence(lambda: "Nothing was written."):
             prepared = prepare(job, progress, clock)
         now = datetime.now().astimezone()
         if place is None:
             name = _name(job, now, len(prepared.examples))
-            place = held.enter_context(_place(job.options, default_root() / name))
+            place = held.enter_context(_place(job.config, default_root() / name))
         return _run(job, prepared, place, progress, clock, now)
 
 
@@ -64,12 +59,12 @@ def _run(job: Job, prepared: Prepared, place: FolderPlace, progress: Progress, c
     told = lineage(job.model.model_path, plan["weights_digest"], progress.say)
     prepared = replace(prepared, lineage=told)
     # Before anything is written: a workflow may find that it cannot be done with this model.
-    workflow = job.workflow(_material(job, prepared))
+    workflow = job.workflow(prepared)
     writer = _open_writer(job, place, prepared, plan)
     with _in_a_sentence(lambda: _what_is_left(writer, prepared)):
         if writer.complete:
             return writer.finish()
-        if job.options.store_unembed:
+        if job.config.store_unembed:
             _store_head(prepared, writer)
         give_back(prepared.loaded.model)
         clock.lap("plan_s")
@@ -83,15 +78,13 @@ def plan_job(job: Job, progress: Progress) -> RunCost:
     Raises:
         TraceError: One of its children: what would stop the extraction before its first block stops this.
     """
-    _check_options(job.options)
-    if job.options.out_dir is not None:
-        with _place(job.options, job.options.out_dir):
+    if job.config.out_dir is not None:
+        with _place(job.config, job.config.out_dir):
             pass  # what is in the way of the extraction is said here too
     with _in_a_sentence(lambda: "Nothing was written."):
         prepared = prepare(job, progress, Clock())
     cost = cost_of(prepared, token_budget(prepared.loaded.device), n_tables=job.n_tables)
-    most = job.options.batch_size * prepared.layout.dims.n_choices
-    tried = list(cut(prepared.loaded, prepared.anatomy, prepared.encodings, most, prepared.pad))
+    tried = list(prepared.batches(prepared.encodings))
     if not tried:
         return cost
     middle = tried[len(tried) // 2]
@@ -122,7 +115,7 @@ def _in_a_sentence(what_is_left: Callable[[], str]) -> Iterator[None]:
 def _extract_and_commit(
     job: Job,
     prepared: Prepared,
-    workflow: JobWorkflow,
+    workflow: Workflow,
     plan: Mapping[str, Any],
     writer: RunWriter,
     progress: Progress,
@@ -140,20 +133,6 @@ def _extract_and_commit(
     return writer.commit(run_meta(job, prepared, plan, written).as_json())
 
 
-def _material(job: Job, prepared: Prepared) -> Material:
-    def cut_texts(texts: Sequence[Encoding], most: int) -> Iterator[TokenBatch]:
-        return cut(prepared.loaded, prepared.anatomy, texts, min(most, job.options.batch_size), prepared.pad)
-
-    return Material(
-        prepared.examples,
-        prepared.encodings,
-        prepared.loaded,
-        len(prepared.layout.sides) > 1,
-        any(spec.stage == LOGITS for spec in prepared.layout.specs),
-        cut_texts,
-    )
-
-
 def _store_head(prepared: Prepared, writer: RunWriter) -> None:
     """Keep the model's head beside its traces: final norm and unembedding, or the multiple-choice head."""
     folder = writer.folder / UNEMBED_DIR
@@ -168,24 +147,7 @@ def _store_head(prepared: Prepared, writer: RunWriter) -> None:
         raise
 
 
-def _check_options(options: JobOptions) -> None:
-    """Refuse what can be refused before anything is loaded."""
-    unknown = [c for c in options.selection.capture if c not in CAPTURES]
-    if unknown:
-        raise UsageError(f"--capture {' '.join(unknown)}: the choices are {', '.join(CAPTURES)}.")
-    options.selection.check()
-    for name in ("batch_size", "block_mb"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name} {getattr(options, name)}: needs at least 1.")
-    if options.max_seq_len != "auto" and options.max_seq_len < 1:
-        raise UsageError(f"--max_seq_len {options.max_seq_len}: needs at least 1, or auto.")
-    if not 0 <= options.seed < 1 << 32:
-        raise UsageError(f"--seed {options.seed}: needs a whole number from 0 to {(1 << 32) - 1}.")
-    if options.resume and options.out_dir is None:
-        raise UsageError("--resume needs --out_dir: the folder of the run to go on with.")
-
-
-def _place(options: JobOptions, run: Path) -> FolderPlace:
+def _place(options: ExtractConfig, run: Path) -> FolderPlace:
     return run_place(run, overwrite=options.overwrite, resume=options.resume)
 
 
@@ -194,7 +156,7 @@ def _name(job: Job, now: datetime, n: int) -> str:
 
 
 def _open_writer(job: Job, place: FolderPlace, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:
-    if job.options.resume:
+    if job.config.resume:
         return RunWriter.resume(place, prepared.layout, plan)
     writer = RunWriter.create(place, prepared.layout, plan)
     need = disk_estimate(prepared.layout, prepared.encodings, links=writer.links)
@@ -219,15 +181,7 @@ def _extract(
     progress: Progress,
     rows: Sequence[int],
 ) -> None:
-    engine = Engine(
-        prepared.loaded,
-        prepared.anatomy,
-        prepared.encodings,
-        prepared.layout,
-        job.options.batch_size,
-        prepared.pad,
-        job.next_position,
-    )
+    engine = Engine(prepared, job.next_position)
     progress.start(len(rows), sum(e.n_tokens for e in prepared.encodings_of(rows)))
     try:
         with freed_memory_kept():

@@ -7,6 +7,7 @@ from typing import Final
 
 from decision_traces.errors import UnsupportedArchitecture, UsageError
 from decision_traces.format.arrays import (
+    CAPTURES,
     CROSS_STAGES,
     LOGITS,
     MLP_STAGES,
@@ -25,42 +26,96 @@ _WORDS: Final[Mapping[str, Positions]] = {"all": "all", "next": "next", "last": 
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """What the user asked for.
+class Numbers:
+    """Layers or heads that a flag names.
 
     Attributes:
-        capture: The `--capture` words.
-        layers, heads: As on the command line: `all`, or numbers and ranges such as `0,5,-1` or `0-3`.
-        positions: `all`, `next`, `last`, or numbers.
+        flag: The flag, for messages.
+        text: As given: `all`, or numbers and ranges such as `0,5,-1` or `0-3`.
+        values: The numbers, ascending and each once; negative ones count from the end; None for all.
+    """
+
+    flag: str
+    text: str
+    values: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, flag: str, text: str, what: str) -> "Numbers":
+        """Read a flag.
+
+        Raises:
+            UsageError: The text is of another form.
+        """
+        return cls(flag, text, parse_numbers(text, flag, what))
+
+    def within(self, size: int, what: str) -> tuple[int, ...] | None:
+        """Return the numbers counted from 0, where there are so many; None for all.
+
+        Raises:
+            UsageError: A number is outside.
+        """
+        if self.values is None:
+            return None
+        outside = [n for n in self.values if not -size <= n < size]
+        if outside:
+            raise UsageError(
+                f"{self.flag} {self.text}: there is no {outside[0]}; this model has {what} 0 to {size - 1}."
+            )
+        return tuple(sorted({n % size for n in self.values}))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the user asked for, resolved to values.
+
+    Attributes:
+        capture: The `--capture` words, each once.
+        layers, heads: Which of them.
+        positions: Which token positions: `all`, `next`, `last`, or numbers from 0.
     """
 
     capture: tuple[str, ...]
-    layers: str = "all"
-    heads: str = "all"
-    positions: str = "all"
+    layers: Numbers
+    heads: Numbers
+    positions: Positions
 
-    def check(self) -> None:
-        """Refuse what cannot mean anything for any model.
+    @classmethod
+    def of(cls, capture: Iterable[str], layers: str, heads: str, positions: str) -> "Selection":
+        """Read the flags, as the command line has them.
 
         Raises:
-            UsageError: A flag is not of its form.
+            UsageError: A word that is no capture, or numbers of another form.
         """
-        parse_numbers(self.layers, None, "--layers", "layers")
-        parse_numbers(self.heads, None, "--heads", "heads")
-        self.kept_positions(None)
+        words = tuple(dict.fromkeys(capture))
+        unknown = [word for word in words if word not in CAPTURES]
+        if unknown:
+            raise UsageError(f"--capture {' '.join(unknown)}: the choices are {', '.join(CAPTURES)}.")
+        return cls(
+            words,
+            Numbers.of("--layers", layers, "layers"),
+            Numbers.of("--heads", heads, "heads"),
+            _WORDS[positions] if positions in _WORDS else _position_numbers(positions),
+        )
 
-    def kept_positions(self, n_positions: int | None) -> Positions:
-        """Return which token positions are kept."""
-        if self.positions in _WORDS:
-            return _WORDS[self.positions]
-        numbers = parse_numbers(self.positions, None, "--positions", "positions (or all, next, last)")
-        if numbers is None or min(numbers) < 0:
-            raise UsageError(f"--positions {self.positions}: positions count from 0; the end of a text is `last`.")
-        if n_positions is not None and max(numbers) >= n_positions:
+    def positions_within(self, n_positions: int) -> Positions:
+        """Return the positions of an axis of T slots.
+
+        Raises:
+            UsageError: There is no such position.
+        """
+        if isinstance(self.positions, tuple) and max(self.positions) >= n_positions:
             raise UsageError(
-                f"--positions {self.positions}: there are positions 0 to {n_positions - 1} (--max_seq_len)."
+                f"--positions {','.join(map(str, self.positions))}: there are positions 0 to {n_positions - 1} "
+                "(--max_seq_len)."
             )
-        return numbers
+        return self.positions
+
+
+def _position_numbers(text: str) -> tuple[int, ...]:
+    numbers = parse_numbers(text, "--positions", "positions (or all, next, last)") or ()
+    if min(numbers) < 0:
+        raise UsageError(f"--positions {text}: positions count from 0; the end of a text is `last`.")
+    return numbers
 
 
 def as_words(given: object, name: str) -> tuple[str, ...]:
@@ -90,17 +145,16 @@ def as_numbers(given: object, name: str) -> str:
     return ",".join(str(int(number)) for number in numbers)
 
 
-def parse_numbers(text: str, size: int | None, flag: str, what: str) -> tuple[int, ...] | None:
+def parse_numbers(text: str, flag: str, what: str) -> tuple[int, ...] | None:
     """Return the numbers that a flag names, ascending and each once; None for `all`.
 
     Args:
         text: `all`, or numbers and ranges, separated by commas; negative ones count from the end.
-        size: How many there are; None to check the form alone.
         flag: The flag, for the message.
         what: What is counted, for the message.
 
     Raises:
-        UsageError: The text is of another form, or a number is outside.
+        UsageError: The text is of another form.
     """
     if text == "all":
         return None
@@ -113,12 +167,7 @@ def parse_numbers(text: str, size: int | None, flag: str, what: str) -> tuple[in
             raise UsageError(f"{flag} {text}: give all, or {what} such as 0,5,-1 or 0-3.") from None
     if not numbers:
         raise UsageError(f"{flag} {text}: names none.")
-    if size is None:
-        return tuple(sorted(numbers))
-    outside = sorted(n for n in numbers if not -size <= n < size)
-    if outside:
-        raise UsageError(f"{flag} {text}: there is no {outside[0]}; this model has {what} 0 to {size - 1}.")
-    return tuple(sorted({n % size for n in numbers}))
+    return tuple(sorted(numbers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +259,7 @@ def _dims(
     stack = anatomy.stacks[side]
     main = side == anatomy.main.side
     which = "" if len(anatomy.stacks) == 1 else "decoder " if main else "encoder "
-    if selection.heads != "all":
+    if selection.heads.values is not None:
         _refuse_heads(stack)
     whole = stack_dims(stack, n_examples, lengths[side], lengths["enc"] if len(anatomy.stacks) > 1 and main else 0)
     return replace(
@@ -220,9 +269,9 @@ def _dims(
         attention_layers=_some(stack.layers_with("q"), stack.n_layers),
         cross_layers=_some(stack.layers_with("cross_q"), stack.n_layers) if stack.attention(cross=True) else None,
         mlp_layers=_some(stack.layers_with("mlp_out"), stack.n_layers),
-        layers=parse_numbers(selection.layers, stack.n_layers, "--layers", f"{which}layers"),
-        heads=parse_numbers(selection.heads, whole.n_heads, "--heads", f"{which}heads"),
-        positions=selection.kept_positions(lengths[side]) if main else "all",
+        layers=selection.layers.within(stack.n_layers, f"{which}layers"),
+        heads=selection.heads.within(whole.n_heads, f"{which}heads"),
+        positions=selection.positions_within(lengths[side]) if main else "all",
     )
 
 

@@ -14,7 +14,7 @@ from decision_traces.data.example import TARGET_FIELD, Example
 from decision_traces.data.registry import DataSource
 from decision_traces.data.targets import Targets, load_with_targets
 from decision_traces.errors import ModelError, UsageError, first_line
-from decision_traces.extract.job import Job, Material, as_settings, encode_texts, last_known
+from decision_traces.extract.job import Job, Prepared, encode_texts, last_known
 from decision_traces.extract.masked import MaskedWorkflow, mask_some
 from decision_traces.extract.next_token import NextTokenConfig, NextTokenWorkflow, next_token_job
 from decision_traces.extract.progress import Progress, Silent
@@ -109,8 +109,7 @@ def _job(config: TextConfig, **own: Any) -> Job:
     return Job(
         model=config.model_source(),
         data=_source(config),
-        options=config.options(),
-        settings=as_settings(config),
+        config=config,
         **own,
     )
 
@@ -233,8 +232,8 @@ def _shifted(loaded: LoadedModel, label: Encoding | None, longest: int | None) -
 class EncodeWorkflow:
     """Keeps nothing but the tokens: an encoder without a head predicts nothing."""
 
-    def __init__(self, material: Material) -> None:
-        self._material, self._field_types = material, field_types(material.examples)
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared, self._field_types = prepared, field_types(prepared.examples)
 
     def forward(self, loaded: LoadedModel, batch: TokenBatch, first_row: int) -> None:
         """Run the model."""
@@ -242,10 +241,10 @@ class EncodeWorkflow:
 
     def tables(self, rows: range) -> Mapping[str, pa.Table]:
         """Return the rows of `tokens.parquet`."""
-        material = self._material
-        examples = material.examples[rows.start : rows.stop]
-        encodings = material.encodings[rows.start : rows.stop]
-        columns = token_columns(examples, encodings, material.loaded.tokenizer)
+        prepared = self._prepared
+        examples = prepared.examples[rows.start : rows.stop]
+        encodings = prepared.encodings[rows.start : rows.stop]
+        columns = token_columns(examples, encodings, prepared.loaded.tokenizer)
         extra = field_columns(examples, self._field_types)
         return {TOKENS_FILE: to_table(RUN_COLUMNS["encode"], columns, extra)}
 
