@@ -1,1 +1,1 @@
-"""What maintainers run from a clone, and no wheel holds: the table of architectures, the training of the demo model."""
+"""What maintainers run from a clone, and no wheel holds: the table of architectures, golden runs, the demo model."""
