@@ -13,7 +13,8 @@ from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.requirements import what_works
 from decision_traces.errors import DataError, UsageError
 from decision_traces.format.arrays import Positions
-from decision_traces.store import TraceStore, rectangle
+from decision_traces.format.lists import rectangle
+from decision_traces.store import TraceStore
 
 Kind = Literal["next", "after", "answer"]
 """Which decision: about the text's last token, about what comes after the text, about the answer to a question."""

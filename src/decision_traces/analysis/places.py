@@ -12,7 +12,8 @@ from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.decisions import NONE, Decisions, decisions_of, kinds_of
 from decision_traces.analysis.states import Point, path_of
 from decision_traces.format.arrays import EXAMPLE
-from decision_traces.store import TraceStore, entries_at
+from decision_traces.format.lists import entries_at
+from decision_traces.store import TraceStore
 
 CANDIDATES: Final = 10
 """How many of the most probable tokens at the end are candidates, besides the target."""

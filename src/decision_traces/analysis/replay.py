@@ -12,12 +12,13 @@ from jaxtyping import Float32, Float64, Shaped
 
 from decision_traces.analysis.lens.unembedding import load_run_model
 from decision_traces.analysis.noise import Distances, SumsInParts, apart, other_threads
+from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError, UsageError
 from decision_traces.format.arrays import CHOICE, DEPTH, EXAMPLE, LAYER, ArraySpec, Side, Site
 from decision_traces.model.discovery.probe import find_anatomy
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
-from decision_traces.store import CheckResult, StoredArray, TraceStore
+from decision_traces.store import StoredArray, TraceStore
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 from decision_traces.tracing.buffers import BatchBuffers
 from decision_traces.tracing.recorder import Recorder

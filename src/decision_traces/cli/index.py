@@ -10,10 +10,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from decision_traces.checks import CheckResult
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.errors import RandomHeadWarning, UncertifiedWarning, UsageError
-from decision_traces.store import CheckResult, RunIndex, TraceStore, index_run
+from decision_traces.store import RunIndex, TraceStore, index_run
 
 
 @dataclass(frozen=True, slots=True)

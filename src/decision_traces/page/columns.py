@@ -14,7 +14,8 @@ from jaxtyping import Float32, Float64
 from decision_traces.errors import DamagedRunError
 from decision_traces.format.arrays import TOKENS_FILE
 from decision_traces.format.columns import RUN_COLUMNS
-from decision_traces.store import Result, TraceStore, is_label, list_levels, rectangle
+from decision_traces.format.lists import is_label, list_levels, rectangle
+from decision_traces.store import Result, TraceStore
 
 _MOST_KINDS: Final = 24
 _LONGEST_KIND: Final = 40

@@ -20,15 +20,7 @@ if TYPE_CHECKING:
     from decision_traces.store.files.proof import is_whole, refuse_in_run
     from decision_traces.store.files.results_place import ResultsPlace
     from decision_traces.store.files.runs import list_runs
-    from decision_traces.store.files.table import (
-        Spans,
-        entries_at,
-        is_label,
-        list_levels,
-        read_table,
-        rectangle,
-        write_table,
-    )
+    from decision_traces.store.files.table import read_table, write_table
     from decision_traces.store.files.zarr_files import open_zarr
     from decision_traces.store.reading.about import doubts, random_head
     from decision_traces.store.reading.arrays import DECODE_ERRORS, StoredArray
@@ -40,7 +32,6 @@ if TYPE_CHECKING:
     from decision_traces.store.reading.trace_store import TraceStore, open_run
     from decision_traces.store.shards.frames import BLOCK_BYTES
     from decision_traces.store.shards.reader import ShardReader, shard_reader
-    from decision_traces.store.validate.checks import CheckResult
     from decision_traces.store.validate.index import RunIndex, index_run
     from decision_traces.store.validate.run import failures, validate_run
     from decision_traces.store.writing.consolidated import consolidate
@@ -75,12 +66,7 @@ _HOMES: Final = {
     "files.results_place": ("ResultsPlace",),
     "files.runs": ("list_runs",),
     "files.table": (
-        "Spans",
-        "entries_at",
-        "is_label",
-        "list_levels",
         "read_table",
-        "rectangle",
         "write_table",
     ),
     "files.zarr_files": ("open_zarr",),
@@ -118,7 +104,6 @@ _HOMES: Final = {
         "ShardReader",
         "shard_reader",
     ),
-    "validate.checks": ("CheckResult",),
     "validate.index": (
         "RunIndex",
         "index_run",
@@ -149,7 +134,6 @@ __all__ = [
     "MOST_PROCESSES",
     "PREDICTIONS",
     "SMALL_CHUNK",
-    "CheckResult",
     "ExampleKey",
     "FileStamp",
     "OpenBlock",
@@ -162,7 +146,6 @@ __all__ = [
     "ShardProcess",
     "ShardReader",
     "SharedMemory",
-    "Spans",
     "StoredArray",
     "TraceStore",
     "checked_index",
@@ -170,16 +153,13 @@ __all__ = [
     "consolidate",
     "default_root",
     "doubts",
-    "entries_at",
     "failures",
     "file_stamp",
     "find_result",
     "index_run",
     "is_begun",
-    "is_label",
     "is_whole",
     "layers_that_have",
-    "list_levels",
     "list_runs",
     "new_result",
     "open_run",
@@ -191,7 +171,6 @@ __all__ = [
     "read_meta",
     "read_sealed",
     "read_table",
-    "rectangle",
     "refuse_in_run",
     "rows_per_step",
     "run_id",

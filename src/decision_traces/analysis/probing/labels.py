@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float64, Int64
 
 from decision_traces.analysis.columns import read_columns
 from decision_traces.errors import UsageError
-from decision_traces.store import TraceStore, is_label
+from decision_traces.format.lists import is_label
+from decision_traces.store import TraceStore
 
 MOST_CLASSES: Final = 24
 _WHOLE_CLASSES: Final = 10  # so many different whole numbers are classes still

@@ -32,8 +32,8 @@ from decision_traces.format.arrays import (
     ArraySpec,
     Dims,
 )
+from decision_traces.format.lists import Spans
 from decision_traces.store.files.folder import FileRecord, inode_of, problem_of
-from decision_traces.store.files.table import Spans
 from decision_traces.store.files.zarr_files import MOST_PER_BYTE, open_zarr, refuse_chunk_file
 from decision_traces.store.reading.slots import Slots
 from decision_traces.store.reading.still import StillThere

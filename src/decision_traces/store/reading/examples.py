@@ -15,9 +15,10 @@ from jaxtyping import Int64
 from decision_traces.errors import DamagedRunError, UnknownExampleError, UsageError
 from decision_traces.format.arrays import TOKENS_FILE, Side
 from decision_traces.format.columns import Column
+from decision_traces.format.lists import Spans, filled, list_levels, mask_spans, rectangle
 from decision_traces.store.files.conform import check_names, check_types, row_problem
 from decision_traces.store.files.folder import FileRecord
-from decision_traces.store.files.table import Spans, TableFile, filled, list_levels, mask_spans, rectangle
+from decision_traces.store.files.table import TableFile
 from decision_traces.store.reading.selection import ExampleKey, checked_index
 from decision_traces.store.reading.still import StillThere
 

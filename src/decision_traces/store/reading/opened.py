@@ -28,6 +28,7 @@ from decision_traces.format.arrays import (
     Side,
 )
 from decision_traces.format.columns import RUN_COLUMNS, TOKEN_COLUMNS
+from decision_traces.format.lists import Spans
 from decision_traces.format.meta import RunMeta
 from decision_traces.paths import portable_path
 from decision_traces.printable import printable
@@ -35,7 +36,7 @@ from decision_traces.store.files.conform import check_outcomes_of
 from decision_traces.store.files.folder import FileRecord, read_manifest, read_meta
 from decision_traces.store.files.proof import found_run
 from decision_traces.store.files.results_place import ResultsPlace
-from decision_traces.store.files.table import Spans, TableFile
+from decision_traces.store.files.table import TableFile
 from decision_traces.store.reading.about import newer, random_head, read_about, uncertified
 from decision_traces.store.reading.arrays import StoredArray, is_stored, open_array
 from decision_traces.store.reading.examples import Examples, Padding

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 
 from decision_traces.errors import SelectionError
 from decision_traces.format.arrays import Positions
-from decision_traces.store.files.table import Spans
+from decision_traces.format.lists import Spans
 
 
 @dataclass(frozen=True, slots=True)

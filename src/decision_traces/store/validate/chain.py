@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError
 from decision_traces.format.arrays import DEPTH, EXAMPLE, LAYER
 from decision_traces.store.reading.arrays import StoredArray
-from decision_traces.store.validate.checks import CheckResult, Tally
+from decision_traces.store.validate.checks import Tally
 from decision_traces.store.validate.values import tile_shape
 
 _PAIRS = (("pre_attn", "post_mlp"), ("hidden", "pre_attn"), ("pre_attn", "embed"), ("hidden", "post_mlp"))

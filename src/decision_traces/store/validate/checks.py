@@ -1,31 +1,9 @@
-"""What a check says, and how one keeps the worst of many findings."""
+"""How a check keeps the worst of many findings."""
 
 import math
 from dataclasses import dataclass, field
 
-# Failures named one by one; past this many only their number is given.
-NAMED_FAILURES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """The outcome of one check over one array, table or file.
-
-    Attributes:
-        name: What was checked.
-        ok: Whether it holds.
-        worst: The worst figure met (a deviation, a largest value, a count), or None where there is none.
-        where: Where the worst figure (or the failure) is: file, array, example, layer.
-        detail: What the figure is, or what is wrong; why something was not checked.
-        array: The array, table or file.
-    """
-
-    name: str
-    ok: bool
-    worst: float | None = None
-    where: str = ""
-    detail: str = ""
-    array: str = ""
+from decision_traces.checks import NAMED_FAILURES, CheckResult
 
 
 @dataclass(slots=True)

@@ -7,13 +7,13 @@ from typing import Final
 
 import numpy as np
 
+from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import PlainFolder, refuse_strange_inside
 from decision_traces.format.arrays import DEPTH, HEAD, KV_HEAD, LAYER, POSITION, QUERY
 from decision_traces.store.files.zarr_files import open_zarr
 from decision_traces.store.reading.arrays import DECODE_ERRORS, StoredArray
 from decision_traces.store.reading.opened import OpenRun
-from decision_traces.store.validate.checks import CheckResult
 from decision_traces.store.writing.layout import coordinates
 
 _AXES: Final = (LAYER, DEPTH, HEAD, KV_HEAD, POSITION, QUERY)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import zarr
 
+from decision_traces.checks import NAMED_FAILURES, CheckResult
 from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import PlainFolder, strange_files
 from decision_traces.format.arrays import (
@@ -40,7 +41,6 @@ from decision_traces.store.files.folder import (
 from decision_traces.store.files.zarr_files import refuse_metadata
 from decision_traces.store.reading.arrays import DECODE_ERRORS, StoredArray
 from decision_traces.store.reading.opened import OpenRun
-from decision_traces.store.validate.checks import NAMED_FAILURES, CheckResult
 from decision_traces.store.writing.layout import layer_numbers
 
 _REQUIRED: Final = (

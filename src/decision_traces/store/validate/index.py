@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError, RunError
 from decision_traces.folders.lock import FolderLock
 from decision_traces.folders.plain import plain_files
@@ -18,7 +19,6 @@ from decision_traces.format.arrays import FORMAT_VERSION, INDEX_FILE
 from decision_traces.store.files.folder import write_sealed
 from decision_traces.store.reading.about import doubts
 from decision_traces.store.reading.opened import OpenRun
-from decision_traces.store.validate.checks import CheckResult
 from decision_traces.store.validate.run import Progress, failures, validate_run
 
 _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})

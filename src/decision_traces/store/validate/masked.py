@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from decision_traces.checks import CheckResult, rule
 from decision_traces.errors import DamagedRunError
 from decision_traces.format.arrays import TOKENS_FILE
 from decision_traces.format.columns import MASKED_COLUMNS
-from decision_traces.store.files.table import Spans, entries_at
-from decision_traces.store.validate.checks import CheckResult
+from decision_traces.format.lists import Spans, entries_at
 from decision_traces.store.validate.outcomes import check_outcomes
-from decision_traces.store.validate.tables import rule
 
 _OUTCOMES: Final = {
     "true_id": "masked_true_ids",

@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from decision_traces.checks import CheckResult, rule
 from decision_traces.errors import DamagedRunError
 from decision_traces.format.arrays import OUTCOMES_FILE, TOKENS_FILE
-from decision_traces.store.files.table import Spans, entries_at, has_levels, list_levels, rectangle
-from decision_traces.store.validate.checks import CheckResult
-from decision_traces.store.validate.tables import rule
+from decision_traces.format.lists import Spans, entries_at, has_levels, list_levels, rectangle
 
 _SCALARS = ("true_id", "pred_id", "correct", "true_prob", "pred_prob", "entropy", "true_rank", "margin")
 # Float32 sums over a vocabulary; far below any difference that matters.

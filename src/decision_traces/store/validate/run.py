@@ -7,15 +7,16 @@ from os import PathLike
 import numpy as np
 import pyarrow as pa
 
+from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError, UsageError
 from decision_traces.format.arrays import KEY, META_FILE, OUTCOMES_FILE, TOKENS_FILE
 from decision_traces.format.columns import POSITION_COLUMNS
+from decision_traces.format.lists import Spans
 from decision_traces.paths import portable_path
-from decision_traces.store.files.table import Spans, read_table
+from decision_traces.store.files.table import read_table
 from decision_traces.store.reading.arrays import StoredArray
 from decision_traces.store.reading.opened import OpenRun
 from decision_traces.store.validate.chain import check_chain
-from decision_traces.store.validate.checks import CheckResult
 from decision_traces.store.validate.coordinates import check_coordinates
 from decision_traces.store.validate.files import (
     check_files,

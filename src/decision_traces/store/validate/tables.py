@@ -7,41 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from decision_traces.checks import CheckResult, rule
 from decision_traces.errors import DamagedRunError
 from decision_traces.format.arrays import TOKENS_FILE, Side
 from decision_traces.format.columns import RUN_COLUMNS, TOKEN_COLUMNS, Column
+from decision_traces.format.lists import list_levels, rectangle, unnested
 from decision_traces.store.files.conform import conforms, twice
-from decision_traces.store.files.table import list_levels, rectangle, unnested
 from decision_traces.store.reading.opened import OpenRun
-from decision_traces.store.validate.checks import NAMED_FAILURES, CheckResult
-
-
-def rule(
-    name: str,
-    bad: np.ndarray,
-    ids: Sequence[Any],
-    detail: str,
-    *,
-    figures: Any = None,
-    table: str = TOKENS_FILE,
-) -> CheckResult:
-    """Return the check that no row is bad.
-
-    Args:
-        name: What is checked.
-        bad: (rows,), or (rows, ...) of which any makes the row bad.
-        ids: What to call each row.
-        detail: What must hold.
-        figures: One number per row whose largest is the worst figure; the number of bad rows where left out.
-        table: The file.
-    """
-    rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)) if len(bad) else np.zeros(0, np.int64)
-    worst = float(np.max(figures)) if figures is not None and np.size(figures) else float(len(rows))
-    if not len(rows):
-        return CheckResult(name, True, worst, detail=detail, array=table)
-    named = "; ".join(f"example {ids[row]} (row {row})" for row in rows[:NAMED_FAILURES])
-    more = f" and {len(rows) - NAMED_FAILURES} more" if len(rows) > NAMED_FAILURES else ""
-    return CheckResult(name, False, worst, named + more, f"{len(rows)} of {len(bad)} rows break: {detail}", table)
 
 
 def check_twice(table: pa.Table, file: str) -> tuple[list[CheckResult], pa.Table]:

@@ -12,11 +12,12 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt
 
+from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError
 from decision_traces.format.arrays import ATTN, CHOICE, CROSS_ATTN, DEPTH, EXAMPLE, HEAD, KEY, KV_HEAD, LAYER, SOURCE
 from decision_traces.store.reading.arrays import RESTORE, StoredArray
 from decision_traces.store.reading.slots import Slots
-from decision_traces.store.validate.checks import CheckResult, Tally
+from decision_traces.store.validate.checks import Tally
 
 TILE_BYTES: Final = 16 << 20
 READ_BYTES: Final = 256 << 20
