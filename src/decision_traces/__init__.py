@@ -1,22 +1,42 @@
 """How did this transformer come to its decision? Run folders of traces, and the tools to read them.
 
-Importing the package is quick and needs no torch: the names below are loaded when first used.
+    import decision_traces as dt
+
+    run = dt.trace(model, tokenizer, texts, capture=["attn", "resid"])
+    run.view()
+
+Importing the package is quick and needs no torch: the names below are loaded when first used. What is not among them is
+private, though it may be imported.
 """
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from decision_traces._version import __version__
 
 if TYPE_CHECKING:
-    from decision_traces.store import TraceStore, open_run
+    from decision_traces.api.run import Run, open_run
+    from decision_traces.api.run import Run as TraceStore
+    from decision_traces.api.trace import trace
 
-__all__ = ["TraceStore", "__version__", "open_run"]
+__all__ = ["Run", "TraceStore", "__version__", "open_run", "trace"]
+
+_HOMES: Final = {
+    "Run": ("api.run", "Run"),
+    "TraceStore": ("api.run", "Run"),
+    "open_run": ("api.run", "open_run"),
+    "trace": ("api.trace", "trace"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load the reader on first use (PEP 562)."""
-    if name in {"TraceStore", "open_run"}:
-        from decision_traces import store
+    """Load the module of a name on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home, own_name = _HOMES[name]
+    return getattr(import_module(f"{__name__}.{home}"), own_name)
 
-        return getattr(store, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.runs import CHOICES, DECODER, ENCDEC, TinyRun, build_run
 
+from decision_traces import TraceStore, open_run
 from decision_traces.errors import RunError, UsageError
-from decision_traces.store.reading.trace_store import TraceStore, open_run
 
 LAYOUTS = ("sharded", "v3", "v2")
 

@@ -11,6 +11,7 @@ from decision_traces.data import tinyworld
 from decision_traces.data.csqa import CSQA
 from decision_traces.data.example import Example
 from decision_traces.data.go_emotions import GO_EMOTIONS
+from decision_traces.data.own_texts import NAME as OWN_NAME
 from decision_traces.data.remote import DATA_DIR_VARIABLE
 from decision_traces.data.text_files import text_file_examples
 from decision_traces.data.ud_ewt import UD_EWT
@@ -64,6 +65,7 @@ class DataSource:
         text_file: The user's own texts.
         limit: Take the first so many examples; None means all.
         skip_headings: Leave out the headings of WikiText. The other examples keep their ids.
+        own: The user's own texts, from memory, instead of all these.
     """
 
     dataset: DatasetName
@@ -72,6 +74,7 @@ class DataSource:
     text_file: Path | None = None
     limit: int | None = None
     skip_headings: bool = False
+    own: tuple[Example, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before anything is loaded.
@@ -92,12 +95,14 @@ class DataSource:
     @property
     def name(self) -> str:
         """Name of the data for ids and meta."""
+        if self.own is not None:
+            return OWN_NAME
         return self.text_file.stem if self.text_file is not None else self.dataset
 
     @property
     def split_name(self) -> str:
-        """Name of the split; a text file has only one."""
-        return "all" if self.text_file is not None else self.split
+        """Name of the split; texts of the user's own have only one."""
+        return "all" if self.text_file is not None or self.own is not None else self.split
 
 
 def load_examples(source: DataSource) -> list[Example]:
@@ -113,6 +118,8 @@ def load_examples(source: DataSource) -> list[Example]:
 
 
 def _stream(source: DataSource) -> Iterator[Example]:
+    if source.own is not None:
+        return iter(source.own)
     if source.text_file is not None:
         return text_file_examples(source.text_file)
     dataset = DATASETS[source.dataset]

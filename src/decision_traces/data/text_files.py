@@ -42,8 +42,8 @@ class TextRow:
 
 
 @dataclass(frozen=True, slots=True)
-class _Record:
-    """A row as it stands in the file, and how to name its place."""
+class Record:
+    """A row as it stands in its table, and how to name its place in messages."""
 
     number: int
     place: str
@@ -72,7 +72,7 @@ def text_rows(path: Path, column: str = TEXT, flag: str = "--text_file") -> Iter
         if suffix == ".txt":
             yield from _lines(path)
         else:
-            yield from _of_records(_FORMATS[suffix](path, where, column), column)
+            yield from rows_of_records(_FORMATS[suffix](path, where, column), column)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}).") from error
 
@@ -99,7 +99,7 @@ def _lines(path: Path) -> Iterator[TextRow]:
                 yield TextRow(number, text, {})
 
 
-def _jsonl(path: Path, where: str, column: str) -> Iterator[_Record]:
+def _jsonl(path: Path, where: str, column: str) -> Iterator[Record]:
     with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream):
             if not line.strip():
@@ -111,7 +111,7 @@ def _jsonl(path: Path, where: str, column: str) -> Iterator[_Record]:
                 raise DataError(f"{place}: not JSON ({first_line(error)}).") from error
             if not isinstance(record, dict):
                 raise DataError(f"{place}: expected an object with a column {column}, got {_kind(record)}.")
-            yield _Record(number, place, record)
+            yield Record(number, place, record)
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _csv(path: Path, where: str, column: str) -> Iterator[_Record]:
+def _csv(path: Path, where: str, column: str) -> Iterator[Record]:
     """Yield the rows below the header; every row has as many cells as it, and quotation marks add up."""
     most = csv.field_size_limit(_LONGEST_CELL)
     try:
@@ -141,7 +141,7 @@ def _csv(path: Path, where: str, column: str) -> Iterator[_Record]:
                     named = ", ".join(header)
                     raise DataError(f"{place}: expected {len(header)} cells ({named}), got {len(cells)}.")
                 if cells:
-                    yield _Record(number, place, dict(zip(header, cells, strict=True)))
+                    yield Record(number, place, dict(zip(header, cells, strict=True)))
                     number += 1
     finally:
         csv.field_size_limit(most)
@@ -156,7 +156,7 @@ def _cells(reader: Any, where: str) -> list[str] | None:
     return cells
 
 
-def _parquet(path: Path, where: str, column: str) -> Iterator[_Record]:
+def _parquet(path: Path, where: str, column: str) -> Iterator[Record]:
     try:
         file = pq.ParquetFile(path)
         _need(column, file.schema_arrow.names, where)
@@ -168,7 +168,7 @@ def _parquet(path: Path, where: str, column: str) -> Iterator[_Record]:
         number = 0
         for batch in file.iter_batches(columns=names):
             for values in batch.to_pylist():
-                yield _Record(number, f"{where}, row {number}", values)
+                yield Record(number, f"{where}, row {number}", values)
                 number += 1
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{where}: cannot be read as parquet ({first_line(error)}).") from error
@@ -180,7 +180,7 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
-_FORMATS: Final[Mapping[str, Callable[[Path, str, str], Iterator[_Record]]]] = {
+_FORMATS: Final[Mapping[str, Callable[[Path, str, str], Iterator[Record]]]] = {
     ".jsonl": _jsonl,
     ".csv": _csv,
     ".parquet": _parquet,
@@ -202,7 +202,12 @@ def _twice(names: list[str]) -> str | None:
 # -- texts and fields ---------------------------------------------------------------------------------------
 
 
-def _of_records(records: Iterable[_Record], column: str) -> Iterator[TextRow]:
+def rows_of_records(records: Iterable[Record], column: str = TEXT) -> Iterator[TextRow]:
+    """Yield the rows of a table; see `text_rows`.
+
+    Raises:
+        DataError: No such column, a text that is no text, or two columns of one name.
+    """
     kept: dict[str, str] = {}
     for record in records:
         _need(column, record.values, record.place)

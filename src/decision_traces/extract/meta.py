@@ -34,6 +34,8 @@ _SAID_ELSEWHERE: Final = frozenset(
     {"model", "model_path", "split", "capture", "layers", "heads", "positions", "dtype", "uncertified", "anonymous"}
 )
 """Flags that the meta says by keys of their own; what is kept of layers, heads and positions stands in `sides`."""
+_DATA_FLAGS: Final = frozenset({"dataset", "text_file", "data_dir", "skip_headings"})
+"""Flags that name the data, which texts from memory do not come by."""
 PATH_FLAGS: Final = frozenset({"model_path", "data_dir", "text_file", "out_dir"})
 _PACKAGES: Final = ("torch", "transformers", "tokenizers", "zarr", "numcodecs", "numpy", "pyarrow")
 
@@ -169,7 +171,8 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
 
 def _settings(job: Job) -> dict[str, Any]:
     """Return the flags that nothing else in the meta says; without paths where the run is to be anonymous."""
-    told = {name: value for name, value in job.config.settings().items() if name not in _SAID_ELSEWHERE}
+    elsewhere = _SAID_ELSEWHERE if job.data.own is None else _SAID_ELSEWHERE | _DATA_FLAGS
+    told = {name: value for name, value in job.config.settings().items() if name not in elsewhere}
     return {n: v for n, v in told.items() if n not in PATH_FLAGS} if job.config.anonymous else told
 
 

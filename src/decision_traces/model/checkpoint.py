@@ -130,6 +130,24 @@ def task_of(config: Any, location: str, has_head: Callable[[Task], bool]) -> Tas
     return "causal" if built in _classes(CAUSAL) or has_head("causal") else "encode"
 
 
+def task_of_class(model: Any) -> Task:
+    """Return what a model is for, judged by its class.
+
+    Raises:
+        ModelError: It has a head that is not traced.
+    """
+    name, config = type(model).__name__, model.config
+    if name in _classes(CHOICE):
+        return "multiple_choice"
+    if name in _OTHER_HEADS:
+        raise ModelError(f"{name}: tracing classifiers is not there yet; {STATES_ALONE}.")
+    if config.is_encoder_decoder:
+        return "encode" if name in _ENCODERS_ALONE else "seq2seq"
+    if name in _classes(MASKED) and _is_encoder(config):
+        return "masked"
+    return "encode" if model.get_output_embeddings() is None else "causal"
+
+
 def refuse_other_kinds(config: Any, location: str, task: Task) -> None:
     """Refuse a model that is not of the kind that a task needs.
 

@@ -32,9 +32,10 @@ from decision_traces.model.tokenizer import load_tokenizer_of
 from decision_traces.paths import portable_path
 
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["eager", "sdpa"]
 DEMO_MODEL: Final = "demo"
 DEFAULT_MODEL: Final = "gpt2"
-_AS_WE_READ: Final = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+AS_WE_READ: Final = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 """What a config may say of the form of a model's outputs, and must not: they are asked for where they are wanted."""
 
 
@@ -59,7 +60,7 @@ class ModelSource:
     revision: str | None = None
     device: str = "auto"
     model_dtype: ModelDtype = "auto"
-    attention: Literal["eager", "sdpa"] = "sdpa"
+    attention: Attention = "sdpa"
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -281,7 +282,7 @@ class _Place:
 def _load_config(place: _Place) -> Any:
     try:
         config = AutoConfig.from_pretrained(place.weights, **place.options)
-        for name, value in _AS_WE_READ.items():
+        for name, value in AS_WE_READ.items():
             setattr(config, name, value)
     except LOAD_ERRORS as error:
         raise place.unloadable(error) from error

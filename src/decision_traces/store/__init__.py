@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from decision_traces.store.reading.results import Result, find_result, places_of
     from decision_traces.store.reading.selection import PREDICTIONS, ExampleKey, checked_index, layers_that_have
     from decision_traces.store.reading.still import FileStamp, file_stamp
-    from decision_traces.store.reading.trace_store import TraceStore, open_run
+    from decision_traces.store.reading.trace_store import TraceStore, newest_run
     from decision_traces.store.shards.frames import BLOCK_BYTES
     from decision_traces.store.shards.reader import ShardReader, shard_reader
     from decision_traces.store.validate.index import RunIndex, index_run
@@ -97,7 +97,7 @@ _HOMES: Final = {
     ),
     "reading.trace_store": (
         "TraceStore",
-        "open_run",
+        "newest_run",
     ),
     "shards.frames": ("BLOCK_BYTES",),
     "shards.reader": (
@@ -162,7 +162,7 @@ __all__ = [
     "layers_that_have",
     "list_runs",
     "new_result",
-    "open_run",
+    "newest_run",
     "open_zarr",
     "places_of",
     "problem_of",

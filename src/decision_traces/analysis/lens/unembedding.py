@@ -8,23 +8,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from decision_traces import demo
 from decision_traces.analysis.requirements import what_works
 from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
 from decision_traces.folders.plain import PlainFolder, refuse_strange_inside
-from decision_traces.format.arrays import UNEMBED_DIR, UNEMBED_FILE
+from decision_traces.format.arrays import UNEMBED_DIR, UNEMBED_FILE, Task
 from decision_traces.format.meta import RunMeta
 from decision_traces.model.digest import weights_digest
 from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.in_memory import loaded_from_memory, recall
 from decision_traces.model.load import (
     DEMO_MODEL,
+    Attention,
     LoadedModel,
     ModelDtype,
     ModelSource,
@@ -227,7 +230,7 @@ def load_run_model(
     store: TraceStore,
     model_path: Path | None = None,
     device: str = "auto",
-    attention: Literal["eager", "sdpa"] = "sdpa",
+    attention: Attention = "sdpa",
     *,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
@@ -246,16 +249,32 @@ def load_run_model(
         ModelError: The model cannot be loaded, or its weights are not those of the run.
     """
     about = store.about
+    if model_path is None and (held := recall(about.weights_digest)) is not None:
+        return _held(store, *held, attention)
     source = replace(_source(store, model_path, device, attention), trust_remote_code=trust_remote_code)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(about.seed)  # what the checkpoint lacks is drawn as it was for the run
-        loaded = load_model(source, about.task or ("causal" if store.arch == "dec" else "multiple_choice"))
+        loaded = load_model(source, _task(store))
     if about.weights_digest not in {None, weights_digest(loaded.model)}:
         raise ModelError(
             f"The weights of {source.location} are not those the run was made with (their digests differ). "
             "Give the folder of the right ones."
         )
     return loaded
+
+
+def _task(store: TraceStore) -> Task:
+    return store.about.task or ("causal" if store.arch == "dec" else "multiple_choice")
+
+
+def _held(store: TraceStore, model: nn.Module, tokenizer: PreTrainedTokenizerBase, attention: Attention) -> LoadedModel:
+    """Return the model that is in memory, if its weights are still those of the run."""
+    if weights_digest(model) != store.about.weights_digest:
+        raise ModelError(
+            f"The {type(model).__name__} in memory that {store.run_dir} was made with has other weights by now. Trace "
+            "it again, or name a folder with the weights of the run (model_path)."
+        )
+    return loaded_from_memory(model, tokenizer, _task(store), attention)
 
 
 def find_tokenizer(store: TraceStore, model_path: Path | None = None, *, trust_remote_code: bool = False) -> Any | None:
@@ -267,15 +286,15 @@ def find_tokenizer(store: TraceStore, model_path: Path | None = None, *, trust_r
     if model_path is None and holds_words(folder):
         _refuse_changed(store, folder)
         return load_words(folder)
+    if model_path is None and (held := recall(store.about.weights_digest)) is not None:
+        return held[1]
     try:
         return load_tokenizer(replace(_source(store, model_path, "cpu"), trust_remote_code=trust_remote_code))
     except ModelError:
         return None
 
 
-def _source(
-    store: TraceStore, model_path: Path | None, device: str, attention: Literal["eager", "sdpa"] = "sdpa"
-) -> ModelSource:
+def _source(store: TraceStore, model_path: Path | None, device: str, attention: Attention = "sdpa") -> ModelSource:
     """Return where the model of a run lies; where it is the run that says so, that is told before it is loaded."""
     about = store.about
     if not about.model:

@@ -1,6 +1,7 @@
 """`TraceStore`: opens a run folder and reads just what is asked for."""
 
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,9 +30,6 @@ from decision_traces.store.reading.selection import (
 if TYPE_CHECKING:
     import torch.utils.data
     import xarray
-
-    from decision_traces.page.notebook import PageFrame
-    from decision_traces.page.still import Still
 
 _KEY_AXES: Final = (KEY, SOURCE)
 
@@ -327,18 +325,6 @@ class TraceStore(OpenRun):
 
     # Looking at it -----------------------------------------------------------------------------------------
 
-    def view(self, example: ExampleKey | None = None) -> "PageFrame":
-        """Return the page that `decision-traces view` opens, framed for a notebook; see `page.notebook.view`."""
-        from decision_traces.page.notebook import view
-
-        return view(self, example)
-
-    def show(self, example: ExampleKey) -> "Still":
-        """Return one example as a still picture, without a server; see `page.still.show`."""
-        from decision_traces.page.still import show
-
-        return show(self, example)
-
     def _picks(
         self, array: StoredArray, layer: Index | None, head: Index | None, choice: Index | None = None
     ) -> dict[str, int]:
@@ -379,15 +365,13 @@ class TraceStore(OpenRun):
         return there
 
 
-def open_run(path: str | PathLike[str] | None = None, root: str | PathLike[str] = "traces") -> TraceStore:
-    """Open a run folder; the newest complete one under `root` where no path is given.
+def newest_run(root: str | PathLike[str] = "traces") -> Path:
+    """Return the newest complete run under a folder.
 
     Raises:
         RunError: There is none.
     """
-    if path is not None:
-        return TraceStore(path)
     newest = next((run for run in list_runs(root) if run.complete), None)
     if newest is None:
         raise RunError(f"No complete run under {root}. `decision-traces demo` makes one in a minute.")
-    return TraceStore(newest.path)
+    return newest.path

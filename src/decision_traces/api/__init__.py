@@ -1,0 +1,1 @@
+"""What Python users call: `trace` makes a run, `Run` reads, analyses and shows one; public by `decision_traces`."""
