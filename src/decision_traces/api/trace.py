@@ -27,7 +27,7 @@ from decision_traces.format.arrays import Capture, StorageDtype
 from decision_traces.format.arrays import Task as ModelTask
 from decision_traces.model.checkpoint import task_of_class
 from decision_traces.model.digest import weights_digest
-from decision_traces.model.in_memory import loaded_from_memory, remember
+from decision_traces.model.in_memory import loaded_from_memory, plain_model, remember
 from decision_traces.model.load import LoadedModel, ModelDtype, ModelSource
 from decision_traces.tokens import SpecialTokens
 
@@ -115,7 +115,7 @@ def trace(
     data, own = _data(texts, dataset)
     names = _model(model, tokenizer, options)
     if task == "auto" and isinstance(model, nn.Module):
-        task = task_of_class(model)
+        task = task_of_class(plain_model(model))
     job = _job(task, data, names, options)
     told = progress if isinstance(progress, Progress) else TqdmBar() if progress else Silent()
     if own is not None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from decision_traces.errors import ModelError
 from decision_traces.format.arrays import Task
@@ -34,9 +34,7 @@ def loaded_from_memory(
     Raises:
         ModelError: It is no model of transformers, or its class is not traced; or the tokenizer is a slow one.
     """
-    model = getattr(model, "_orig_mod", model)  # torch.compile: hooks would not be called in compiled code
-    if getattr(model, "config", None) is None or not hasattr(model, "get_input_embeddings"):
-        raise ModelError(f"{type(model).__name__} is no model of transformers: it has no config. Give such a model.")
+    model = plain_model(model)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} is no fast tokenizer of transformers, which gives character offsets. "
@@ -57,9 +55,21 @@ def loaded_from_memory(
     )
 
 
+def plain_model(model: nn.Module) -> PreTrainedModel:
+    """Return a model of transformers as it is before it was compiled: hooks would not be called in compiled code.
+
+    Raises:
+        ModelError: It is no model of transformers.
+    """
+    plain: Any = getattr(model, "_orig_mod", model)
+    if not isinstance(plain, PreTrainedModel):
+        raise ModelError(f"{type(plain).__name__} is no model of transformers (a PreTrainedModel). Give such a model.")
+    return plain
+
+
 def remember(model: nn.Module, tokenizer: PreTrainedTokenizerBase, digest: str) -> None:
     """Let analyses of runs with these weights find the model, for as long as the caller keeps it."""
-    model = getattr(model, "_orig_mod", model)
+    model = plain_model(model)
     _TOKENIZERS[model], _BY_DIGEST[digest] = tokenizer, model
 
 

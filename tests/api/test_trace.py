@@ -1,0 +1,147 @@
+"""`dt.trace`: models in memory and by name, the caller's model left as it was, and what is refused."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers as hf
+
+import decision_traces as dt
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.unembedding import load_unembedding
+from decision_traces.api.trace import TraceOptions
+from decision_traces.errors import Interrupted, ModelError, TraceError, UsageError
+from decision_traces.extract.answer import AnswerConfig
+from decision_traces.extract.multiple_choice import MultipleChoiceConfig
+from decision_traces.extract.progress import Silent
+from decision_traces.extract.texts import TextConfig
+
+TEXTS = ["The cat sat on the mat", "Bob went home"]
+QUIET: dict[str, Any] = {"progress": False, "dtype": "float32"}
+
+
+@pytest.fixture
+def model(tiny_folder: Callable[..., Path]) -> Any:
+    return hf.AutoModelForCausalLM.from_pretrained(tiny_folder("gpt2"), attn_implementation="sdpa")
+
+
+@pytest.fixture
+def tokenizer(tiny_folder: Callable[..., Path]) -> Any:
+    return hf.AutoTokenizer.from_pretrained(tiny_folder("gpt2"))
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """What of a model a user would notice had it changed; parameters by their memory."""
+    return {
+        "training": [module.training for module in model.modules()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        "forward": ["forward" in vars(module) for module in model.modules()],
+        "config": copy.deepcopy(model.config.to_dict()),
+        "attention": model.config._attn_implementation,
+        "tensors": [(p.data_ptr(), p._version, p.requires_grad) for p in model.parameters()],
+    }
+
+
+@torch.inference_mode()
+def test_a_model_in_memory_gives_what_plain_transformers_gives(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    run = dt.trace(model, tokenizer, TEXTS, capture=["hidden", "attn"], out_dir=tmp_path / "run", **QUIET)
+    assert isinstance(run, dt.TraceStore) and run.meta["dataset"] == "texts"
+    model.set_attn_implementation("eager")
+    for row, text in enumerate(TEXTS):
+        plain = model.eval()(**tokenizer(text, return_tensors="pt"), output_hidden_states=True, output_attentions=True)
+        np.testing.assert_allclose(run.hidden(row, trim=True), torch.cat(plain.hidden_states), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(run.attn(row, trim=True), torch.cat(plain.attentions), rtol=0, atol=1e-6)
+        assert run.tokens["after_pred_id"][row] == int(plain.logits[0, -1].argmax())
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_callers_model_stays_as_it_is(stopped: bool, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    class Stop(Silent):
+        def advance(self, n_examples: int, n_tokens: int) -> None:
+            if stopped:
+                raise KeyboardInterrupt
+
+    model.train()
+    model.transformer.h[0].mlp.register_forward_hook(lambda *_: None)
+    before = state_of(model)
+    try:
+        dt.trace(model, tokenizer, TEXTS, capture="attn", out_dir=tmp_path / "run", progress=Stop())
+    except Interrupted as error:
+        assert stopped and "--resume goes on" not in str(error)
+    assert state_of(model) == before
+    assert (tmp_path / "run").exists() is not stopped
+
+
+def test_analyses_find_the_model_in_memory(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)  # so that no folder has these weights
+    run = dt.trace(model, tokenizer, TEXTS, capture="hidden resid", out_dir=tmp_path / "run", **QUIET)
+    lens = logit_lens(run, load_unembedding(run)).to_frame()
+    last = lens[lens["depth"] == lens["depth"].max()]
+    assert [ids[0] for ids in last["topk_ids"]] == run.tokens["next_pred_id"].tolist()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel in memory .* has other weights by now"):
+        load_unembedding(run)
+
+
+def test_rows_with_columns_of_their_own(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    rows = [{"text": "one", "label": np.int64(3), "n_tokens": 9}, {"text": "two three", "label": 4, "n_tokens": 8}]
+    for name, texts in (("rows", rows), ("frame", pd.DataFrame(rows))):
+        run = dt.trace(model, tokenizer, texts, out_dir=tmp_path / name, **QUIET)
+        assert run.tokens[["text", "label", "field_n_tokens"]].to_dict("list") == {
+            "text": ["one", "two three"],
+            "label": [3, 4],
+            "field_n_tokens": [9, 8],
+        }
+
+
+def test_by_name_folder_and_file(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("first\nsecond\n")
+    mine = dt.trace(tiny_folder("gpt2"), texts=tmp_path / "mine.txt", out_dir=tmp_path / "a", **QUIET)
+    assert mine.tokens["text"].tolist() == ["first", "second"] and mine.meta["model"] == "gpt2"
+    demo = dt.trace("demo", dataset="tinyworld", task="answers", limit=2, out_dir=tmp_path / "b", **QUIET)
+    assert demo.meta["objective"] == "csqa_choice" and demo.n == 2
+
+
+def test_the_options_are_those_of_the_commands() -> None:
+    flags = {field.name for kind in (TextConfig, AnswerConfig, MultipleChoiceConfig) for field in fields(kind)}
+    taken_otherwise = {"model", "task", "dataset", "text_file", "command", "plan", "quiet"}
+    assert set(TraceOptions.__annotations__) == flags - taken_otherwise
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "texts or the name of a dataset"),
+        ({"texts": TEXTS, "dataset": "tinyworld"}, "and not both"),
+        ({"texts": "abc"}, "give a list of texts"),
+        ({"texts": []}, "there is none"),
+        ({"texts": [{"label": 1}]}, r"texts\[0\]: needs a column named text"),
+        ({"texts": [b"abc"]}, r"texts\[0\]: text holds bytes"),
+        ({"texts": TEXTS, "colour": 1}, "colour: trace has no such option here. There are: add_special_tokens"),
+        ({"texts": TEXTS, "device": "cpu"}, "device: means nothing for a model that is in memory"),
+        ({"texts": TEXTS, "task": "answers"}, "asks questions of a dataset"),
+        ({"texts": TEXTS, "task": "chat"}, "the choices are auto, causal"),
+        ({"texts": TEXTS, "capture": "atn"}, "--capture atn: the choices are"),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], message: str, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=message):
+        dt.trace(model, tokenizer, out_dir=tmp_path / "run", progress=False, **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_model_or_brings_its_own_tokenizer(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(UsageError, match="GPT2LMHeadModel in memory needs its tokenizer"):
+        dt.trace(model, texts=TEXTS)
+    with pytest.raises(UsageError, match="brings its own"):
+        dt.trace("demo", tokenizer, TEXTS)
+    with pytest.raises(ModelError, match="Linear is no model of transformers"):
+        dt.trace(torch.nn.Linear(2, 2), tokenizer, TEXTS, progress=False)
