@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.machine import about_machine
 from benchmarks.texts import Texts
-from decision_traces.format.arrays import Capture
+from decision_traces.format.stages import Capture
 from decision_traces.viz.style import BLUE, GREY, INK, VERMILION, new_figure, plain, save
 
 _EXTRACT: Final = "from decision_traces.cli.extract import main; main()"

@@ -8,7 +8,7 @@ from typing import Any, Final
 from transformers import AutoTokenizer
 
 from decision_traces.data.registry import DatasetName, DataSource, load_examples
-from decision_traces.format.arrays import Capture
+from decision_traces.format.stages import Capture
 
 ARRAYS: Final[Mapping[Capture, tuple[str, ...]]] = {
     "hidden": ("hidden",),

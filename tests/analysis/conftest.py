@@ -39,7 +39,7 @@ def traced(tiny_folder, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that gives a run of the demo model over 30 of its texts; it is right on nearly all."""
     from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-    from decision_traces.format.arrays import CAPTURES
+    from decision_traces.format.stages import CAPTURES
 
     made: dict[tuple, Path] = {}
 
@@ -58,7 +58,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model's answers to 24 questions of its small world, stored in float32."""
     from decision_traces.extract.answer import AnswerConfig, extract_answers
-    from decision_traces.format.arrays import CAPTURES
+    from decision_traces.format.stages import CAPTURES
 
     out = tmp_path_factory.mktemp("questions") / "run"
     return extract_answers(

@@ -7,7 +7,7 @@ import pytest
 from support.runs import ENCDEC, TinyRun, build_run, whole_arrays
 
 from decision_traces.errors import NotCapturedError, UsageError
-from decision_traces.format.arrays import CAPTURES
+from decision_traces.format.stages import CAPTURES
 
 # The decoder reads 5, 2, 1, 6 and 3 tokens in 3 layers, the encoder 2, 7, 4, 1 and 3 in 2 layers.
 BOTH = replace(ENCDEC, capture=CAPTURES, d_value=5, missing=(("enc_logits", "its encoder has no head"),))

@@ -8,7 +8,7 @@ import xarray
 from support.runs import CHOICES, DECODER, HYBRID, SELECTED, TinyRun, build_run, whole_arrays
 
 from decision_traces.errors import NotCapturedError, SelectionError, UsageError
-from decision_traces.format.arrays import CAPTURES
+from decision_traces.format.stages import CAPTURES
 from decision_traces.store.reading.trace_store import TraceStore
 
 # 5 examples of 5, 2, 1, 6 and 3 tokens; layers 0, 3, 5 of 6; heads 1, 3 of 4 (key-value heads 0, 1); positions 0, 3.

@@ -10,7 +10,7 @@ import pytest
 import zarr
 from support.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, build_run, copy_run, reseal
 
-from decision_traces.format.arrays import CAPTURES
+from decision_traces.format.stages import CAPTURES
 from decision_traces.store.validate.run import failures, validate_run
 
 pytestmark = pytest.mark.long  # minutes; the same ways are taken in part by other tests

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 import zarr
 
-from decision_traces.format.arrays import CAPTURES, Dims, arrays_for
+from decision_traces.format.arrays import Dims, arrays_for
+from decision_traces.format.stages import CAPTURES
 from decision_traces.pieces import Pieces
 from decision_traces.store.files.folder import read_manifest
 from decision_traces.store.reading.trace_store import TraceStore

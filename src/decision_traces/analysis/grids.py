@@ -19,7 +19,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import DamagedRunError, first_line
 from decision_traces.folders.plain import PlainFolder
-from decision_traces.format.arrays import DEPTH, EXAMPLE, HEAD, LAYER
+from decision_traces.format.stages import DEPTH, EXAMPLE, HEAD, LAYER
 from decision_traces.store import (
     DECODE_ERRORS,
     PREDICTIONS,

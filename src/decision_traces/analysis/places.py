@@ -11,8 +11,8 @@ from torch import Tensor
 from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.decisions import NONE, Decisions, decisions_of, kinds_of
 from decision_traces.analysis.states import Point, path_of
-from decision_traces.format.arrays import EXAMPLE
 from decision_traces.format.lists import entries_at
+from decision_traces.format.stages import EXAMPLE
 from decision_traces.store import TraceStore
 
 CANDIDATES: Final = 10

@@ -14,7 +14,8 @@ from decision_traces.analysis.lens.unembedding import load_run_model
 from decision_traces.analysis.noise import Distances, SumsInParts, apart, other_threads
 from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError, UsageError
-from decision_traces.format.arrays import CHOICE, DEPTH, EXAMPLE, LAYER, ArraySpec, Side, Site
+from decision_traces.format.arrays import ArraySpec, Side, Site
+from decision_traces.format.stages import CHOICE, DEPTH, EXAMPLE, LAYER
 from decision_traces.model.discovery.probe import find_anatomy
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy

@@ -4,7 +4,7 @@ import shlex
 from typing import Final
 
 from decision_traces.errors import NotCapturedError, UnsupportedArchitecture, UsageError
-from decision_traces.format.arrays import HEAD, KV_HEAD, LAYER
+from decision_traces.format.stages import HEAD, KV_HEAD, LAYER
 from decision_traces.store import StoredArray, TraceStore, layers_that_have
 
 _DECIDED: Final = frozenset({"next_pos", "after_pos", "choice_token_ids", "masked_pos"})

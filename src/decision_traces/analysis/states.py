@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from decision_traces.analysis.decisions import Decisions
 from decision_traces.analysis.requirements import need_whole
-from decision_traces.format.arrays import ATTN, DEPTH, EXAMPLE, LAYER, K, Q, V
+from decision_traces.format.stages import DEPTH, EXAMPLE, HEAD, KEY, LAYER
 from decision_traces.store import StoredArray, TraceStore, rows_per_step
 
 Stage = Literal["hidden", "pre_attn", "post_attn", "post_mlp"]
-STAGES: Final[tuple[Stage, ...]] = ("hidden", "pre_attn", "post_attn", "post_mlp")
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 _WHAT: Final = "reading the stream layer by layer (lens, decision depth, attribution)"
 Progress = Callable[[int, int], None]
 """Called with (examples done, of how many)."""
@@ -55,7 +55,7 @@ class Part:
         return len(self.row)
 
     def read(self, point: Point) -> Float[np.ndarray, "m ..."]:
-        """Return one state at every decision; of attention the query row, of q, k and v all positions.
+        """Return what one array holds at every decision; of attention the query row, of q, k and v all positions.
 
         Raises:
             SelectionError: The run does not keep the position of some decision.
@@ -65,18 +65,19 @@ class Part:
         if axis is not None and point.layer is not None:
             picks[axis] = point.layer
         chosen: np.ndarray
-        if point.array.spec.stage not in {ATTN, Q, K, V} and (np.diff(self.row) > 0).all():
+        spec = point.array.spec
+        if KEY not in spec.axes and spec.capture != "qkv" and (np.diff(self.row) > 0).all():
             # At most one decision a row: no more is read than these.
             slots = np.full(self.rows.stop - self.rows.start, -1, dtype=np.int64)
             slots[self.row] = self._slots(point)
             chosen = point.array.read_slots(slots, **picks)[self.row]
             return chosen
         values = point.array.read(**picks)
-        if point.array.spec.stage in {Q, K, V}:
+        if spec.capture == "qkv":
             chosen = values[self.row]
             return chosen
         slot = self._slots(point)
-        chosen = values[self.row, :, slot] if point.array.spec.stage == ATTN else values[self.row, slot]
+        chosen = values[self.row, :, slot] if HEAD in spec.axes else values[self.row, slot]
         return chosen
 
     def _slots(self, point: Point) -> Int64[np.ndarray, " m"]:

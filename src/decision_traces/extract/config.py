@@ -8,7 +8,8 @@ import tyro
 
 from decision_traces.errors import UsageError
 from decision_traces.extract.selection import Selection, as_numbers, as_words
-from decision_traces.format.arrays import Capture, StorageDtype
+from decision_traces.format.arrays import StorageDtype
+from decision_traces.format.stages import Capture
 from decision_traces.model.load import ModelDtype, ModelSource
 from decision_traces.paths import portable_fields
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from decision_traces.extract.engine import IN_FLIGHT
 from decision_traces.extract.job import Prepared
-from decision_traces.format.arrays import ATTN, CROSS_ATTN, CROSS_K, CROSS_V, Side, side_of, stage_of
+from decision_traces.format.arrays import Side, side_of, stage_of
+from decision_traces.format.stages import CROSS, STAGES
 from decision_traces.store import BLOCK_BYTES, SMALL_CHUNK, RunLayout
 from decision_traces.tokens import Encoding
 from decision_traces.tracing.buffers import site_shape
@@ -78,21 +79,21 @@ def _lengths(layout: RunLayout, encodings: Sequence[Encoding]) -> dict[Side, np.
 
 def _stored(name: str, layout: RunLayout, lengths: Mapping[Side, np.ndarray]) -> int:
     """Return the bytes of one distinct tensor of all examples, with what its chunks and their index add."""
-    side, stage = side_of(name), stage_of(name)
+    side, stage = side_of(name), STAGES[stage_of(name)]
     dims, item = layout.sides[side], np.dtype(layout.dtype).itemsize
     *planes, slots, width = site_shape(name, dims)
     heads = planes[0] if planes else 1
     source = lengths.get("enc", lengths[side])
-    n = source if stage in {CROSS_K, CROSS_V} else lengths[side]
-    if dims.positions != "all" and stage not in {CROSS_K, CROSS_V}:
+    n = source if stage.of_source else lengths[side]
+    if dims.positions != "all" and not stage.of_source:
         kept, values = np.minimum(n, slots), np.minimum(n, slots) * width
-    elif stage == ATTN and side == "dec":
-        kept, values = n, n * (n + 1) // 2
-    elif stage in {ATTN, CROSS_ATTN}:
-        kept, values = n, n * (source if stage == CROSS_ATTN else n)
+    elif stage.by_key and stage.part is CROSS:
+        kept, values = n, n * source
+    elif stage.by_key:
+        kept, values = n, n * (n + 1) // 2 if side == "dec" else n * n
     else:
         kept, values = n, n * width
-    blocks = kept if stage in {ATTN, CROSS_ATTN} else -(-values * item // BLOCK_BYTES)
+    blocks = kept if stage.by_key else -(-values * item // BLOCK_BYTES)
     zeros = blocks + (slots * width * item) // BLOCK_BYTES + 1
     return int((heads * (values * item + 3 * blocks + 4 * zeros) + FRAME_BYTES).sum())
 
@@ -175,4 +176,4 @@ def _in_flight(layout: RunLayout, lengths: Mapping[Side, np.ndarray], token_budg
 def _cut(shape: tuple[int, ...], n: int, name: str) -> tuple[int, ...]:
     """Return the shape of a tensor's room for a text of so many tokens."""
     *planes, slots, width = shape
-    return (*planes, min(slots, n), min(width, n) if stage_of(name) in {ATTN, CROSS_ATTN} else width)
+    return (*planes, min(slots, n), min(width, n) if STAGES[stage_of(name)].by_key else width)

@@ -15,7 +15,8 @@ from decision_traces.errors import UsageError
 from decision_traces.extract.batching import batch_cost, token_budget
 from decision_traces.extract.config import ExtractConfig
 from decision_traces.extract.selection import Selection
-from decision_traces.format.arrays import LOGITS, Prefix, Task
+from decision_traces.format.arrays import Task
+from decision_traces.format.stages import VOCAB, Prefix
 from decision_traces.model.load import LoadedModel, ModelSource, load_model
 from decision_traces.model.structure import Anatomy
 from decision_traces.store import RunLayout
@@ -85,7 +86,7 @@ class Prepared:
     @property
     def whole_logits(self) -> bool:
         """Whether the logits of all positions are captured, and must be computed."""
-        return any(spec.stage == LOGITS for spec in self.layout.specs)
+        return any(VOCAB in spec.axes for spec in self.layout.specs)
 
     def encodings_of(self, rows: Iterable[int]) -> Iterator[Encoding]:
         """Yield the encodings of some examples, with choices of each of their choices."""

@@ -15,16 +15,14 @@ from decision_traces.data.local import fingerprint
 from decision_traces.errors import ModelError, first_line
 from decision_traces.extract.engine import peak_key
 from decision_traces.extract.job import Job, Prepared
-from decision_traces.format.arrays import (
-    ATTN,
-    CONVENTIONS,
-    CROSS_ATTN,
-    FINETUNE_FILE,
-    POST_ATTN_CONVENTIONS,
-    STAGE_CONVENTIONS,
-    site,
-)
+from decision_traces.format.arrays import FINETUNE_FILE, site
 from decision_traces.format.meta import OUR_FORMAT, ArrayNote, RunMeta
+from decision_traces.format.stages import (
+    CONVENTIONS,
+    KEY,
+    POST_ATTN_CONVENTIONS,
+    further_conventions,
+)
 from decision_traces.model.digest import weights_digest
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
@@ -236,8 +234,7 @@ def _conventions(job: Job, prepared: Prepared) -> dict[str, str]:
     missing = {name: f"missing: {reason}" for name, reason in prepared.missing.items()}
     stack = prepared.anatomy.main
     post_attn = {"post_attn": POST_ATTN_CONVENTIONS[stack.post_attn_kind]} if "post_attn" not in stack.missing else {}
-    captured = {spec.stage for spec in prepared.layout.specs}
-    extra = {stage: words for stage, words in STAGE_CONVENTIONS.items() if stage in captured}
+    extra = further_conventions({spec.stage for spec in prepared.layout.specs})
     return {**CONVENTIONS, **post_attn, **extra, **missing, "special_tokens": special}
 
 
@@ -245,9 +242,7 @@ def _sums(prepared: Prepared) -> dict[str, bool]:
     """Return for each attention array whether its rows sum to one."""
     sums = prepared.certificate.sums_to_one
     return {
-        spec.name: sums.get(site(spec.side, spec.stage), True)
-        for spec in prepared.layout.specs
-        if spec.stage in {ATTN, CROSS_ATTN}
+        spec.name: sums.get(site(spec.side, spec.stage), True) for spec in prepared.layout.specs if KEY in spec.axes
     }
 
 

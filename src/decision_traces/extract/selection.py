@@ -6,18 +6,16 @@ from numbers import Integral
 from typing import Final
 
 from decision_traces.errors import UnsupportedArchitecture, UsageError
-from decision_traces.format.arrays import (
+from decision_traces.format.arrays import ArraySpec, Dims, Positions, Side, arrays_for
+from decision_traces.format.stages import (
     CAPTURES,
-    CROSS_STAGES,
-    LOGITS,
-    MLP_STAGES,
-    SELF_STAGES,
-    ArraySpec,
-    Dims,
-    Positions,
+    CROSS,
+    MLP,
+    PARTS,
+    SELF,
+    STAGES,
+    VOCAB,
     Prefix,
-    Side,
-    arrays_for,
 )
 from decision_traces.model.structure import Anatomy, Stack
 from decision_traces.tracing.self_check.evidence import stack_dims
@@ -236,13 +234,14 @@ def _captured_by(name: str, word: str, prefixes: Iterable[Prefix]) -> bool:
 def _reason(spec: ArraySpec, anatomy: Anatomy, dims: Dims) -> str | None:
     """Return why an array is not kept: None if it is, empty if nobody would expect it of this model."""
     stack = anatomy.stacks[spec.side]
-    if spec.stage in CROSS_STAGES and not stack.attention(cross=True):
+    part = STAGES[spec.stage].part
+    if spec.across and not stack.attention(cross=True):
         return stack.missing.get(spec.stage, "")
     if spec.stage in stack.missing:
         return stack.missing[spec.stage]
-    if spec.stage == LOGITS and (spec.side != anatomy.main.side or not dims.vocab_size):
+    if VOCAB in spec.axes and (spec.side != anatomy.main.side or not dims.vocab_size):
         return "the decoder gives them" if spec.side != anatomy.main.side else "it has no language-modelling head"
-    if spec.stage in SELF_STAGES | CROSS_STAGES | MLP_STAGES and not dims.layers_of(spec.stage):
+    if part is not None and not dims.layers_of(spec.stage):
         return f"none of the layers kept (--layers) has {spec.stage}"
     return None
 
@@ -261,14 +260,15 @@ def _dims(
     which = "" if len(anatomy.stacks) == 1 else "decoder " if main else "encoder "
     if selection.heads.values is not None:
         _refuse_heads(stack)
+    having = {part: _some(stack.layers_having(part), stack.n_layers) for part in PARTS}
     whole = stack_dims(stack, n_examples, lengths[side], lengths["enc"] if len(anatomy.stacks) > 1 and main else 0)
     return replace(
         whole,
         n_choices=n_choices,
         vocab_size=vocab_size if main else 0,
-        attention_layers=_some(stack.layers_with("q"), stack.n_layers),
-        cross_layers=_some(stack.layers_with("cross_q"), stack.n_layers) if stack.attention(cross=True) else None,
-        mlp_layers=_some(stack.layers_with("mlp_out"), stack.n_layers),
+        attention_layers=having[SELF],
+        cross_layers=having[CROSS] or None,
+        mlp_layers=having[MLP],
         layers=selection.layers.within(stack.n_layers, f"{which}layers"),
         heads=selection.heads.within(whole.n_heads, f"{which}heads"),
         positions=selection.positions_within(lengths[side]) if main else "all",

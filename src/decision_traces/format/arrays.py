@@ -1,12 +1,39 @@
 """THE format of a run folder: axis names, arrays, columns and conventions. Nothing else knows a file name.
 
-An array is one row of a table (`ARRAYS`); a column of the Parquet tables is one row of another (`columns`). Readers,
-writers and checks are driven by these tables, so that adding an array means adding a row here and a site in `capture`.
+An array holds one stage of the forward pass (`stages`); a column of the Parquet tables is one row of a table
+(`columns`). Readers, writers and checks are driven by these tables.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
+
+from decision_traces.format.stages import (
+    CAPTURES,
+    CHOICE,
+    CROSS,
+    D_HEAD,
+    D_MLP,
+    D_MODEL,
+    D_VALUE,
+    DEPTH,
+    EXAMPLE,
+    HEAD,
+    KEY,
+    KV_HEAD,
+    LAYER,
+    MLP,
+    POSITION,
+    QUERY,
+    SELF,
+    SOURCE,
+    STAGES,
+    VOCAB,
+    Capture,
+    Part,
+    Prefix,
+    Stage,
+)
 
 FORMAT_VERSION: Final = "1.3"
 
@@ -42,44 +69,12 @@ RESULTS: Final[Mapping[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Command to what its result, the folder `analysis/COMMAND`, may hold beside its `record.json`."""
 
-Capture = Literal["attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits"]
-CAPTURES: Final[tuple[Capture, ...]] = (
-    "attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits",
-)  # fmt: skip
 StorageDtype = Literal["float16", "float32"]
 Side = Literal["dec", "enc"]
 """Which stack of layers: the decoder's or the encoder's."""
-Prefix = Literal["dec", "enc", "enc_mc"]
-"""What array names begin with; `enc_mc` is an encoder that reads choices."""
-
 Task = Literal["causal", "multiple_choice", "masked", "encode", "seq2seq"]
 """causal: a decoder with a language-modelling head. multiple_choice: an encoder that scores each choice. masked: an
 encoder with a masked-language-modelling head. encode: an encoder without a head. seq2seq: an encoder-decoder."""
-
-# Axis names: Zarr `dimension_names` and xarray dims.
-EXAMPLE, CHOICE, LAYER, DEPTH = "example", "choice", "layer", "depth"
-HEAD, KV_HEAD, POSITION, QUERY, KEY = "head", "kv_head", "position", "query", "key"
-SOURCE: Final = "source"  # positions of the encoder, where a decoder attends to it
-D_HEAD, D_VALUE, D_MODEL, D_MLP, VOCAB = "d_head", "d_value", "d_model", "d_mlp", "vocab"
-
-# The distinct tensors of one forward pass; each is computed, copied and stored once. One side's stages:
-EMBED, PRE_ATTN, POST_ATTN, POST_CROSS, POST_MLP = "embed", "pre_attn", "post_attn", "post_cross", "post_mlp"
-HIDDEN, FINAL, LOGITS = "hidden", "final", "logits"
-Q, K, V, ATTN, HEAD_OUT, ATTN_OUT = "q", "k", "v", "attn", "head_out", "attn_out"
-CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN = "cross_q", "cross_k", "cross_v", "cross_attn"
-CROSS_HEAD_OUT, CROSS_ATTN_OUT = "cross_head_out", "cross_attn_out"
-MLP_OUT, MLP_ACT = "mlp_out", "mlp_act"
-
-SELF_PARTS: Final = (Q, K, V, ATTN, HEAD_OUT)
-"""What one call of self-attention sees and gives; `CROSS_PARTS` of cross-attention, in the same order."""
-CROSS_PARTS: Final = (CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT)
-
-SELF_STAGES: Final = frozenset({Q, K, V, ATTN, HEAD_OUT, ATTN_OUT, POST_ATTN})
-"""Stages that only layers with self-attention have."""
-CROSS_STAGES: Final = frozenset({CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT, CROSS_ATTN_OUT, POST_CROSS})
-"""Stages that only layers with cross-attention have."""
-MLP_STAGES: Final = frozenset({MLP_OUT, MLP_ACT})
-"""Stages that only layers with an MLP have."""
 
 Positions = Literal["all", "next", "last"] | tuple[int, ...]
 """Which token positions a run keeps: all, the one where the prediction is made, the last token, or these."""
@@ -135,11 +130,23 @@ class ArraySpec:
         Returns:
             The site (see `site`) and the layer it belongs to (0 for embed, final and logits).
         """
-        if self.stage == HIDDEN and number == n_layers:
-            return site(self.side, FINAL), 0
-        if self.stage in {HIDDEN, PRE_ATTN}:
-            return (site(self.side, EMBED), 0) if number == 0 else (site(self.side, POST_MLP), number - 1)
-        return site(self.side, self.stage), number
+        made_of = STAGES[self.stage].made_of
+        if not made_of:
+            return site(self.side, self.stage), number
+        first, between, *last = made_of
+        if number == n_layers and last:
+            return site(self.side, last[0]), 0
+        return (site(self.side, first), 0) if number == 0 else (site(self.side, between), number - 1)
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is attention of which no query attends to a later key: a decoder's to itself."""
+        return self.side == "dec" and STAGES[self.stage].by_key and not self.across
+
+    @property
+    def across(self) -> bool:
+        """Whether it is of a decoder's cross-attention."""
+        return STAGES[self.stage].part is CROSS
 
 
 Site = tuple[str, int]
@@ -161,52 +168,16 @@ def side_of(name: str) -> Side:
     return "dec" if name.startswith("dec.") else "enc"
 
 
-def _family(prefix: Prefix, lead: tuple[str, ...]) -> list[ArraySpec]:
-    """Rows for one side of a model; `enc_mc` has no `self` in its names, as the seed document has it."""
+def _spec(prefix: Prefix, stage: Stage) -> ArraySpec:
+    """Return the array that holds a stage on one side."""
+    (name, group), capture = stage.names(prefix), stage.capture
+    if capture is None:
+        raise ValueError(f"{stage.name} has no array of its own")
     side: Side = "dec" if prefix == "dec" else "enc"
-    stream = (*lead, LAYER, POSITION, D_MODEL)
-
-    def row(name: str, group: str, key: str, axes: tuple[str, ...], capture: Capture, stage: str) -> ArraySpec:
-        return ArraySpec(name, f"{group}.zarr", key, axes, capture, stage, side)
-
-    def attention(name: str, stages: tuple[str, ...], source: str) -> list[ArraySpec]:
-        attn, q, k, v = stages
-        by_head = {q: (HEAD, POSITION, D_HEAD), k: (KV_HEAD, source, D_HEAD), v: (KV_HEAD, source, D_VALUE)}
-        rows = [row(f"{name}_attn", f"{name}_attn", "attn", (*lead, LAYER, HEAD, QUERY, KEY), "attn", attn)]
-        for stage, axes in by_head.items():
-            key = stage[-1]
-            rows.append(row(f"{name}_{key}", f"{name}_qkv", key, (*lead, LAYER, *axes), "qkv", stage))
-        return rows
-
-    def whole(word: str, axes: tuple[str, ...], capture: Capture, stage: str, key: str = "x") -> ArraySpec:
-        return row(f"{prefix}_{word}", f"{prefix}_{word}", key, axes, capture, stage)
-
-    by_head = (*lead, LAYER, HEAD, POSITION, D_VALUE)
-    rows = attention(prefix if prefix == "enc_mc" else f"{prefix}_self", (ATTN, Q, K, V), POSITION)
-    if prefix == "dec":
-        rows += attention("dec_cross", (CROSS_ATTN, CROSS_Q, CROSS_K, CROSS_V), SOURCE)
-    rows.append(whole("hidden", (*lead, DEPTH, POSITION, D_MODEL), "hidden", HIDDEN, "h"))
-    rows.append(whole("res_embed", (*lead, POSITION, D_MODEL), "resid", EMBED))
-    stages = (PRE_ATTN, POST_ATTN, *((POST_CROSS,) if prefix == "dec" else ()), POST_MLP)
-    rows += [whole(f"res_{stage}", stream, "resid", stage) for stage in stages]
-    rows += [whole("attn_out", stream, "attn_out", ATTN_OUT), whole("mlp_out", stream, "mlp_out", MLP_OUT)]
-    rows += [whole("head_out", by_head, "head_out", HEAD_OUT)]
-    rows += [whole("mlp_act", (*lead, LAYER, POSITION, D_MLP), "mlp_act", MLP_ACT)]
-    if prefix == "dec":
-        rows += [
-            whole("cross_attn_out", stream, "attn_out", CROSS_ATTN_OUT),
-            whole("cross_head_out", by_head, "head_out", CROSS_HEAD_OUT),
-        ]
-    if prefix != "enc_mc":
-        rows.append(whole("logits", (*lead, POSITION, VOCAB), "logits", LOGITS))
-    return rows
+    return ArraySpec(name, f"{group}.zarr", stage.key, (*_LEADS[prefix], *stage.axes), capture, stage.name, side)
 
 
 _LEADS: Final[Mapping[Prefix, tuple[str, ...]]] = {"dec": (EXAMPLE,), "enc": (EXAMPLE,), "enc_mc": (EXAMPLE, CHOICE)}
-
-ARRAYS: Final[Mapping[str, ArraySpec]] = {
-    spec.name: spec for prefix, lead in _LEADS.items() for spec in _family(prefix, lead)
-}
 
 
 def arrays_for(prefix: Prefix, capture: Collection[str]) -> tuple[ArraySpec, ...]:
@@ -214,7 +185,10 @@ def arrays_for(prefix: Prefix, capture: Collection[str]) -> tuple[ArraySpec, ...
 
     Which of them a run has depends on the model too: only encoder-decoders have the `dec_cross_` ones.
     """
-    return tuple(s for s in _family(prefix, _LEADS[prefix]) if s.capture in capture)
+    return tuple(_spec(prefix, s) for s in STAGES.values() if prefix in s.prefixes and s.capture in capture)
+
+
+ARRAYS: Final[Mapping[str, ArraySpec]] = {spec.name: spec for prefix in _LEADS for spec in arrays_for(prefix, CAPTURES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +210,8 @@ class Dims:
         layers: Numbers of the layers kept, ascending; None for all.
         heads: Numbers of the query heads kept, ascending; None for all.
         positions: Which token positions are kept.
+        widths: Lengths of further axes, by their name.
+        parts: Numbers of the layers that have a further part, by its name; left out where all have.
     """
 
     n_examples: int
@@ -256,6 +232,8 @@ class Dims:
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     positions: Positions = "all"
+    widths: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def numbers(self, spec: ArraySpec) -> dict[str, tuple[int, ...]]:
         """Return the model's own numbers along an array's layer (or depth) and head axes, in order.
@@ -288,11 +266,8 @@ class Dims:
 
     def layers_of(self, stage: str) -> tuple[int, ...]:
         """Return the numbers of the kept layers that have a stage."""
-        having = {
-            **dict.fromkeys(SELF_STAGES, self.attention_layers),
-            **dict.fromkeys(CROSS_STAGES, self.cross_layers),
-            **dict.fromkeys(MLP_STAGES, self.mlp_layers),
-        }.get(stage)
+        part = STAGES[stage].part
+        having = None if part is None else self.having(part)
         return tuple(
             layer
             for layer in (range(self.n_layers) if self.layers is None else self.layers)
@@ -307,60 +282,42 @@ class Dims:
             return self.n_positions
         return 1 if isinstance(self.positions, str) else len(self.positions)
 
+    def having(self, part: Part) -> tuple[int, ...] | None:
+        """Return the numbers of the layers that have a part; None where all have."""
+        own = {SELF: self.attention_layers, CROSS: self.cross_layers, MLP: self.mlp_layers}
+        return own[part] if part in own else self.parts.get(part.name)
+
     def shape(self, spec: ArraySpec) -> tuple[int, ...]:
         """Return the shape of an array."""
-        numbers = self.numbers(spec)
-        sizes = {
+        numbers, sizes = self.numbers(spec), self._sizes(STAGES[spec.stage])
+        return tuple(len(numbers[a]) if a in numbers else sizes[a] for a in spec.axes)
+
+    def plane(self, stage: str) -> tuple[int, ...]:
+        """Return the shape of one example of a stage at one layer: kept heads and position slots only."""
+        row = STAGES[stage]
+        sizes = self._sizes(row) | {HEAD: len(self.kept_heads), KV_HEAD: len(self.kept_kv_heads)}
+        return tuple(sizes[axis] for axis in row.plane)
+
+    def _sizes(self, stage: Stage) -> dict[str, int]:
+        """Return the lengths of the axes that the layers and heads kept do not tell."""
+        return {
             EXAMPLE: self.n_examples,
             CHOICE: self.n_choices,
             POSITION: self.slots(POSITION),
             QUERY: self.slots(QUERY),
-            KEY: self.n_source if spec.stage == CROSS_ATTN else self.n_positions,
+            KEY: self.n_source if stage.part is CROSS else self.n_positions,
             SOURCE: self.n_source,
             D_HEAD: self.d_head,
             D_VALUE: self.d_head if self.d_value is None else self.d_value,
             D_MODEL: self.d_model,
             D_MLP: self.d_mlp,
             VOCAB: self.vocab_size,
+            **self.widths,
         }
-        return tuple(len(numbers[a]) if a in numbers else sizes[a] for a in spec.axes)
 
 
-CONVENTIONS: Final[Mapping[str, str]] = {
-    "padding": "right; position p of an array is token p; padded slots, query rows and keys are "
-    "zero; lists in tables have no padding",
-    "hidden": "hidden[0] embedding output, hidden[l] input of layer l, hidden[L] last hidden state "
-    "(after the final norm where there is one)",
-    "pre_attn": "residual stream at the input of the layer; pre_attn[l+1] == post_mlp[l] == hidden[l+1] for l+1 < L",
-    "post_mlp": "residual stream at the output of the layer; post_mlp[L-1] is before the final norm",
-    "q": "as it enters the score: after rotary embedding and q/k norms, before attention_scale",
-    "k": "as it enters the score: after rotary embedding and q/k norms, before repetition for grouped queries",
-    "v": "before repetition for grouped queries",
-    "attn": "attention probabilities, (query, key)",
-}
 NEXT_TOKEN_CONVENTIONS: Final[Mapping[str, str]] = {
     "next_pos": "n_tokens - 2; the prediction is made there, its truth is the token at next_pos + 1",
     "after_pos": "n_tokens - 1; the prediction of what comes after the text, whose truth is not known",
     "entropy": "nats",
-}
-STAGE_CONVENTIONS: Final[Mapping[str, str]] = {
-    ATTN_OUT: "what self-attention adds to the residual stream: after the output projection, and after whatever norm "
-    "or factor the model puts between it and the stream",
-    MLP_OUT: "what the MLP (or mixture of experts) adds to the residual stream, likewise",
-    HEAD_OUT: "attention probabilities times v, head by head, before the output projection",
-    MLP_ACT: "the MLP's hidden neurons: what its last matrix reads, after the activation (and gate)",
-    LOGITS: "logits over the vocabulary, as the model returns them",
-    POST_CROSS: "decoder's stream after cross-attention has written: what the MLP half reads from",
-    CROSS_ATTN: "cross-attention probabilities, (query in the decoder, key in the encoder)",
-    CROSS_ATTN_OUT: "what cross-attention adds to the decoder's residual stream",
-    CROSS_HEAD_OUT: "cross-attention probabilities times v, head by head, before the output projection",
-}
-"""What arrays hold that not every run has."""
-
-PostAttn = Literal["stream", "derived", "post_norm"]
-"""What `post_attn` is in a model; the sentences below say it to people."""
-POST_ATTN_CONVENTIONS: Final[Mapping[PostAttn, str]] = {
-    "stream": "residual stream after attention has written: what the MLP half reads from",
-    "derived": "derived: pre_attn + attention output (the block adds attention and MLP in parallel)",
-    "post_norm": "after the attention LayerNorm (post-LN family): what the MLP half reads from",
 }

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
-from decision_traces.format.arrays import ARRAYS, FORMAT_VERSION, Dims, PostAttn, Side, StorageDtype, Task
+from decision_traces.format.arrays import ARRAYS, FORMAT_VERSION, Dims, Side, StorageDtype, Task
 from decision_traces.format.meta_kinds import (
     Kind,
     anything_named,
@@ -23,6 +23,7 @@ from decision_traces.format.meta_kinds import (
     one_of,
     text,
 )
+from decision_traces.format.stages import PARTS, PostAttn
 
 Arch = Literal["dec", "enc", "encdec"]
 
@@ -67,6 +68,8 @@ _DIMS: Final[Mapping[str, Kind[Any]]] = {
     "mlp_layers": none_or(ascending(_LAYERS)),
     "layers": none_or(ascending(_LAYERS)),
     "heads": none_or(ascending(_HEADS)),
+    "widths": named(count(_WIDTH)),
+    "parts": named(ascending(_LAYERS)),
     "positions": either(one_of("all", "next", "last"), each_once(_TOKENS)),
 }
 _NEEDED: Final = ("n_examples", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_model", "n_positions")
@@ -109,10 +112,10 @@ def _dims(value: object) -> Dims:
     if missing := [name for name in _NEEDED if name not in sizes]:
         raise ValueError(f"{', '.join(missing)} missing")
     dims = Dims(**sizes)
-    limits = {"layers": dims.n_layers, "heads": dims.n_heads, "positions": dims.n_positions}
-    limits |= dict.fromkeys(("attention_layers", "cross_layers", "mlp_layers"), dims.n_layers)
-    for name, limit in limits.items():
-        if isinstance(kept := getattr(dims, name), tuple) and max(kept, default=-1) >= limit:
+    having = {f"{part.name}_layers": (dims.having(part), dims.n_layers) for part in PARTS}
+    chosen = {"layers": (dims.layers, dims.n_layers), "heads": (dims.heads, dims.n_heads)}
+    for name, (kept, limit) in {**chosen, "positions": (dims.positions, dims.n_positions), **having}.items():
+        if isinstance(kept, tuple) and max(kept, default=-1) >= limit:
             raise ValueError(f"{name}: there is no {max(kept)} of {limit}")
     return dims
 
@@ -313,7 +316,7 @@ def _json(value: Any) -> Any:
     if isinstance(value, Version):
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
+        return {name: one for name, one in asdict(value).items() if one != {}}
     if isinstance(value, Mapping):
         return {name: _json(one) for name, one in value.items()}
     return value

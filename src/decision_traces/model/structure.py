@@ -8,7 +8,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from decision_traces.format.arrays import CROSS_STAGES, MLP_STAGES, SELF_STAGES, PostAttn, Side
+from decision_traces.format.arrays import Side
+from decision_traces.format.stages import (
+    ATTN_OUT,
+    CROSS,
+    CROSS_ATTN_OUT,
+    MLP,
+    MLP_ACT,
+    MLP_OUT,
+    POST_ATTN,
+    POST_CROSS,
+    POST_MLP,
+    SELF,
+    STAGES,
+    Part,
+    PostAttn,
+)
 from decision_traces.model.logit_map import LogitMap
 
 IDENTITY = "identity"
@@ -82,6 +97,7 @@ class LayerPlan:
         post_attn_kind: See `schema.POST_ATTN_CONVENTIONS`.
         post_attn_norm: Name of the norm that stands between the sum and `post_attn` in a post-LN family.
         post_cross_norm, post_mlp_norm: The same for `post_cross` and `post_mlp`.
+        found: Where stages are read that a discovery of their own found, by name (that of their part too).
     """
 
     pre_attn: Tap
@@ -99,6 +115,26 @@ class LayerPlan:
     post_attn_norm: str | None = None
     post_cross_norm: str | None = None
     post_mlp_norm: str | None = None
+    found: Mapping[str, Tap] = field(default_factory=dict)
+
+    def taps(self) -> dict[str, Tap]:
+        """Return where each stage can be read that stands at one place, by its name."""
+        named = {
+            POST_ATTN: self.post_attn,
+            ATTN_OUT: self.attn_out,
+            POST_CROSS: self.post_cross,
+            CROSS_ATTN_OUT: self.cross_out,
+            MLP_ACT: self.mlp_act,
+            MLP_OUT: self.mlp_out,
+            POST_MLP: self.post_mlp,
+            **self.found,
+        }
+        return {stage: tap for stage, tap in named.items() if tap is not None}
+
+    def has(self, part: Part) -> bool:
+        """Return whether the layer has a part."""
+        own = {SELF: self.attention, CROSS: self.cross, MLP: self.mlp_out}
+        return (own[part] if part in own else self.found.get(part.name)) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +149,7 @@ class Stack:
             `IDENTITY` where they are the same tensor, None where no single module does it.
         d_model: Width of the stream.
         d_mlp: Width of the MLP's hidden layer; 0 where no layer has one that could be found.
+        widths: Lengths of further axes, by their name.
         missing: Stage to the reason why it cannot be had.
     """
 
@@ -122,6 +159,7 @@ class Stack:
     final_norm: str | None
     d_model: int
     d_mlp: int = 0
+    widths: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -135,21 +173,18 @@ class Stack:
         return next((layer.post_attn_kind for layer in self.layers if layer.attention), "stream")
 
     def layers_with(self, stage: str) -> tuple[int, ...]:
-        """Return the numbers of the layers that have a stage (of attention, of the MLP, or of the stream)."""
-        return tuple(i for i, layer in enumerate(self.layers) if _has(layer, stage))
+        """Return the numbers of the layers that have a stage: those that have the part which it is about."""
+        part = STAGES[stage].part
+        return self.layers_having(part) if part else tuple(range(self.n_layers))
+
+    def layers_having(self, part: Part) -> tuple[int, ...]:
+        """Return the numbers of the layers that have a part."""
+        return tuple(i for i, layer in enumerate(self.layers) if layer.has(part))
 
     def attention(self, *, cross: bool) -> tuple[AttentionPlan, ...]:
         """Return the self- or the cross-attention of its layers."""
         plans = ((layer.cross if cross else layer.attention) for layer in self.layers)
         return tuple(plan for plan in plans if plan is not None)
-
-
-def _has(layer: LayerPlan, stage: str) -> bool:
-    if stage in CROSS_STAGES:
-        return layer.cross is not None
-    if stage in SELF_STAGES:
-        return layer.attention is not None
-    return layer.mlp_out is not None if stage in MLP_STAGES else True
 
 
 @dataclass(frozen=True, slots=True)

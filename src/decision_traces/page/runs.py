@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from decision_traces.errors import DamagedRunError, DataError, NotCapturedError, ResultError, TraceError, UsageError
-from decision_traces.format.arrays import HEAD, LAYER, RECORD_FILE, RESULTS
+from decision_traces.format.arrays import RECORD_FILE, RESULTS
+from decision_traces.format.stages import HEAD, LAYER
 from decision_traces.page.columns import Figure, depth_figures, list_figures
 from decision_traces.store import FileStamp, Result, ResultsPlace, TraceStore, file_stamp, find_result, places_of
 

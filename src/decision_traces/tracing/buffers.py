@@ -14,35 +14,13 @@ import torch
 from torch import Tensor
 
 from decision_traces.errors import CaptureError, NonFiniteError
-from decision_traces.format.arrays import (
-    ATTN,
-    ATTN_OUT,
-    CROSS_ATTN,
-    CROSS_ATTN_OUT,
-    CROSS_HEAD_OUT,
-    CROSS_K,
-    CROSS_Q,
-    CROSS_V,
-    EMBED,
-    FINAL,
-    HEAD_OUT,
-    KEY,
-    LOGITS,
-    MLP_ACT,
-    MLP_OUT,
-    POSITION,
-    POST_ATTN,
-    POST_CROSS,
-    POST_MLP,
-    Dims,
-    K,
-    Q,
-    Side,
-    Site,
-    StorageDtype,
-    V,
-    side_of,
-    stage_of,
+from decision_traces.format.arrays import Dims, Side, Site, StorageDtype, side_of, stage_of
+from decision_traces.format.stages import (
+    CROSS,
+    HEAD,
+    KV_HEAD,
+    STAGES,
+    Stage,
 )
 from decision_traces.pieces import Pieces
 from decision_traces.tracing.slots import Slots
@@ -52,16 +30,6 @@ TORCH_DTYPES: Final = {"float16": torch.float16, "float32": torch.float32}
 Memory = Callable[[int], np.ndarray]
 """Number of bytes → (bytes,) uint8."""
 
-_ORDER: Final = (
-    EMBED, Q, K, V, ATTN, HEAD_OUT, ATTN_OUT, POST_ATTN, CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN, CROSS_HEAD_OUT,
-    CROSS_ATTN_OUT, POST_CROSS, MLP_ACT, MLP_OUT, POST_MLP, FINAL, LOGITS,
-)  # fmt: skip
-_QUERY_HEADS: Final = frozenset({Q, ATTN, HEAD_OUT, CROSS_Q, CROSS_ATTN, CROSS_HEAD_OUT})
-_KV_HEADS: Final = frozenset({K, V, CROSS_K, CROSS_V})
-_BY_HEAD: Final = _QUERY_HEADS | _KV_HEADS
-_BY_KEY: Final = frozenset({ATTN, CROSS_ATTN})
-_OF_SOURCE: Final = frozenset({CROSS_K, CROSS_V})
-_ONCE: Final = frozenset({EMBED, FINAL, LOGITS})
 _BITS: Final = {2: (np.int16, np.uint16, np.float16), 4: (np.int32, np.uint32, np.float32)}
 
 
@@ -72,23 +40,12 @@ def site_shape(name: str, dims: Dims) -> tuple[int, ...]:
         name: The site.
         dims: The sizes of its side.
     """
-    stage, slots, value = stage_of(name), dims.slots(POSITION), dims.d_head if dims.d_value is None else dims.d_value
-    heads, kv_heads = len(dims.kept_heads), len(dims.kept_kv_heads)
-    shapes = {
-        Q: (heads, slots, dims.d_head),
-        CROSS_Q: (heads, slots, dims.d_head),
-        K: (kv_heads, slots, dims.d_head),
-        V: (kv_heads, slots, value),
-        CROSS_K: (kv_heads, dims.n_source, dims.d_head),
-        CROSS_V: (kv_heads, dims.n_source, value),
-        ATTN: (heads, slots, dims.slots(KEY)),
-        CROSS_ATTN: (heads, slots, dims.n_source),
-        HEAD_OUT: (heads, slots, value),
-        CROSS_HEAD_OUT: (heads, slots, value),
-        MLP_ACT: (slots, dims.d_mlp),
-        LOGITS: (slots, dims.vocab_size),
-    }
-    return shapes.get(stage, (slots, dims.d_model))
+    return dims.plane(stage_of(name))
+
+
+def _row(name: str) -> Stage:
+    """Return what is known of the stage of a distinct tensor."""
+    return STAGES[stage_of(name)]
 
 
 @dataclass(slots=True)
@@ -176,7 +133,7 @@ class BatchBuffers:
             return
         value = self._chosen_heads(name, value)
         shape = self._shape(name, layer, value)
-        if side_of(name) in self._slots and stage_of(name) not in _OF_SOURCE:
+        if side_of(name) in self._slots and not _row(name).of_source:
             value = self._slots[side_of(name)].taken(value)
         kept.view = self._room(kept, prod(shape)).view(shape)
         if kept.view.shape != value.shape:  # a layer with fewer or narrower heads
@@ -199,8 +156,9 @@ class BatchBuffers:
 
     def _padding(self, name: str, value: Tensor) -> Tensor | None:
         """Return where a tensor has no tokens, (rows, positions), on its device; None where nothing is padded."""
-        side = "enc" if stage_of(name) in _OF_SOURCE else side_of(name)
-        if side in self._slots and stage_of(name) not in _OF_SOURCE:
+        of_source = _row(name).of_source
+        side = "enc" if of_source else side_of(name)
+        if side in self._slots and not of_source:
             return None  # zero already
         width = value.shape[-2]
         if (side, width) not in self._pads:
@@ -219,36 +177,36 @@ class BatchBuffers:
             self._transfers.wait()
 
     def _chosen_heads(self, name: str, value: Tensor) -> Tensor:
-        stage, dims = stage_of(name), self.sides[side_of(name)]
-        if stage not in _BY_HEAD or dims.heads is None:
+        axes, dims = _row(name).axes, self.sides[side_of(name)]
+        if dims.heads is None or not {HEAD, KV_HEAD}.intersection(axes):
             return value
-        n_heads = dims.n_heads if stage in _QUERY_HEADS else dims.n_kv_heads
+        n_heads = dims.n_heads if HEAD in axes else dims.n_kv_heads
         if value.shape[1] != n_heads:  # which of them a kept head is, or reads from, is not the same in all layers
             raise CaptureError(
                 f"{name} has {value.shape[1]} heads in one layer and {n_heads} in another; some heads alone can be "
                 "kept only where all layers have the same"
             )
-        return value[:, list(dims.kept_heads if stage in _QUERY_HEADS else dims.kept_kv_heads)]
+        return value[:, list(dims.kept_heads if HEAD in axes else dims.kept_kv_heads)]
 
     def _shape(self, name: str, layer: int, value: Tensor) -> tuple[int, ...]:
         """Return the shape that the pass fills, or raise if the tensor does not go there."""
-        side, stage = side_of(name), stage_of(name)
+        side, stage = side_of(name), _row(name)
         full = site_shape(name, self.sides[side])
         heads, (slots, width) = full[:-2], full[-2:]
         at = value.dim() - 2  # the position axis
-        tokens = max(self._lengths["enc" if stage in _OF_SOURCE else side], default=0)
-        keys = max(self._lengths["enc" if stage == CROSS_ATTN else side], default=0)
+        tokens = max(self._lengths["enc" if stage.of_source else side], default=0)
+        keys = max(self._lengths["enc" if stage.part is CROSS else side], default=0)
         fits = value.dim() == 1 + len(full) and value.shape[at] >= tokens
-        if fits and stage in _BY_KEY:
+        if fits and stage.by_key:
             fits, width = value.shape[-1] >= keys, value.shape[-1]
         if fits and heads:
             fits = value.shape[1] <= heads[0] and value.shape[-1] <= width
         elif fits:
             fits = value.shape[-1] == width
         if not fits:
-            belongs = (*heads, tokens, keys if stage in _BY_KEY else width)
+            belongs = (*heads, tokens, keys if stage.by_key else width)
             raise CaptureError(f"{name} of layer {layer} has shape {tuple(value.shape[1:])} where {belongs} belongs")
-        if side in self._slots and stage not in _OF_SOURCE:
+        if side in self._slots and not stage.of_source:
             return (self.n_rows, *heads, slots, width)
         return (self.n_rows, *heads, value.shape[at], width)
 
@@ -262,12 +220,12 @@ class BatchBuffers:
             rows: The number of each row of the pass, for whoever gets the pieces.
         """
         name, _ = place
-        side, stage = side_of(name), stage_of(name)
-        if stage in _OF_SOURCE:
+        side, stage = side_of(name), _row(name)
+        if stage.of_source:
             kept = self._lengths["enc"]
         else:
             kept = self._slots[side].counts if side in self._slots else self._lengths[side]
-        widths = self._lengths["enc" if stage == CROSS_ATTN else side] if stage in _BY_KEY else None
+        widths = self._lengths["enc" if stage.part is CROSS else side] if stage.by_key else None
         return Pieces(self.sites[place].view.numpy(), tuple(rows), kept, widths)
 
     def row(self, place: Site, row: int) -> np.ndarray:
@@ -312,7 +270,7 @@ class BatchBuffers:
         limit = torch.finfo(self.dtype).max if largest is None else largest
         peaks = self.peaks()
         bad = [
-            (stage_of(name) in {FINAL, LOGITS}, layer, _ORDER.index(stage_of(name)), name)
+            (_row(name).behind_layers, layer, _row(name).order, name)
             for (name, layer), value in peaks.items()
             if not value <= limit
         ]
@@ -339,7 +297,7 @@ def peak(*pieces: np.ndarray) -> float:
 
 def _too_large(name: str, layer: int, value: float, limit: float) -> NonFiniteError:
     stage = stage_of(name)
-    where = stage if stage in _ONCE else f"{stage} of layer {layer}"
+    where = stage if STAGES[stage].once else f"{stage} of layer {layer}"
     if value != value or value == float("inf"):
         return NonFiniteError(
             f"The model computed {'NaN' if value != value else 'an infinite value'} in {where}. Its weights may be "

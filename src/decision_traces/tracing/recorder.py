@@ -14,22 +14,15 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from decision_traces.errors import CaptureError
-from decision_traces.format.arrays import (
-    ATTN_OUT,
-    CROSS_ATTN_OUT,
+from decision_traces.format.arrays import Side, site, stage_of
+from decision_traces.format.stages import (
     CROSS_PARTS,
     EMBED,
     FINAL,
     LOGITS,
-    MLP_ACT,
-    MLP_OUT,
     POST_ATTN,
-    POST_CROSS,
-    POST_MLP,
     SELF_PARTS,
-    Side,
-    site,
-    stage_of,
+    STAGES,
 )
 from decision_traces.model.discovery.intercept import AttentionCall, Watcher, watch_attention
 from decision_traces.model.discovery.softmax import watch_softmax
@@ -95,18 +88,10 @@ class Recorder:
                 yield from self._logits_tap(side)
 
     def _layer_taps(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[tuple[Tap, Handler]]:
-        plain = (
-            (ATTN_OUT, plan.attn_out),
-            (POST_CROSS, plan.post_cross),
-            (CROSS_ATTN_OUT, plan.cross_out),
-            (MLP_ACT, plan.mlp_act),
-            (MLP_OUT, plan.mlp_out),
-            (POST_MLP, plan.post_mlp),
-        )
         if (site(side, POST_ATTN), layer) in self.buffers.sites:
             yield from self._post_attn_taps(side, layer, plan)
-        for stage, tap in plain:
-            if tap is not None and (site(side, stage), layer) in self.buffers.sites:
+        for stage, tap in plan.taps().items():
+            if stage != POST_ATTN and (site(side, stage), layer) in self.buffers.sites:
                 yield tap, partial(self._put, site(side, stage), layer)
 
     def _post_attn_taps(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[tuple[Tap, Handler]]:
@@ -232,5 +217,5 @@ def sites_of_stack(side: Side, stack: Stack, stages: Sequence[str]) -> list[tupl
         (site(side, stage), layer)
         for stage in stages
         if stage not in stack.missing
-        for layer in ((0,) if stage in {EMBED, FINAL, LOGITS} else stack.layers_with(stage))
+        for layer in ((0,) if STAGES[stage].once else stack.layers_with(stage))
     ]

@@ -13,8 +13,8 @@ from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.moments import nan_mean
 from decision_traces.analysis.requirements import need_whole
 from decision_traces.errors import DataError, UsageError
-from decision_traces.format.arrays import EXAMPLE, HEAD, LAYER
 from decision_traces.format.lists import Spans
+from decision_traces.format.stages import EXAMPLE, HEAD, LAYER
 from decision_traces.store import TraceStore, rows_per_step
 
 ATTENTION_ARRAYS: Final = ("dec_self_attn", "enc_self_attn", "enc_mc_attn")

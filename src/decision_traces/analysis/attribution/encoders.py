@@ -22,7 +22,8 @@ from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress
 from decision_traces.errors import ModelError, UnsupportedArchitecture, UsageError
-from decision_traces.format.arrays import EMBED, FINAL, POST_ATTN, POST_MLP, site
+from decision_traces.format.arrays import site
+from decision_traces.format.stages import EMBED, FINAL, POST_ATTN, POST_MLP
 from decision_traces.model.choice_head import ChoiceHead, choice_head
 from decision_traces.model.discovery.probe import find_anatomy
 from decision_traces.model.load import LoadedModel

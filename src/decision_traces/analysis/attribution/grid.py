@@ -31,7 +31,7 @@ from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Point, Progress, path_of
 from decision_traces.errors import ModelError
-from decision_traces.format.arrays import EXAMPLE, HEAD, LAYER
+from decision_traces.format.stages import EXAMPLE, HEAD, LAYER
 from decision_traces.store import TraceStore
 
 _ROUNDINGS: Final = 16  # how many roundings a sum may be off before it is an error, as in `attribution`

@@ -23,7 +23,7 @@ from decision_traces.analysis.requirements import need_whole, refuse_cross_atten
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, parts, path_of
 from decision_traces.errors import UnsupportedArchitecture
-from decision_traces.format.arrays import V
+from decision_traces.format.stages import V
 from decision_traces.model.load import LoadedModel
 from decision_traces.store import TraceStore
 

@@ -15,7 +15,8 @@ from decision_traces.analysis.results import ChoiceRace
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Progress
 from decision_traces.errors import UsageError
-from decision_traces.format.arrays import DEPTH, EXAMPLE, UNEMBED_DIR
+from decision_traces.format.arrays import UNEMBED_DIR
+from decision_traces.format.stages import DEPTH, EXAMPLE
 from decision_traces.model.choice_head import ChoiceHead, choice_head, holds_choice_head, load_choice_head
 from decision_traces.model.discovery.probe import find_anatomy
 from decision_traces.store import TraceStore

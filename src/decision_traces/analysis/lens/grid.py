@@ -15,7 +15,7 @@ from decision_traces.analysis.lens.unembedding import Unembedding
 from decision_traces.analysis.lens.vocabulary import Vocabulary, in_order, in_strips
 from decision_traces.analysis.places import Block, Places, block_of, places_of
 from decision_traces.analysis.states import Point, Progress, path_of
-from decision_traces.format.arrays import DEPTH, EXAMPLE
+from decision_traces.format.stages import DEPTH, EXAMPLE
 from decision_traces.memory import freed_memory_kept
 from decision_traces.store import TraceStore
 

@@ -18,18 +18,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from decision_traces.errors import UnsupportedArchitecture
-from decision_traces.format.arrays import (
+from decision_traces.format.arrays import Side, Task
+from decision_traces.format.stages import (
     ATTN_OUT,
+    CROSS,
     CROSS_ATTN_OUT,
     CROSS_PARTS,
+    MLP,
     MLP_ACT,
     MLP_OUT,
     POST_ATTN,
     POST_CROSS,
+    SELF,
     SELF_PARTS,
     PostAttn,
-    Side,
-    Task,
+    checked_by,
+    stages_of,
 )
 from decision_traces.model.discovery.dataflow import AttentionNode, Dataflow, ModuleCall, record_forward
 from decision_traces.model.discovery.layers import Layer, LayerFinder
@@ -145,14 +149,14 @@ class _StackFinder:
         final, norm = self._final(d_model)
         plans = [self._plan(i, layer) for i, layer in enumerate(self.layers)]
         if not any(p.attention for p in plans):
-            for stage in (*SELF_PARTS, POST_ATTN, ATTN_OUT, MLP_OUT, MLP_ACT):
+            for stage in stages_of(SELF, MLP):
                 self.missing.setdefault(stage, "no layer has attention that could be seen")
         kinds = sorted({p.post_attn_kind for p in plans if p.attention and POST_ATTN not in self.missing})
         if len(kinds) > 1:
             self.missing[POST_ATTN] = f"its layers differ in where attention writes ({', '.join(kinds)})"
         self._note_gaps(plans)
         d_mlp = self._d_mlp(plans)
-        return Stack(self.side, tuple(plans), final, norm, d_model, d_mlp, self.missing)
+        return Stack(self.side, tuple(plans), final, norm, d_model, d_mlp, missing=self.missing)
 
     # -- layers ---------------------------------------------------------------------------------------------
 
@@ -184,15 +188,15 @@ class _StackFinder:
         """Return the plan of a layer with more than one attention of a kind: its stream alone."""
         kind = "self-attention" if len(nodes[False]) > 1 else "cross-attention"
         reason = f"layer {layer.name!r} has {max(map(len, nodes.values()))} calls of {kind}, not one"
-        stages = (*SELF_PARTS, *(CROSS_PARTS if self.others else ()), POST_ATTN, ATTN_OUT, MLP_OUT, MLP_ACT)
+        stages = (*SELF_PARTS, *(CROSS_PARTS if self.others else ()), *stages_of(SELF, MLP))
         self.missing |= dict.fromkeys(stages, reason)
         return LayerPlan(pre_attn=layer.pre, post_mlp=layer.post)
 
     def _refuse(self, plan: LayerPlan, reason: str) -> None:
-        own = (POST_ATTN, ATTN_OUT) if plan.attention else ()
-        crossing = (POST_CROSS, CROSS_ATTN_OUT) if plan.cross else ()
-        for stage in (*own, *crossing, *((MLP_OUT, MLP_ACT) if own or crossing else ())):
-            self.missing.setdefault(stage, reason)
+        attending = [part for part in (SELF, CROSS) if plan.has(part)]
+        for part in (*attending, *((MLP,) if attending else ())):
+            for stage in checked_by("state", "write", "neurons", part=part):
+                self.missing.setdefault(stage, reason)
 
     def _crosses(self, node: AttentionNode) -> bool:
         return bool(self.others) and self.side == "dec" and self.whole.layers.is_cross(node, self.layers)

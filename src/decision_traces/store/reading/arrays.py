@@ -16,8 +16,9 @@ from zarr import Array
 
 from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import PlainFolder, plain_files
-from decision_traces.format.arrays import (
-    ATTN,
+from decision_traces.format.arrays import TOKENS_FILE, ArraySpec, Dims
+from decision_traces.format.lists import Spans
+from decision_traces.format.stages import (
     CHOICE,
     DEPTH,
     EXAMPLE,
@@ -28,11 +29,7 @@ from decision_traces.format.arrays import (
     POSITION,
     QUERY,
     SOURCE,
-    TOKENS_FILE,
-    ArraySpec,
-    Dims,
 )
-from decision_traces.format.lists import Spans
 from decision_traces.store.files.folder import FileRecord, inode_of, problem_of
 from decision_traces.store.files.zarr_files import MOST_PER_BYTE, open_zarr, refuse_chunk_file
 from decision_traces.store.reading.slots import Slots
@@ -285,7 +282,7 @@ class StoredArray:
     @property
     def causal(self) -> bool:
         """Whether no query attends to a later key: the self-attention of a decoder."""
-        return self.spec.stage == ATTN and self.spec.side == "dec"
+        return self.spec.causal
 
     def _damage(self, box: Box, error: BaseException) -> DamagedRunError:
         """Find the first row of a box that does not decode, or else the first file, and name it."""

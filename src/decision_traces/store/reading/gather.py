@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from decision_traces.errors import DamagedRunError, SelectionError, UsageError
-from decision_traces.format.arrays import CHOICE, EXAMPLE, SOURCE
+from decision_traces.format.stages import CHOICE, EXAMPLE, SOURCE
 from decision_traces.store.reading.arrays import StoredArray
 from decision_traces.store.reading.examples import Examples
 from decision_traces.store.reading.selection import Index, checked_index

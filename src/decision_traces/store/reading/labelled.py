@@ -7,7 +7,7 @@ import xarray
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from decision_traces.format.arrays import D_HEAD, D_MLP, D_MODEL, D_VALUE, EXAMPLE, VOCAB
+from decision_traces.format.stages import D_HEAD, D_MLP, D_MODEL, D_VALUE, EXAMPLE, VOCAB
 from decision_traces.store.reading.arrays import StoredArray
 from decision_traces.store.reading.examples import Examples
 

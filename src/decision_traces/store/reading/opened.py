@@ -17,19 +17,11 @@ from decision_traces.errors import (
     UncertifiedWarning,
     UsageError,
 )
-from decision_traces.format.arrays import (
-    ARRAYS,
-    CROSS_STAGES,
-    KEY,
-    OUTCOMES_FILE,
-    SOURCE,
-    TOKENS_FILE,
-    ArraySpec,
-    Side,
-)
+from decision_traces.format.arrays import ARRAYS, OUTCOMES_FILE, TOKENS_FILE, ArraySpec, Side
 from decision_traces.format.columns import RUN_COLUMNS, TOKEN_COLUMNS
 from decision_traces.format.lists import Spans
 from decision_traces.format.meta import RunMeta
+from decision_traces.format.stages import KEY, SOURCE
 from decision_traces.paths import portable_path
 from decision_traces.printable import printable
 from decision_traces.store.files.conform import check_outcomes_of
@@ -251,7 +243,7 @@ class OpenRun(RunSizes):
         everything = axis in {KEY, SOURCE} or self._told(spec.side) is None
         if not everything:
             return self._side_slots(spec.side)
-        side: Side = "enc" if axis in {KEY, SOURCE} and spec.stage in CROSS_STAGES else spec.side
+        side: Side = "enc" if axis in {KEY, SOURCE} and spec.across else spec.side
         array, spans = self.array(spec.name), self.spans_of(side)
         self._check_spans(spans, array.shape[: spans.start.ndim], array.size(axis))
         return Slots("all", array.size(axis), spans)

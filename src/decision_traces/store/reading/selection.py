@@ -7,19 +7,16 @@ from typing import Final
 import numpy as np
 
 from decision_traces.errors import NotCapturedError, SelectionError, UsageError
-from decision_traces.format.arrays import (
+from decision_traces.format.arrays import ArraySpec, Dims
+from decision_traces.format.meta import RunMeta
+from decision_traces.format.stages import (
     CHOICE,
-    CROSS_STAGES,
     DEPTH,
     HEAD,
     KV_HEAD,
     LAYER,
-    MLP_STAGES,
-    SELF_STAGES,
-    ArraySpec,
-    Dims,
+    STAGES,
 )
-from decision_traces.format.meta import RunMeta
 from decision_traces.store.reading.arrays import StoredArray
 
 ExampleKey = str | int | np.integer
@@ -31,9 +28,9 @@ SIDES: Final = ("dec", "enc")
 KINDS: Final = ("self", "cross")
 PREDICTIONS: Final = ("next", "after")
 WHICH: Final = ("q", "k", "v")
-STAGES: Final[Mapping[str, tuple[str, ...]]] = {
-    "dec": ("pre_attn", "post_attn", "post_cross", "post_mlp"),
-    "enc": ("pre_attn", "post_attn", "post_mlp"),
+RESID_STAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    side: tuple(s.name for s in STAGES.values() if s.capture == "resid" and not s.once and side in s.prefixes)
+    for side in SIDES
 }
 
 
@@ -141,15 +138,12 @@ def _place(array: StoredArray, axis: str, number: int, name: str) -> int:
 
 def layers_that_have(spec: ArraySpec, dims: Dims) -> str | None:
     """Say which layers of a hybrid model have what an array holds; None where all have."""
-    for stages, layers, what in (
-        (SELF_STAGES, dims.attention_layers, "self-attention"),
-        (CROSS_STAGES, dims.cross_layers, "cross-attention"),
-        (MLP_STAGES, dims.mlp_layers, "an MLP"),
-    ):
-        if spec.stage in stages and layers is not None:
-            verb = "has" if len(layers) == 1 else "have"
-            return f"only {_counted('layers', layers, 'and')} of this model {verb} {what}"
-    return None
+    part = STAGES[spec.stage].part
+    layers = None if part is None else dims.having(part)
+    if part is None or layers is None:
+        return None
+    verb = "has" if len(layers) == 1 else "have"
+    return f"only {_counted('layers', layers, 'and')} of this model {verb} {part.words}"
 
 
 def _counted(noun: str, numbers: Sequence[int], last: str = "") -> str:
@@ -186,7 +180,7 @@ def not_captured(spec: ArraySpec, stored: Sequence[str], about: RunMeta) -> NotC
     """
     if spec.name in about.missing:
         return NotCapturedError(f"This run has no {spec.name}: {about.missing[spec.name]}")
-    if spec.stage in CROSS_STAGES and about.arch != "encdec":
+    if spec.across and about.arch != "encdec":
         return NotCapturedError(f"This run has no {spec.name}: only encoder-decoder runs have cross-attention.")
     has = ", ".join(stored) or "no arrays"
     asked, own = _family(spec.name), sorted({_family(name) for name in stored})

@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 
 from decision_traces.errors import RunError, UsageError
-from decision_traces.format.arrays import (
-    ARRAYS,
+from decision_traces.format.arrays import ARRAYS, Dims, Side
+from decision_traces.format.meta import RunMeta
+from decision_traces.format.stages import (
     CHOICE,
     D_HEAD,
     D_MODEL,
@@ -17,10 +18,7 @@ from decision_traces.format.arrays import (
     LAYER,
     POSITION,
     QUERY,
-    Dims,
-    Side,
 )
-from decision_traces.format.meta import RunMeta
 from decision_traces.store.reading.arrays import StoredArray
 from decision_traces.store.reading.examples import Examples
 from decision_traces.store.reading.selection import SIDES, checked_word

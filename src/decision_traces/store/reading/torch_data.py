@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.utils.data
 
-from decision_traces.format.arrays import EXAMPLE
+from decision_traces.format.stages import EXAMPLE
 
 if TYPE_CHECKING:
     from decision_traces.store.reading.trace_store import TraceStore

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from decision_traces.errors import RunError, UsageError
-from decision_traces.format.arrays import CHOICE, EXAMPLE, HEAD, KEY, SOURCE
 from decision_traces.format.columns import outcome_of
+from decision_traces.format.stages import CHOICE, EXAMPLE, HEAD, KEY, SOURCE
 from decision_traces.store.files.runs import list_runs
 from decision_traces.store.reading.arrays import StoredArray
 from decision_traces.store.reading.examples import ENCODINGS
@@ -17,8 +17,8 @@ from decision_traces.store.reading.gather import Position, gather
 from decision_traces.store.reading.opened import OpenRun
 from decision_traces.store.reading.selection import (
     PREDICTIONS,
+    RESID_STAGES,
     SIDES,
-    STAGES,
     WHICH,
     ExampleKey,
     Index,
@@ -145,7 +145,7 @@ class TraceStore(OpenRun):
         `stage` is `pre_attn` (input of the layer), `post_attn`, `post_cross` (decoders with cross-attention) or
         `post_mlp` (output of the layer).
         """
-        name = f"{checked_word(side, SIDES, 'side')}_res_{checked_word(stage, STAGES[side], 'stage')}"
+        name = f"{checked_word(side, SIDES, 'side')}_res_{checked_word(stage, RESID_STAGES[side], 'stage')}"
         return self._read(name, eid, layer, trim=trim)
 
     def resid_embed(self, eid: ExampleKey, side: str = "dec", *, trim: bool = False) -> Trace:
@@ -195,7 +195,7 @@ class TraceStore(OpenRun):
         trim: bool = False,
     ) -> Trace:
         """Return the residual stream of one choice; see `resid`."""
-        name = f"enc_mc_res_{checked_word(stage, STAGES['enc'], 'stage')}"
+        name = f"enc_mc_res_{checked_word(stage, RESID_STAGES['enc'], 'stage')}"
         return self._read(name, eid, layer, choice=choice_idx, trim=trim)
 
     def mcq_resid_embed(self, eid: ExampleKey, choice_idx: Index, *, trim: bool = False) -> Trace:

@@ -15,7 +15,8 @@ import numpy as np
 from crc32c import crc32c
 from numcodecs import Zstd  # type: ignore[import-untyped]
 
-from decision_traces.format.arrays import ATTN, CHOICE, ArraySpec
+from decision_traces.format.arrays import ArraySpec
+from decision_traces.format.stages import CHOICE
 from decision_traces.pieces import Pieces
 from decision_traces.store.files.folder import FileRecord
 from decision_traces.store.shards.appender import Appender
@@ -121,7 +122,7 @@ class ShardFile:
 def frame_maker(layout: RunLayout, spec: ArraySpec) -> FrameMaker:
     """Return what makes the frames of an array's chunks."""
     whole = layout.dims_of(spec).positions == "all"
-    return FrameMaker(layout.room(spec), causal=spec.stage == ATTN and spec.side == "dec" and whole)
+    return FrameMaker(layout.room(spec), causal=spec.causal and whole)
 
 
 def _compressed(chunk: np.ndarray) -> Frame:

@@ -1,17 +1,16 @@
 """Checks that arrays of the same tensors agree: pre_attn[l+1] == post_mlp[l], hidden[l] == pre_attn[l]."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError
-from decision_traces.format.arrays import DEPTH, EXAMPLE, LAYER
+from decision_traces.format.arrays import Site
+from decision_traces.format.stages import DEPTH, EXAMPLE, LAYER, STAGES
 from decision_traces.store.reading.arrays import StoredArray
 from decision_traces.store.validate.checks import Tally
 from decision_traces.store.validate.values import tile_shape
-
-_PAIRS = (("pre_attn", "post_mlp"), ("hidden", "pre_attn"), ("pre_attn", "embed"), ("hidden", "post_mlp"))
 
 
 def check_chain(arrays: dict[str, StoredArray], ids: list[str], step: Callable[[int], None]) -> Iterator[CheckResult]:
@@ -22,26 +21,27 @@ def check_chain(arrays: dict[str, StoredArray], ids: list[str], step: Callable[[
         ids: example_id of each row.
         step: Called with the uncompressed bytes of each comparison.
     """
-    for first, second in _PAIRS:
-        for a in (x for x in arrays.values() if x.spec.stage == first):
-            for b in (x for x in arrays.values() if x.spec.stage == second and _side(x) == _side(a)):
-                same = _same(a, b)
-                if first == "hidden" and second == "post_mlp":
-                    # Of all but a selection of layers, the other pairs say it already.
-                    same = same if a.dims is not None and a.dims.layers is not None else []
-                if same:
-                    yield _compare(a, b, same, ids, step)
+    for (first, second), same in _repeated(arrays.values()).items():
+        yield _compare(arrays[first], arrays[second], same, ids, step)
 
 
-def _same(a: StoredArray, b: StoredArray) -> list[tuple[int, int]]:
-    """Return the indices on the layer axes of two arrays at which the same tensor stands in both."""
-    layered = a if _layer_axis(a) else b
-    axis = _layer_axis(layered)
-    if axis is None:
-        return []
-    n_layers = layered.whole(axis) - (axis == DEPTH)
-    first, second = ([x.spec.source(n, n_layers) for n in _numbers(x)] for x in (a, b))
-    return [(i, j) for i, one in enumerate(first) for j, other in enumerate(second) if one == other]
+def _repeated(arrays: Iterable[StoredArray]) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    """Return for two arrays the indices on their layer axes at which the first repeats a tensor of the second.
+
+    Of several arrays that hold the same tensor, each is paired with the one before it: that says all of it.
+    """
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    holder: dict[tuple[str, Site], tuple[str, int]] = {}
+    for array in sorted(arrays, key=lambda array: len(STAGES[array.spec.stage].made_of)):
+        axis = _layer_axis(array)
+        n_layers = 0 if axis is None else array.whole(axis) - (axis == DEPTH)
+        for index, number in enumerate(_numbers(array)):
+            tensor = (_side(array), array.spec.source(number, n_layers))
+            if tensor in holder:
+                before, at = holder[tensor]
+                found.setdefault((array.spec.name, before), []).append((index, at))
+            holder[tensor] = array.spec.name, index
+    return found
 
 
 def _numbers(array: StoredArray) -> tuple[int, ...]:
@@ -65,7 +65,9 @@ def _picks(array: StoredArray, layer: int, start: int, stop: int) -> dict[str, i
 def _compare(
     a: StoredArray, b: StoredArray, same: list[tuple[int, int]], ids: list[str], step: Callable[[int], None]
 ) -> CheckResult:
-    shift = "[l+1]" if b.spec.stage == "post_mlp" else "[0]" if b.spec.stage == "embed" else "[l]"
+    i, j = same[0]
+    behind = _numbers(a)[i] - _numbers(b)[j]
+    shift = "[0]" if _layer_axis(b) is None else "[l+1]" if behind else "[l]"
     name = f"{a.spec.stage}{shift} == {b.spec.stage}" + ("[l]" if _layer_axis(b) else "")
     tally, linked = Tally(name, f"{a.spec.name}, {b.spec.name}", "largest difference"), 0
     if a.shape[0] != b.shape[0] or a.shape[-1] != b.shape[-1]:

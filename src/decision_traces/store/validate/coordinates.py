@@ -10,7 +10,7 @@ import numpy as np
 from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import PlainFolder, refuse_strange_inside
-from decision_traces.format.arrays import DEPTH, HEAD, KV_HEAD, LAYER, POSITION, QUERY
+from decision_traces.format.stages import DEPTH, HEAD, KV_HEAD, LAYER, POSITION, QUERY
 from decision_traces.store.files.zarr_files import open_zarr
 from decision_traces.store.reading.arrays import DECODE_ERRORS, StoredArray
 from decision_traces.store.reading.opened import OpenRun

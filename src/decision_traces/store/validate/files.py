@@ -14,21 +14,16 @@ from decision_traces.errors import DamagedRunError
 from decision_traces.folders.plain import PlainFolder, strange_files
 from decision_traces.format.arrays import (
     ARRAYS,
-    CROSS_STAGES,
-    D_HEAD,
-    D_VALUE,
-    DEPTH,
     INDEX_FILE,
-    LAYER,
     MANIFEST_FILE,
     META_FILE,
     OUTCOMES_FILE,
     ArraySpec,
-    Prefix,
     Side,
     arrays_for,
 )
 from decision_traces.format.meta import FIRST_FORMAT, OUR_FORMAT, RunMeta
+from decision_traces.format.stages import D_HEAD, D_VALUE, DEPTH, LAYER, Prefix
 from decision_traces.store.files.folder import (
     FileRecord,
     inode_of,
@@ -177,7 +172,7 @@ def promised(about: RunMeta) -> set[str]:
     choices = about.n_choices is not None
     prefixes: list[Prefix] = ["enc_mc" if side == "enc" and choices else side for side in sides]
     specs = [spec for prefix in prefixes for spec in arrays_for(prefix, about.capture)]
-    of_capture = {s.name for s in specs if about.arch == "encdec" or s.stage not in CROSS_STAGES}
+    of_capture = {s.name for s in specs if about.arch == "encdec" or not s.across}
     return (of_capture | set(about.arrays)) - set(about.missing)
 
 
@@ -188,7 +183,7 @@ def check_presence(store: OpenRun) -> Iterator[CheckResult]:
     for spec in (ARRAYS[name] for name in store.stored()):
         if spec.name in about.missing:
             found.append((spec.name, "there, though meta.json says that it is missing"))
-        elif spec.stage in CROSS_STAGES and about.arch != "encdec":
+        elif spec.across and about.arch != "encdec":
             found.append((spec.name, "there, though only encoder-decoders have cross-attention"))
         elif about.sides and spec.side not in about.sides:
             found.append((spec.name, f"there, though meta.json has no side {spec.side}"))

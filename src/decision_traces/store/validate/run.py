@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError, UsageError
-from decision_traces.format.arrays import KEY, META_FILE, OUTCOMES_FILE, TOKENS_FILE
+from decision_traces.format.arrays import META_FILE, OUTCOMES_FILE, TOKENS_FILE
 from decision_traces.format.columns import POSITION_COLUMNS
 from decision_traces.format.lists import Spans
+from decision_traces.format.stages import KEY
 from decision_traces.paths import portable_path
 from decision_traces.store.files.table import read_table
 from decision_traces.store.reading.arrays import StoredArray

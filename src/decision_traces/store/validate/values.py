@@ -14,14 +14,22 @@ from jaxtyping import Bool, Float, Int64, UInt
 
 from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError
-from decision_traces.format.arrays import ATTN, CHOICE, CROSS_ATTN, DEPTH, EXAMPLE, HEAD, KEY, KV_HEAD, LAYER, SOURCE
+from decision_traces.format.stages import (
+    CHOICE,
+    DEPTH,
+    EXAMPLE,
+    HEAD,
+    KEY,
+    KV_HEAD,
+    LAYER,
+    SOURCE,
+)
 from decision_traces.store.reading.arrays import RESTORE, StoredArray
 from decision_traces.store.reading.slots import Slots
 from decision_traces.store.validate.checks import Tally
 
 TILE_BYTES: Final = 16 << 20
 READ_BYTES: Final = 256 << 20
-_ATTENTION: Final = (ATTN, CROSS_ATTN)
 
 SlotsOf = Mapping[str, Slots]
 """What stands on each position axis of an array (key axes too), by name."""
@@ -154,7 +162,7 @@ def promises(array: StoredArray, *, row_sums: float | None, padding_promised: bo
     if with_tokens:
         tally = Tally("padding is zero", name, "largest value at a padded slot")
         result.append(Promise(padding, 0.0 if padding_promised else np.inf, tally))
-    if with_tokens and row_sums is not None and array.spec.stage in _ATTENTION:
+    if with_tokens and row_sums is not None and KEY in array.spec.axes:
         tally = Tally("attention rows sum to 1", name, f"|sum − 1|, allowed {row_sums:.2g}")
         result.append(Promise(sums_of_rows, row_sums, tally))
     if array.causal:
@@ -207,7 +215,7 @@ def check_values(
     if slots is None:
         reason = "no token table that fits the array"
         results.append(CheckResult("padding is zero", False, where=name, detail=reason, array=name))
-    if array.spec.stage in _ATTENTION and row_sums is None:
+    if KEY in array.spec.axes and row_sums is None:
         reason = "not checked: the model's rows need not sum to 1 (attention_rows_sum_to_one is false)"
         results.append(CheckResult("attention rows sum to 1", True, where=name, detail=reason, array=name))
     return results, checks[0].tally.worst or 0.0

@@ -6,21 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from decision_traces.format.arrays import (
-    CHOICE,
-    DEPTH,
-    EXAMPLE,
-    HEAD,
-    KV_HEAD,
-    LAYER,
-    POSITION,
-    QUERY,
-    ArraySpec,
-    Dims,
-    Side,
-    Site,
-    StorageDtype,
-)
+from decision_traces.format.arrays import ArraySpec, Dims, Side, Site, StorageDtype
+from decision_traces.format.stages import CHOICE, DEPTH, EXAMPLE, HEAD, KV_HEAD, LAYER, POSITION, QUERY
 
 SMALL_CHUNK: Final = 32 << 10
 """Bytes below which one example at one layer is no chunk of its own."""

@@ -8,7 +8,8 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from decision_traces.format.arrays import ATTN, CROSS_ATTN, CROSS_PARTS, HEAD_OUT, SELF_PARTS, K, Q, Side, V, site
+from decision_traces.format.arrays import Side, site
+from decision_traces.format.stages import ATTN, CROSS_ATTN, CROSS_PARTS, HEAD_OUT, SELF_PARTS, K, Q, V
 from decision_traces.model.structure import AttentionPlan
 from decision_traces.tracing.self_check.check import Check, Proof, relative_difference, side_words, within
 

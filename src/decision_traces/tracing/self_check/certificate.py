@@ -12,28 +12,15 @@ import numpy as np
 import torch
 
 from decision_traces.errors import CaptureError
-from decision_traces.format.arrays import (
-    ATTN,
-    ATTN_OUT,
-    CROSS_ATTN,
-    CROSS_ATTN_OUT,
-    CROSS_HEAD_OUT,
-    CROSS_PARTS,
-    CROSS_V,
-    EMBED,
-    FINAL,
-    HEAD_OUT,
+from decision_traces.format.arrays import Side, side_of, site, stage_of
+from decision_traces.format.stages import (
+    CHECKED,
+    HALVES,
     MLP_ACT,
     MLP_OUT,
-    POST_ATTN,
-    POST_CROSS,
-    POST_MLP,
-    SELF_PARTS,
-    Side,
-    V,
-    side_of,
-    site,
-    stage_of,
+    STAGES,
+    STREAM,
+    checked_by,
 )
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
@@ -49,10 +36,7 @@ ROWS: Final = 3
 CANDIDATES: Final = 32
 TOKENS: Final = 32
 
-_STREAM: Final = (EMBED, POST_MLP, FINAL)
-_HALVES: Final = (POST_ATTN, ATTN_OUT, POST_CROSS, CROSS_ATTN_OUT, MLP_OUT)
-_ATTENTION: Final = (*SELF_PARTS, *CROSS_PARTS)
-_PROBABILITIES: Final = frozenset({ATTN, CROSS_ATTN})
+_ATTENTION: Final = frozenset(checked_by("attention"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +163,7 @@ def prove(
 def stages_to_prove(loaded: LoadedModel, missing: Any) -> list[str]:
     """Return every stage that a model can be asked for under its present attention implementation."""
     eager = loaded.attention == "eager"
-    wanted = (*_STREAM, *_HALVES, MLP_ACT, *(s for s in _ATTENTION if eager or s not in _PROBABILITIES))
-    return [stage for stage in wanted if stage not in missing]
+    return [s for s in CHECKED if s not in missing and (eager or not STAGES[s].needs_eager)]
 
 
 def require(certificate: Certificate, model_name: str) -> None:
@@ -265,10 +248,8 @@ class _Certifier:
         wanted: dict[Side, list[str]] = {}
         for side, stack in self.anatomy.stacks.items():
             own = [stage_of(name) for name in self.sites if side_of(name) == side]
-            stages = dict.fromkeys([*own, *_STREAM, *_HALVES])
-            for attention, value, out in ((ATTN, V, HEAD_OUT), (CROSS_ATTN, CROSS_V, CROSS_HEAD_OUT)):
-                if attention in stages:
-                    stages |= dict.fromkeys([value, out])
+            stages = dict.fromkeys([*own, *STREAM, *HALVES])
+            stages |= dict.fromkeys(s for stage in tuple(stages) for s in STAGES[stage].checked_with)
             wanted[side] = [stage for stage in stages if stage not in stack.missing]
         return wanted
 
@@ -292,7 +273,7 @@ class _Certifier:
 
     def _interventions(self, proof: Proof, batch: TokenBatch) -> Iterator[Check]:
         stages = {
-            side: [s for s in (*_STREAM, *_HALVES) if s not in stack.missing]
+            side: [s for s in (*STREAM, *HALVES) if s not in stack.missing]
             for side, stack in self.anatomy.stacks.items()
         }
         without = record(self.loaded, self.anatomy, self._places(stages), batch, zeroed)
@@ -302,7 +283,7 @@ class _Certifier:
             if side not in self._with_neurons():
                 continue
             names = [layer.mlp_last for layer in stack.layers if layer.mlp_last]
-            places = sites_of_stack(side, stack, (*_STREAM, MLP_OUT))
+            places = sites_of_stack(side, stack, (*STREAM, MLP_OUT))
             with silenced(self.loaded.model, names):
                 silent = record(self.loaded, self.anatomy, places, batch, lambda _call: None)
             yield stream_checks.neurons(proof, silent, side)
@@ -333,7 +314,7 @@ class _Certifier:
         """In float32, run each row by itself: its stream is the same as in the batch, up to the order of sums."""
         if proof.dtype != torch.float32:
             return
-        places = self._places({side: list(_STREAM) for side in self.anatomy.stacks})
+        places = self._places({side: list(STREAM) for side in self.anatomy.stacks})
         alone = [record(self.loaded, self.anatomy, places, make_batch([0], [r], self.pad)) for r in self.rows]
         yield from stream_checks.alone(proof, alone)
 
@@ -341,7 +322,7 @@ class _Certifier:
         """Run an encoder-decoder's texts with other second halves of their targets."""
         if len(self.anatomy.stacks) < 2:
             return
-        places = sites_of_stack("dec", self.anatomy.stacks["dec"], _STREAM[:2])
+        places = sites_of_stack("dec", self.anatomy.stacks["dec"], STREAM[:2])
         others = [row if row.target is None else replace(row, target=_other_end(row.target)) for row in self.rows]
         changed = record(self.loaded, self.anatomy, places, make_batch(range(len(others)), others, self.pad))
         yield stream_checks.causal(proof, [(range(len(others)), changed)])
@@ -351,9 +332,9 @@ class _Certifier:
     def _attention(self, proof: Proof) -> Iterator[Check]:
         """Prove attention from its probabilities; without them, where it is torch's own, from q, k and v by hand."""
         captured = {stage_of(name) for name in self.sites}
-        if captured & _PROBABILITIES:
+        if any(STAGES[stage].by_key for stage in captured):
             yield from attention_checks.attention(proof, self.sites)
-        elif captured & set(_ATTENTION):
+        elif captured & _ATTENTION:
             if all(by_hand is None for by_hand in proof.together.fused):
                 self.notes.append(
                     "q, k and v were not proved: neither probabilities nor torch's own attention are seen"

@@ -7,16 +7,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from decision_traces.format.arrays import EMBED, FINAL, POST_MLP, Side, stage_of
+from decision_traces.format.arrays import Side, stage_of
+from decision_traces.format.stages import STREAM
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
 from decision_traces.tracing.self_check.evidence import Pass
 
 TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Largest difference allowed, relative per element (see `relative_difference`); a few hundred roundings."""
-
-_CORE: Final = frozenset({EMBED, POST_MLP, FINAL})
-"""Without these there is no trace: a check that fails on them condemns the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,8 @@ def exact(name: str, a: Tensor | None, b: Tensor | None) -> Check:
 
 def within(name: str, worst: float, allowed: float, condemns: Sequence[str] = ()) -> Check:
     """Return the check of a figure against what is allowed."""
-    return Check(name, worst, allowed, worst <= allowed, tuple(c for c in condemns if stage_of(c) not in _CORE))
+    # Without the stream there is no trace: a check that fails on it condemns the whole model.
+    return Check(name, worst, allowed, worst <= allowed, tuple(c for c in condemns if stage_of(c) not in STREAM))
 
 
 def side_words(side: Side, proof: Proof) -> str:

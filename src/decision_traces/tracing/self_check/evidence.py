@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decision_traces.format.arrays import EMBED, LOGITS, POST_MLP, Dims, Side, site, stage_of
+from decision_traces.format.arrays import Dims, Side, site, stage_of
+from decision_traces.format.stages import EMBED, LOGITS, POST_MLP
 from decision_traces.model.discovery.intercept import AttentionCall
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy, Stack
@@ -66,6 +67,7 @@ def stack_dims(stack: Stack, rows: int, n_positions: int, n_source: int = 0) -> 
         d_value=max((p.d_value for p in plans), default=0),
         d_model=stack.d_model,
         d_mlp=stack.d_mlp,
+        widths=stack.widths,
         n_positions=n_positions,
         n_source=n_source,
     )

@@ -8,7 +8,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from decision_traces.format.arrays import (
+from decision_traces.format.arrays import Side, side_of, site, stage_of
+from decision_traces.format.stages import (
     ATTN_OUT,
     CROSS_ATTN_OUT,
     FINAL,
@@ -17,10 +18,6 @@ from decision_traces.format.arrays import (
     POST_ATTN,
     POST_CROSS,
     POST_MLP,
-    Side,
-    side_of,
-    site,
-    stage_of,
 )
 from decision_traces.model.structure import LayerPlan
 from decision_traces.tokens import TokenBatch

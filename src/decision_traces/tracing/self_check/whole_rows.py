@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from decision_traces.format.arrays import FINAL, site
+from decision_traces.format.arrays import site
+from decision_traces.format.stages import FINAL
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
 from decision_traces.tokens import Encoding, make_batch
