@@ -27,7 +27,7 @@ from decision_traces import TraceStore
 from decision_traces.analysis.grids import CONTRIBUTION_GRID, LENS_GRID, Grid
 from decision_traces.errors import ResultError, SelectionError, UsageError
 from decision_traces.extract.answer import AnswerConfig, extract_answers
-from decision_traces.format.arrays import RECORD_FILE
+from decision_traces.format.analyses import RECORD_FILE
 from decision_traces.page import resources
 from decision_traces.page.app import create_app
 from decision_traces.page.bundle import write_bundle

@@ -170,6 +170,18 @@ def test_results_of_two_runs_do_not_share_a_folder(run: Path, tmp_path: Path) ->
     put(run, 3, out=tmp_path / "kept")
 
 
+def test_a_run_says_what_was_computed_on_it_and_what_computes_the_rest(run: Path) -> None:
+    put(run, 1)
+    put(run, 1, "attention")
+    (run / "analysis" / "attention" / "depth.parquet").write_bytes(b"")
+    found = TraceStore(run).analyses()
+    assert list(found) == ["lens", "attribution", "attention", "compare", "compare_by"]
+    assert found["lens"].computed and found["lens"].files == ("depth.parquet", "lens.zarr/zarr.json")
+    assert not found["attribution"].computed and not found["attribution"].problem
+    assert str(found["compare_by"]) == f"Not computed yet. `decision-traces compare --by COLUMN {run}` computes it."
+    assert not found["attention"].computed and "depth.parquet is no file of" in found["attention"].problem
+
+
 def test_results_that_are_not_there_do_not_hold(run: Path, tmp_path: Path) -> None:
     (failed,) = failures(validate_run(run, results=tmp_path / "nothing"))
     assert "no result lies there" in failed.detail

@@ -19,6 +19,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from decision_traces.errors import DamagedRunError, first_line
 from decision_traces.folders.plain import PlainFolder
+from decision_traces.format.analyses import CONTRIBUTION_GRID, LENS_GRID, WORDS_TABLE
 from decision_traces.format.stages import DEPTH, EXAMPLE, HEAD, LAYER
 from decision_traces.store import (
     DECODE_ERRORS,
@@ -32,9 +33,6 @@ from decision_traces.store import (
     write_table,
 )
 
-LENS_GRID: Final = "lens.zarr"
-CONTRIBUTION_GRID: Final = "contributions.zarr"
-WORDS_FILE: Final = "words.parquet"
 SLOT, CANDIDATE, TOP, PART = "slot", "candidate", "top", "part"
 _SHARD_BYTES: Final = 4 << 20
 _LARGEST_CHUNK: Final = 128 << 20  # of an example of a long text; more is not read at once, whatever a file says
@@ -253,9 +251,9 @@ def read_words(result: Result | None) -> dict[int, str]:
     Raises:
         ResultError: They are damaged.
     """
-    if result is None or WORDS_FILE not in result.files:
+    if result is None or WORDS_TABLE not in result.files:
         return {}
-    table = result.table(WORDS_FILE, ("id", "text"))
+    table = result.table(WORDS_TABLE, ("id", "text"))
     return dict(zip(table.column("id").to_pylist(), table.column("text").to_pylist(), strict=True))
 
 
@@ -275,7 +273,7 @@ def write_words(folder: Path, store: TraceStore, ids: np.ndarray, tokenizer: Any
     else:
         words = {i: text for i, text in _table_words(store).items() if i in wanted}
     table = pa.table({"id": pa.array(words.keys(), pa.int32()), "text": pa.array(words.values(), pa.string())})
-    write_table(folder / WORDS_FILE, table)
+    write_table(folder / WORDS_TABLE, table)
 
 
 def _table_words(store: TraceStore) -> dict[int, str]:

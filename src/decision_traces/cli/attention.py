@@ -12,6 +12,7 @@ from decision_traces.analysis.attention.statistics import attention_statistics
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run
+from decision_traces.format.analyses import HEADS_PICTURE, HEADS_TABLE
 from decision_traces.store import TraceStore, write_table
 from decision_traces.viz.comparison_tables import head_table
 from decision_traces.viz.head_maps import save_head_maps
@@ -42,9 +43,9 @@ def run(args: AttentionCommand) -> int:
     with kept_in_run(store, "attention", args, console) as folder:
         with counting(make_console(stderr=True), "attention", quiet=args.quiet) as progress:
             heads = attention_statistics(store, args.array, progress=progress).per_head()
-        save_head_maps(heads, folder / "attention_heads.png", run_title("What heads look at", store.meta))
+        save_head_maps(heads, folder / HEADS_PICTURE, run_title("What heads look at", store.meta))
         table = pa.Table.from_pandas(heads.to_frame(), preserve_index=False)
-        write_table(folder / "attention_heads.parquet", table)
+        write_table(folder / HEADS_TABLE, table)
         console.print(head_table(heads))
     return 0
 

@@ -27,6 +27,7 @@ from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run, write_result
 from decision_traces.errors import ModelError, UnsupportedArchitecture, UsageError
+from decision_traces.format.analyses import ATTRIBUTION_PICTURE, ATTRIBUTION_TABLE
 from decision_traces.model.load import quiet_transformers
 from decision_traces.store import TraceStore
 from decision_traces.viz.attributions import save_attribution
@@ -77,8 +78,8 @@ def run(args: AttributionCommand) -> int:
         what = "choice" if encoder else "token"
         title = f"{run_title('Direct logit attribution', store.meta)}; true {what} against its competitor"
         title += "" if result.logit_cap is None else ", before the cap"
-        save_attribution(result, folder / "attribution.png", title)
-        write_result(folder / "attribution.parquet", result)
+        save_attribution(result, folder / ATTRIBUTION_PICTURE, title)
+        write_result(folder / ATTRIBUTION_TABLE, result)
     return 0
 
 

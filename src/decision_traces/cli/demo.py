@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -21,12 +21,11 @@ from decision_traces.cli._report import report
 from decision_traces.cli._written import write_result
 from decision_traces.errors import DamagedRunError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
+from decision_traces.format.analyses import ATTRIBUTION_TABLE, DEPTH_TABLE, LENS_PICTURE
 from decision_traces.model.load import DEMO_MODEL
 from decision_traces.store import TraceStore, failures, new_result, validate_run
 from decision_traces.viz.tables import decision_table, kind_table
 from decision_traces.viz.trajectories import save_trajectories
-
-_PICTURE: Final = "lens_trajectories.png"
 
 
 @dataclass(frozen=True)
@@ -83,22 +82,22 @@ def _look(folder: Path, console: Console) -> None:
     with new_result(store, "lens", options, command="demo") as new:
         lens = logit_lens(store, unembedding)
         depth = decision_depth(lens)
-        write_result(new.folder / "depth.parquet", depth)
+        write_result(new.folder / DEPTH_TABLE, depth)
         write_words(
             new.folder, store, write_lens_grid(store, unembedding, new.folder, all_positions=True), loaded.tokenizer
         )
         title = f"Logit lens: {store.about.model} model on {store.about.data}, {store.n} examples"
-        save_trajectories(lens, depth, new.folder / _PICTURE, title)
+        save_trajectories(lens, depth, new.folder / LENS_PICTURE, title)
     with new_result(store, "attribution", options, command="demo") as new:
         heads = find_head_writers(store, loaded)
-        write_result(new.folder / "attribution.parquet", direct_attribution(store, unembedding, heads))
+        write_result(new.folder / ATTRIBUTION_TABLE, direct_attribution(store, unembedding, heads))
         ids = write_contribution_grid(store, unembedding, heads, new.folder, all_positions=True)
         write_words(new.folder, store, ids, loaded.tokenizer)
     console.print()
     console.print(decision_table(lens, depth))
     console.print(kind_table(depth, store.tokens.set_index("example_id")["kind"]))
     console.print()
-    console.print(f"Picture: {store.results.result('lens') / _PICTURE}", soft_wrap=True)
+    console.print(f"Picture: {store.results.result('lens') / LENS_PICTURE}", soft_wrap=True)
 
 
 def _next_steps(folder: Path, console: Console) -> None:

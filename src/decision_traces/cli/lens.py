@@ -21,6 +21,7 @@ from decision_traces.analysis.states import Stage, path_of
 from decision_traces.cli._app import make_console, run_command
 from decision_traces.cli._counting import counting
 from decision_traces.cli._written import kept_in_run, write_result
+from decision_traces.format.analyses import CHOICES_PICTURE, CHOICES_TABLE, DEPTH_TABLE, LENS_PICTURE, LENS_TABLE
 from decision_traces.model.load import quiet_transformers
 from decision_traces.store import TraceStore
 from decision_traces.viz.races import save_race
@@ -79,7 +80,7 @@ def _encoder(store: TraceStore, args: LensCommand, console: Console, folder: Pat
     head = load_head(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
     with counting(make_console(stderr=True), "race", quiet=args.quiet) as progress:
         race = encoder_race(store, head, progress=progress)
-    write_result(folder / "depth.parquet", _show_race(race, store, console, folder))
+    write_result(folder / DEPTH_TABLE, _show_race(race, store, console, folder))
     console.print(f"At the end the race is within {race.model_error:.2g} of every probability the run stored.")
 
 
@@ -91,17 +92,17 @@ def _decoder(store: TraceStore, args: LensCommand, console: Console, folder: Pat
     unembedding = load_unembedding(store, args.model_path, args.device, trust_remote_code=args.trust_remote_code)
     lenses = [_look(store, unembedding, stage, args) for stage in _stages(store)]
     console.print(lens_table(lenses))
-    write_result(folder / "lens.parquet", *lenses)
+    write_result(folder / LENS_TABLE, *lenses)
     if "choice_token_ids" in store.columns:
         depth = _show_race(choice_race(store, unembedding), store, console, folder)
     else:
         depth = decision_depth(lenses[0])
         console.print(decision_table(lenses[0], depth))
     if "masked_pos" not in store.columns:  # these have one decision an example, as the page has them
-        write_result(folder / "depth.parquet", depth)
+        write_result(folder / DEPTH_TABLE, depth)
         _for_the_page(store, unembedding, args, folder)
     title = f"{run_title('Logit lens', store.meta)}, {store.n} examples"
-    save_trajectories(lenses[0], depth, folder / "lens_trajectories.png", title)
+    save_trajectories(lenses[0], depth, folder / LENS_PICTURE, title)
     error = lenses[0].model_error
     console.print(f"At the end the lens is within {error:.2g} of every probability the run stored.")
 
@@ -136,8 +137,8 @@ def _for_the_page(store: TraceStore, unembedding: Unembedding, args: LensCommand
 def _show_race(race: ChoiceRace, store: TraceStore, console: Console, folder: Path) -> DecisionDepth:
     """Show and keep a race, and return when each question was decided among its answers."""
     console.print(race_table(race))
-    write_result(folder / "choice_race.parquet", race)
-    save_race(race, folder / "choice_race.png", run_title("The race between the answers", store.meta))
+    write_result(folder / CHOICES_TABLE, race)
+    save_race(race, folder / CHOICES_PICTURE, run_title("The race between the answers", store.meta))
     depth = race_depth(race)
     console.print(decision_table(race, depth))
     return depth

@@ -7,6 +7,7 @@ from typing import Final, NoReturn
 
 from decision_traces._version import __version__
 from decision_traces.cli._signals import STOPPED, stopping
+from decision_traces.format.analyses import RESULTS
 
 COMMANDS: Final = {
     "demo": "the first minute: trace the embedded model, check the run, see a table and a picture",
@@ -18,10 +19,7 @@ COMMANDS: Final = {
     "index": "index a run folder; --validate checks every number in it",
     "ls": "list the runs in a folder",
     "view": "open a page that shows a run: find the odd examples, see how each decision came about",
-    "lens": "what a model would say after each layer, and when its decisions stand",
-    "attribution": "which layers, MLPs and heads of a decoder decide for the true token",
-    "attention": "what every attention head looks at",
-    "compare": "right against wrong: certainty, heads, decision depth, a probe per layer, calibration",
+    **{spec.name: spec.does for spec in RESULTS.values() if spec.command == spec.name},
 }
 
 

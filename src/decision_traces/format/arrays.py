@@ -42,7 +42,6 @@ TOKENS_FILE: Final = "tokens.parquet"
 OUTCOMES_FILE: Final = "token_outcomes.parquet"
 INDEX_FILE: Final = "index.json"
 MANIFEST_FILE: Final = "manifest.json"
-ANALYSIS_DIR: Final = "analysis"
 UNEMBED_DIR: Final = "unembed"
 HEAD_CONFIG_FILE: Final = "config.json"
 HEAD_WORDS_FILE: Final = "words.json"
@@ -52,22 +51,6 @@ CHOICE_WEIGHTS_FILE: Final = "choice_head.safetensors"
 HEAD_FILES: Final = (HEAD_CONFIG_FILE, HEAD_WORDS_FILE, UNEMBED_FILE, CHOICE_HEAD_FILE, CHOICE_WEIGHTS_FILE)
 """What may lie in `unembed`: the way to logits, or the multiple-choice head, without the model."""
 FINETUNE_FILE: Final = "finetune_meta.json"  # beside a checkpoint of our trainer
-
-RECORD_FILE: Final = "record.json"
-RESULTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "lens": (
-        "lens.parquet", "depth.parquet", "choice_race.parquet", "lens.zarr", "words.parquet",
-        "lens_trajectories.png", "choice_race.png",
-    ),
-    "attribution": ("attribution.parquet", "contributions.zarr", "words.parquet", "attribution.png"),
-    "attention": ("attention_heads.parquet", "attention_heads.png"),
-    "compare": (
-        "compare.parquet", "attention_heads.parquet", "probe.parquet", "calibration.parquet",
-        "compare.png", "attention_heads.png", "probe.png", "calibration.png",
-    ),
-    "compare_by": ("compare_by.parquet", "probe_by.parquet", "compare_by.png", "probe_by.png"),
-}  # fmt: skip
-"""Command to what its result, the folder `analysis/COMMAND`, may hold beside its `record.json`."""
 
 StorageDtype = Literal["float16", "float32"]
 Side = Literal["dec", "enc"]

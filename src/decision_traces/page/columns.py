@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float32, Float64
 
 from decision_traces.errors import DamagedRunError
+from decision_traces.format.analyses import DEPTH_TABLE
 from decision_traces.format.arrays import TOKENS_FILE
 from decision_traces.format.columns import RUN_COLUMNS
 from decision_traces.format.lists import is_label, list_levels, rectangle
@@ -19,7 +20,6 @@ from decision_traces.store import Result, TraceStore
 
 _MOST_KINDS: Final = 24
 _LONGEST_KIND: Final = 40
-_DEPTH_FILE: Final = "depth.parquet"
 _NO_KINDS: Final = frozenset({"answerKey", "question"})  # answers and questions, not kinds of example
 _EXAMPLES_PER_KIND: Final = 3
 _IN_A_PATH: Final = frozenset(f"{ascii_lowercase}{digits}_-")
@@ -198,9 +198,9 @@ def depth_figures(lens: Result, ids: pa.ChunkedArray) -> list[Figure]:
     Raises:
         ResultError: They are damaged.
     """
-    if _DEPTH_FILE not in lens.files:
+    if DEPTH_TABLE not in lens.files:
         return []
-    table = lens.table(_DEPTH_FILE, ["example_id", "stable_from", "flips"])
+    table = lens.table(DEPTH_TABLE, ["example_id", "stable_from", "flips"])
     found = numbers_of(pc.index_in(ids, value_set=table.column("example_id").combine_chunks()))
     there, at = np.isfinite(found), np.where(np.isfinite(found), found, 0).astype(np.int64)
     figures = []

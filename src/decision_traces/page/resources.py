@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from decision_traces._version import __version__
 from decision_traces.errors import DamagedRunError, SelectionError, UsageError
+from decision_traces.format.analyses import CONTRIBUTION_GRID, LENS_GRID
 from decision_traces.format.arrays import TOKENS_FILE
 from decision_traces.page import example, results, slices, snippets
 from decision_traces.page.runs import ROWS_PER_PART, VALUES_PER_PART, PageRun
@@ -57,7 +58,8 @@ def runs(opened: Sequence[PageRun], *, bundle: bool = False, exact: bool = True)
 def meta(run: PageRun, n: int | None = None) -> Resource:
     """Return what a run is, what it has, what is missing, and its colour scales."""
     about, store, figures = run.store.about, run.store, run.figures  # what is damaged turns out when it is read
-    lens, contributions = run.grid("lens.zarr"), run.grid("contributions.zarr")
+    grids = {"lens": LENS_GRID, "contributions": CONTRIBUTION_GRID}
+    groups = {name: run.grid(grid) for name, grid in grids.items()}
     place = run.place
     folders = (run.run_dir, place.folder)  # a bundle goes to others, to whom the folders here say nothing
     path, results = (str(folder.resolve()) if n is None else folder.name for folder in folders)
@@ -80,10 +82,9 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
             "by_choice": run.by_choice,
             "n_choices": store.n_choices if run.by_choice else None,
             "attention": run.attention_axes(),
-            "lens": None if lens is None else dict(lens.attrs),
-            "contributions": None if contributions is None else dict(contributions.attrs),
+            **{name: None if group is None else dict(group.attrs) for name, group in groups.items()},
             "missing": {panel: {k: told(v) for k, v in said.items()} for panel, said in run.missing().items()},
-            "partial": {name: told(run.only_decisions(f"{name}.zarr")) for name in ("lens", "contributions")},
+            "partial": {name: told(run.only_decisions(grid)) for name, grid in grids.items()},
             "figures": [figure.summary() for figure in figures],
             "rows_per_part": ROWS_PER_PART,
             "values_per_part": VALUES_PER_PART,
@@ -270,14 +271,14 @@ def bundle_paths(run: PageRun, n: int, *, exact: bool = True) -> Found:
 
 def _of_example(run: PageRun, at: int) -> Found:
     yield "outcomes.json", partial(outcomes, run, at)
-    if run.grid("lens.zarr") is not None:
+    if run.grid(LENS_GRID) is not None:
         found = results.lens_of(run, at)
         yield "lens.json", partial(lens, run, at)
         for block in range(-(-found.statistics["prob"].size // found.states_per_block)):
             yield f"lens/{block}.bin", partial(lens_block, run, at, block)
         for statistic in results.STATISTICS:
             yield f"lens/{statistic}.json", partial(lens_values, run, at, statistic)
-    if run.grid("contributions.zarr") is not None:
+    if run.grid(CONTRIBUTION_GRID) is not None:
         for position in results.contribution_positions(run, at):
             yield f"contributions/{position}.json", partial(contributions, run, at, position)
     if run.races and "race" not in run.missing():

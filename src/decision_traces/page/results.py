@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from decision_traces.errors import SelectionError, UsageError
+from decision_traces.format.analyses import CHOICES_TABLE, CONTRIBUTION_GRID, LENS_GRID
 from decision_traces.page import snippets
 from decision_traces.page.example import number, table_row
-from decision_traces.page.runs import RACE_FILE, PageRun
+from decision_traces.page.runs import PageRun
 from decision_traces.page.slices import LARGEST
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Lens:
             SelectionError: The lens was not computed.
             ResultError: It is damaged.
         """
-        group = run.grid("lens.zarr")
+        group = run.grid(LENS_GRID)
         if group is None:
             raise SelectionError(_said(run, "lens"))
 
@@ -141,7 +142,7 @@ def contributions_json(run: PageRun, row: int, position: int) -> dict[str, Any]:
         SelectionError: Contributions were not computed, or not at this position.
         ResultError: They are damaged.
     """
-    group = run.grid("contributions.zarr")
+    group = run.grid(CONTRIBUTION_GRID)
     if group is None:
         raise SelectionError(_said(run, "contributions"))
     with run.reading("attribution"):
@@ -175,7 +176,7 @@ def _contributions(run: PageRun, group: "Grid", row: int, position: int) -> dict
 
 def contribution_positions(run: PageRun, row: int) -> list[int]:
     """Return the positions of an example that have contributions, counted from its first token."""
-    group = run.grid("contributions.zarr")
+    group = run.grid(CONTRIBUTION_GRID)
     if group is None:
         return []
     with run.reading("attribution"):
@@ -203,7 +204,7 @@ def race_json(run: PageRun, row: int) -> dict[str, Any]:
         raise SelectionError(_said(run, "race"))
     example = run.store.example_id(row)
     with run.reading("lens"):
-        table = lens.table(RACE_FILE, ["depth", "choice", "label", "logit", "prob"], ("example_id", example))
+        table = lens.table(CHOICES_TABLE, ["depth", "choice", "label", "logit", "prob"], ("example_id", example))
     if not table.num_rows:
         raise SelectionError(f"{example} is not in the race. Compute it again: {run.command('lens')}.")
     n = len(set(table.column("choice").to_pylist()))

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from decision_traces.errors import DamagedRunError, DataError, NotCapturedError, ResultError, TraceError, UsageError
-from decision_traces.format.arrays import RECORD_FILE, RESULTS
+from decision_traces.format.analyses import (
+    CHOICES_TABLE,
+    CONTRIBUTION_GRID,
+    LENS_GRID,
+    LENS_TABLE,
+    PANELS,
+    RECORD_FILE,
+    RESULTS,
+)
 from decision_traces.format.stages import HEAD, LAYER
 from decision_traces.page.columns import Figure, depth_figures, list_figures
 from decision_traces.store import FileStamp, Result, ResultsPlace, TraceStore, file_stamp, find_result, places_of
@@ -26,8 +34,8 @@ if TYPE_CHECKING:
 
 ROWS_PER_PART: Final = 50
 VALUES_PER_PART: Final = 200_000
-RACE_FILE: Final = "choice_race.parquet"
-GRID_OF: Final = {"lens.zarr": "lens", "contributions.zarr": "attribution"}  # the commands whose results hold them
+ANALYSIS_OF: Final = {panel.artifact: spec.name for spec, panel in PANELS.values()}
+"""What a panel shows, to the analysis whose result holds it."""
 _LISTED: Final = (
     "example_id", "text", "question",
     "next_true_token", "next_pred_token", "after_pred_token", "answerKey", "pred_label",
@@ -235,7 +243,7 @@ class PageRun:
         """Return a group of a result, None where there is none that can be used; see `missing`."""
         from decision_traces.analysis.grids import Grid
 
-        command = GRID_OF[name]
+        command = ANALYSIS_OF[name]
         result = self.result(command)
         if result is None or f"{name}/zarr.json" not in result.files:
             return None
@@ -288,9 +296,9 @@ class PageRun:
         found = {}
         if self.attention is None:
             found["attention"] = {"why": self.not_captured(self.attention_name), "command": ""}
-        if self.grid("lens.zarr") is None:
+        if self.grid(LENS_GRID) is None:
             found["lens"] = self._lens()
-        if self.grid("contributions.zarr") is None:
+        if self.grid(CONTRIBUTION_GRID) is None:
             found["contributions"] = self._contributions()
         if self.races and self.race is None:
             found["race"] = self._race()
@@ -299,18 +307,18 @@ class PageRun:
     @property
     def race(self) -> Result | None:
         """The result that holds the race of the choices, None where there is none that can be used."""
-        lens = self.result("lens")
-        return lens if lens is not None and RACE_FILE in lens.files else None
+        lens = self.result(ANALYSIS_OF[CHOICES_TABLE])
+        return lens if lens is not None and CHOICES_TABLE in lens.files else None
 
     def _race(self) -> dict[str, str]:
         why = self.not_captured("enc_mc_hidden") if self.by_choice else self._no_states()
-        not_yet = "The choices have not been followed through the layers yet."
-        return {"why": why, "command": ""} if why else self._to_compute("lens", not_yet)
+        return {"why": why, "command": ""} if why else self._to_compute("race")
 
-    def _to_compute(self, name: str, not_yet: str, *flags: str) -> dict[str, str]:
-        """Return what is said where a result is not there (`not_yet`), or cannot be used, and what makes it."""
-        problem = self.problem(name)
-        return {"why": not_yet if problem is None else problem.why, "command": self.command(name, *flags)}
+    def _to_compute(self, panel: str, *flags: str) -> dict[str, str]:
+        """Return what a panel says where its result is not there, or cannot be used, and what makes it."""
+        spec, shown = PANELS[panel]
+        problem = self.problem(spec.name)
+        return {"why": shown.not_yet if problem is None else problem.why, "command": self.command(spec.name, *flags)}
 
     def _no_states(self) -> str:
         """Return why a decoder's states cannot be followed through its layers; empty where they can."""
@@ -319,13 +327,13 @@ class PageRun:
 
     def _lens(self) -> dict[str, str]:
         if "masked_pos" in self.store.columns:
-            why = "The lens at masked tokens is a table, lens.parquet, which the command writes; it is not drawn here."
+            why = f"The lens at masked tokens is a table, {LENS_TABLE}, which the command writes; it is not drawn here."
             return {"why": why, "command": self.command("lens")}
         if not self.decides:
             return {"why": "A lens needs a decoder that predicts tokens; this run has none.", "command": ""}
         if self._no_states():
             return {"why": self._no_states(), "command": ""}
-        return self._to_compute("lens", "The lens has not been computed for this run yet.", "--all_positions")
+        return self._to_compute("lens", "--all_positions")
 
     def _contributions(self) -> dict[str, str]:
         if not self.decides and not self.by_choice:
@@ -334,7 +342,7 @@ class PageRun:
         if why:
             return {"why": why, "command": ""}
         flags = () if self.by_choice else ("--all_positions",)
-        return self._to_compute("attribution", "Contributions have not been computed for this run yet.", *flags)
+        return self._to_compute("contributions", *flags)
 
     def only_decisions(self, name: str) -> str:
         """Return the command that adds all positions to a group that has the decisions' alone, or an empty text."""
@@ -343,7 +351,7 @@ class PageRun:
             return ""
         if self.store.dims(self.store.sides[0]).positions != "all":
             return ""  # the run keeps no others
-        return self.command(GRID_OF[name], "--all_positions")
+        return self.command(ANALYSIS_OF[name], "--all_positions")
 
     # Sizes -------------------------------------------------------------------------------------------------
 

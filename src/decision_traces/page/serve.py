@@ -12,6 +12,7 @@ from typing import Final
 import uvicorn
 
 from decision_traces.errors import TraceError, UsageError
+from decision_traces.format.analyses import LENS_GRID
 from decision_traces.page.app import create_app
 from decision_traces.page.guard import Entry, is_loopback, new_token
 from decision_traces.page.patience import PatientProtocol
@@ -89,7 +90,7 @@ def _warm(runs: Sequence[PageRun]) -> None:
         with suppress(TraceError):  # whoever asks for it is told
             _ = run.figures
             _ = run.listed
-            run.grid("lens.zarr")
+            run.grid(LENS_GRID)
             _ = run.store.spans
 
 

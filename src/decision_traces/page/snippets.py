@@ -7,7 +7,8 @@ writes a line such as `layer = 3` above.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from decision_traces.page.runs import GRID_OF, RACE_FILE
+from decision_traces.format.analyses import CHOICES_TABLE, CONTRIBUTION_GRID, LENS_GRID
+from decision_traces.page.runs import ANALYSIS_OF
 
 if TYPE_CHECKING:
     from decision_traces.page.runs import PageRun
@@ -39,19 +40,19 @@ def attention(run: "PageRun", row: int, choice: int, layer: int | str = "layer",
 def lens(run: "PageRun", row: int, statistic: str | None = None) -> str:
     """Return what gives a statistic of the lens (depth, position), at the positions that it has."""
     name = "stat" if statistic is None else repr(statistic)
-    return f"{_grid(run, row, 'lens.zarr')}\ngrid[{name}][row][:, grid['positions'][row] >= 0]"
+    return f"{_grid(run, row, LENS_GRID)}\ngrid[{name}][row][:, grid['positions'][row] >= 0]"
 
 
 def race(run: "PageRun", row: int) -> str:
     """Return what gives the probabilities (depth, candidate) of what the lens follows at a position."""
     start = int(run.store.spans.start[row])
     place = f"pos + {start}" if start else "pos"
-    return f"{_grid(run, row, 'lens.zarr')}\ngrid['candidate_probs'][row][:, grid['positions'][row] == {place}][:, 0]"
+    return f"{_grid(run, row, LENS_GRID)}\ngrid['candidate_probs'][row][:, grid['positions'][row] == {place}][:, 0]"
 
 
 def choice_race(run: "PageRun", row: int) -> str:
     """Return what gives the choices' logits and probabilities at every depth."""
-    path = f"lens/{RACE_FILE}"
+    path = f"{ANALYSIS_OF[CHOICES_TABLE]}/{CHOICES_TABLE}"
     return (
         f"import pandas as pd\n\nraces = pd.read_parquet(st.results.folder / {path!r})\n"
         f"races[races['example_id'] == {run.store.example_id(row)!r}]"
@@ -60,7 +61,7 @@ def choice_race(run: "PageRun", row: int) -> str:
 
 def contributions(run: "PageRun", row: int, slot: int, candidates: Sequence[int]) -> str:
     """Return what gives the contributions (candidate, part) at one place."""
-    return f"{_grid(run, row, 'contributions.zarr')}\ngrid['parts'][row][{slot}][{list(candidates)!r}]"
+    return f"{_grid(run, row, CONTRIBUTION_GRID)}\ngrid['parts'][row][{slot}][{list(candidates)!r}]"
 
 
 def _of(run: "PageRun", row: int, choice: int) -> str:
@@ -73,5 +74,5 @@ def _row(run: "PageRun", row: int) -> str:
 
 
 def _grid(run: "PageRun", row: int, name: str) -> str:
-    path = f"{GRID_OF[name]}/{name}"
+    path = f"{ANALYSIS_OF[name]}/{name}"
     return f"import zarr\n\ngrid = zarr.open_group(st.results.folder / {path!r}, mode='r')\nrow = {_row(run, row)}"

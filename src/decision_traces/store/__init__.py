@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from decision_traces.store.reading.arrays import DECODE_ERRORS, StoredArray
     from decision_traces.store.reading.gather import rows_per_step
     from decision_traces.store.reading.opened import OpenRun
-    from decision_traces.store.reading.results import Result, find_result, places_of
+    from decision_traces.store.reading.results import Result, ResultStatus, find_result, places_of
     from decision_traces.store.reading.selection import PREDICTIONS, ExampleKey, checked_index, layers_that_have
     from decision_traces.store.reading.still import FileStamp, file_stamp
     from decision_traces.store.reading.trace_store import TraceStore, newest_run
@@ -82,6 +82,7 @@ _HOMES: Final = {
     "reading.opened": ("OpenRun",),
     "reading.results": (
         "Result",
+        "ResultStatus",
         "find_result",
         "places_of",
     ),
@@ -139,6 +140,7 @@ __all__ = [
     "OpenBlock",
     "OpenRun",
     "Result",
+    "ResultStatus",
     "ResultsPlace",
     "RunIndex",
     "RunLayout",

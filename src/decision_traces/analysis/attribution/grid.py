@@ -18,7 +18,6 @@ from decision_traces.analysis.attribution.heads import HeadWriter, head_points
 from decision_traces.analysis.grids import (
     CANDIDATE,
     CONTRIBUTION_ARRAYS,
-    CONTRIBUTION_GRID,
     PART,
     SLOT,
     GridWriter,
@@ -31,6 +30,7 @@ from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Point, Progress, path_of
 from decision_traces.errors import ModelError
+from decision_traces.format.analyses import CONTRIBUTION_GRID
 from decision_traces.format.stages import EXAMPLE, HEAD, LAYER
 from decision_traces.store import TraceStore
 

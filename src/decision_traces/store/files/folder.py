@@ -16,7 +16,8 @@ from crc32c import crc32c
 from decision_traces.errors import DamagedRunError, RunError, first_line
 from decision_traces.folders.plain import PlainFolder, new_file, open_plain
 from decision_traces.folders.removal import files_in
-from decision_traces.format.arrays import ANALYSIS_DIR, INDEX_FILE, MANIFEST_FILE, META_FILE
+from decision_traces.format.analyses import ANALYSIS_DIR
+from decision_traces.format.arrays import INDEX_FILE, MANIFEST_FILE, META_FILE
 
 _CHUNK: Final = 1 << 22
 _LARGEST_JSON: Final = 2 << 20  # bytes; that of the largest models' runs has 100 kB. Parsed it is 40 times as much.

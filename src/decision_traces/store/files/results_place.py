@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from decision_traces.format.arrays import ANALYSIS_DIR, RESULTS
+from decision_traces.format.analyses import ANALYSIS_DIR, RESULTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class ResultsPlace:
 
     def command(self, name: str, *flags: str) -> str:
         """Return the command that makes a result here, as it is typed into a shell."""
-        command = "compare --by COLUMN" if name == "compare_by" else name
         out = () if self.out is None else ("--out", shlex.quote(str(self.out)))
-        return " ".join(["decision-traces", command, shlex.quote(str(self.run)), *flags, *out])
+        return " ".join(["decision-traces", RESULTS[name].command, shlex.quote(str(self.run)), *flags, *out])
 
     def older_files(self, name: str) -> list[str]:
         """Return what an earlier version may have left of a result: tables and arrays directly in the folder."""
-        return [file for file in RESULTS[name] if not file.endswith(".png") and os.path.lexists(self.folder / file)]
+        data = (file for file in RESULTS[name].artifacts if not file.endswith(".png"))
+        return [file for file in data if os.path.lexists(self.folder / file)]

@@ -17,7 +17,7 @@ from decision_traces.errors import DamagedRunError, ResultError, UsageError
 from decision_traces.folders.exchange import put_back
 from decision_traces.folders.plain import open_plain, refuse_strange
 from decision_traces.folders.removal import files_in
-from decision_traces.format.arrays import RECORD_FILE, RESULTS
+from decision_traces.format.analyses import RECORD_FILE, RESULTS
 from decision_traces.store.files.folder import FileRecord, read_sealed, run_digest, stream_checksum
 from decision_traces.store.files.proof import found_run
 from decision_traces.store.files.results_place import ResultsPlace
@@ -168,6 +168,43 @@ def find_result(place: ResultsPlace, name: str) -> Result | None:
         raise _damaged(place, name, f"it cannot be read ({error.strerror}: {error.filename})") from error
     except DamagedRunError as error:
         raise _damaged(place, name, str(error).removesuffix(".")) from error
+
+
+@dataclass(frozen=True, slots=True)
+class ResultStatus:
+    """Whether a result of a run is there.
+
+    Attributes:
+        name: The analysis.
+        files: What it holds, relative to its folder; empty where it cannot be used.
+        problem: Why it cannot be used, a sentence; empty where it can, or where nothing was computed.
+        command: What computes it (anew).
+    """
+
+    name: str
+    files: tuple[str, ...]
+    problem: str
+    command: str
+
+    @property
+    def computed(self) -> bool:
+        """Whether it is there and can be used."""
+        return bool(self.files)
+
+    def __str__(self) -> str:
+        """Return a sentence."""
+        if self.computed:
+            return f"{len(self.files)} files"
+        return f"{self.problem or 'Not computed yet.'} `{self.command}` computes it."
+
+
+def status_of(place: ResultsPlace, name: str) -> ResultStatus:
+    """Return whether the result of an analysis is there; no byte of its files is read."""
+    try:
+        found = find_result(place, name)
+    except ResultError as error:
+        return ResultStatus(name, (), error.why, place.command(name))
+    return ResultStatus(name, () if found is None else tuple(sorted(found.files)), "", place.command(name))
 
 
 def places_of(runs: Sequence[Path], results: Sequence[Path]) -> list[ResultsPlace]:

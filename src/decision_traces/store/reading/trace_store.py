@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from decision_traces.errors import RunError, UsageError
+from decision_traces.format.analyses import RESULTS
 from decision_traces.format.columns import outcome_of
 from decision_traces.format.stages import CHOICE, EXAMPLE, HEAD, KEY, SOURCE
 from decision_traces.store.files.runs import list_runs
@@ -15,6 +16,7 @@ from decision_traces.store.reading.arrays import StoredArray
 from decision_traces.store.reading.examples import ENCODINGS
 from decision_traces.store.reading.gather import Position, gather
 from decision_traces.store.reading.opened import OpenRun
+from decision_traces.store.reading.results import ResultStatus, status_of
 from decision_traces.store.reading.selection import (
     PREDICTIONS,
     RESID_STAGES,
@@ -322,6 +324,10 @@ class TraceStore(OpenRun):
         from decision_traces.store.reading.torch_data import TraceDataset
 
         return TraceDataset(self, name, self._picks(self.array(name), layer, head))
+
+    def analyses(self) -> dict[str, ResultStatus]:
+        """Return, by analysis, whether its result is there, what it holds, and the command that computes it."""
+        return {name: status_of(self.results, name) for name in RESULTS}
 
     # Looking at it -----------------------------------------------------------------------------------------
 

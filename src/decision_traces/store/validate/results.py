@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from decision_traces.checks import CheckResult
 from decision_traces.errors import ResultError
-from decision_traces.format.arrays import RESULTS
+from decision_traces.format.analyses import RESULTS
 from decision_traces.store.files.results_place import ResultsPlace
 from decision_traces.store.reading.results import find_result
 

@@ -25,7 +25,7 @@ from decision_traces.folders.exchange import leftovers, put_in_place, staging_fo
 from decision_traces.folders.lock import FolderLock
 from decision_traces.folders.plain import refuse_strange
 from decision_traces.folders.removal import files_in, refuse_strangers, remove
-from decision_traces.format.arrays import RECORD_FILE, RESULTS
+from decision_traces.format.analyses import RECORD_FILE, RESULTS
 from decision_traces.store.files.folder import FileRecord, checksum, run_digest, write_sealed
 from decision_traces.store.files.proof import refuse_in_run
 from decision_traces.store.files.results_place import ResultsPlace
@@ -211,7 +211,7 @@ def _ours(root: Path, folder: Path, name: str) -> set[str]:
         return half
     if record.files is not None:
         return {RECORD_FILE, *record.files} | half
-    return {file for file in there if file.split("/")[0] in {RECORD_FILE, *RESULTS[name]}} | half
+    return {file for file in there if file.split("/")[0] in {RECORD_FILE, *RESULTS[name].artifacts}} | half
 
 
 def _listed(root: Path, folder: Path) -> Mapping[str, FileRecord] | None:
