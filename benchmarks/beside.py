@@ -24,7 +24,8 @@ from rich.table import Table
 
 from decision_traces.format.arrays import Dims, arrays_for
 from decision_traces.pieces import Pieces
-from decision_traces.store.shards.block import ShardFile, frame_maker
+from decision_traces.store.shards.appender import Appender
+from decision_traces.store.shards.block import ShardFile
 from decision_traces.store.writing.layout import RunLayout
 from decision_traces.store.writing.processes import RemoteShard, ShardProcess
 from decision_traces.store.writing.shared_memory import SharedMemory
@@ -87,8 +88,11 @@ def measure(launches: int, folder: Path) -> Table:
     pieces = Pieces(values, tuple(range(_ROWS)), (_TOKENS,) * _ROWS)
     paths = {name: folder / name for name in ("a thread", "a process")}
     process = ShardProcess(shared)
-    here = ShardFile(paths["a thread"], spec, _LAYOUT, _ROWS, frame_maker(_LAYOUT, spec))
-    there = RemoteShard(paths["a process"], spec, _LAYOUT, _ROWS, process)
+    shape = _LAYOUT.shard_shape(spec)
+    for path in paths.values():
+        path.touch()
+    here = ShardFile(Appender().open(paths["a thread"]), shape, _ROWS, shape.frame_maker())
+    there = RemoteShard(paths["a process"], shape, _ROWS, process)
 
     def by_thread() -> None:
         for _ in range(_AT_ONCE):

@@ -108,7 +108,7 @@ def figures(name: str, found: list[Chunk]) -> Mapping[str, tuple[float, float]]:
     """Return for every codec the share of the tokens' bytes that is left, and GB/s of these bytes."""
     causal = name == "attention"
     exact = sum(_token_bytes(chunk.tokens, causal=causal) for chunk in found)
-    maker = FrameMaker(found[0].padded.shape, causal=causal)
+    maker = FrameMaker(found[0].padded.shape, triangular=causal)
     ways: dict[str, Callable[[Chunk], Any]] = {"stored frames": lambda c: maker.frame(c.tokens)}
     ways |= {name: lambda c, codec=codec: codec(c.padded) for name, codec in codecs().items()}
     measured = {way: measure(found, run) for way, run in ways.items()}

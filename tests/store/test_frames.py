@@ -8,6 +8,7 @@ from numcodecs import Zstd
 
 from decision_traces.store.shards import frames
 from decision_traces.store.shards.frames import CRC_BYTES, FrameMaker, stored_bytes
+from decision_traces.store.shards.places import LocalFile
 
 
 def joined(frame):
@@ -45,7 +46,7 @@ def test_any_corner_of_a_chunk(planes, slots, width, dtype):
 @given(heads=st.integers(1, 3), n=st.integers(1, 12), more=st.integers(0, 5))
 def test_a_causal_piece_leaves_its_triangle_out(heads, n, more):
     piece, chunk = np.tril(numbers(heads, n, n)), (heads, n + more, n + more)
-    frame = FrameMaker(chunk, causal=True).frame(piece)
+    frame = FrameMaker(chunk, triangular=True).frame(piece)
     np.testing.assert_array_equal(decoded(frame, chunk, np.float16), padded(piece, chunk))
 
 
@@ -53,7 +54,7 @@ def test_a_causal_piece_leaves_its_triangle_out(heads, n, more):
 def test_a_piece_that_is_not_causal_after_all_is_stored_whole(at):
     piece = np.tril(numbers(2, 5, 5))
     piece[at] = 7
-    frame = FrameMaker((2, 6, 6), causal=True).frame(piece)
+    frame = FrameMaker((2, 6, 6), triangular=True).frame(piece)
     np.testing.assert_array_equal(decoded(frame, (2, 6, 6), np.float16), padded(piece, (2, 6, 6)))
 
 
@@ -88,7 +89,7 @@ def test_one_maker_makes_one_frame_after_another():
         (FrameMaker((5, 4)), numbers(3, 4), 14 + 27 + 4 + 3 + 4),
         (FrameMaker((3, 4)), numbers(3, 4), 14 + 27 + 3 + 4),  # no padding, no zeros
         # Three rows of 1, 2 and 3 numbers, each followed by its zeros, once a head.
-        (FrameMaker((2, 5, 5), causal=True), np.tril(numbers(2, 3, 3)), 14 + 2 * (3 * (3 + 4) + 6 * 2) + 3 + 4),
+        (FrameMaker((2, 5, 5), triangular=True), np.tril(numbers(2, 3, 3)), 14 + 2 * (3 * (3 + 4) + 6 * 2) + 3 + 4),
     ],
 )
 def test_padding_takes_no_room(maker, piece, size):
@@ -105,14 +106,14 @@ def test_a_stretch_is_read_without_the_rest(data, n, width, tmp_path_factory):
     start = data.draw(st.integers(0, len(whole) - 1))
     length = data.draw(st.integers(1, min(2 * width, len(whole) - start)))
     with path.open("rb", buffering=0) as file:
-        assert stored_bytes(file, 6, start, length) == whole[start : start + length]
+        assert stored_bytes(LocalFile(file).read, 6, start, length) == whole[start : start + length]
 
 
 def test_a_stretch_of_any_other_frame_is_not_guessed(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(Zstd(level=1).encode(numbers(4, 4)))
     with path.open("rb", buffering=0) as file:
-        assert stored_bytes(file, 0, 0, 8) is None
+        assert stored_bytes(LocalFile(file).read, 0, 0, 8) is None
 
 
 def test_the_checksum_is_that_of_the_frame():

@@ -19,12 +19,12 @@ from decision_traces.extract.next_token import NextTokenConfig, extract_next_tok
 from decision_traces.format.arrays import Dims, arrays_for
 from decision_traces.pieces import Pieces
 from decision_traces.store.writing.layout import RunLayout
-from decision_traces.store.writing.processes import ShardProcess
+from decision_traces.store.writing.processes import ShardProcess, WriterProcesses
 from decision_traces.store.writing.shared_memory import SharedMemory
 
 DIMS = Dims(5, 6, 4, 2, 3, 8, 6)
 LAYOUT = RunLayout(tuple(arrays_for("dec", ("hidden",))), {"dec": DIMS}, "float16", 2)
-ABOUT = (LAYOUT.specs[0], LAYOUT, 2)
+ABOUT = (LAYOUT.shard_shape(LAYOUT.specs[0]), 2)
 
 pytestmark = pytest.mark.skipif(not SharedMemory.available(), reason="this system has no memfd")
 
@@ -90,8 +90,7 @@ def with_helpers(monkeypatch: pytest.MonkeyPatch) -> list[Helpers]:
     given: list[Helpers] = []
 
     def of(_device: torch.device) -> Helpers:
-        shared = SharedMemory()
-        given.append(Helpers(processes=[ShardProcess(shared) for _ in range(2)], shared=shared))
+        given.append(Helpers(WriterProcesses(2)))
         return given[-1]
 
     monkeypatch.setattr(Helpers, "of", of)
@@ -117,7 +116,7 @@ def test_a_run_has_the_same_bytes(positions, tiny_folder, tmp_path, blocks_of, r
             positions=positions,
         )  # fmt: skip
         runs.append(files_of(extract_next_token(config)))
-        assert all(p._process.returncode == 0 for h in helped for p in h.processes)
+        assert all(p._process.returncode == 0 for h in helped for p in h.processes.processes)
     assert len(runs[0]) > 20 and runs[0] == runs[1]
 
 

@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     from decision_traces.store.writing.new_result import new_result
     from decision_traces.store.writing.open_block import OpenBlock
     from decision_traces.store.writing.owned import run_place
-    from decision_traces.store.writing.processes import ShardProcess
-    from decision_traces.store.writing.shard_process import MOST_PROCESSES
-    from decision_traces.store.writing.shared_memory import SharedMemory
+    from decision_traces.store.writing.processes import WriterProcesses
     from decision_traces.store.writing.writer import RunWriter
 
 _HOMES: Final = {
@@ -98,6 +96,7 @@ _HOMES: Final = {
     ),
     "reading.trace_store": (
         "TraceStore",
+        "WriterProcesses",
         "newest_run",
     ),
     "shards.frames": ("BLOCK_BYTES",),
@@ -122,9 +121,7 @@ _HOMES: Final = {
     "writing.new_result": ("new_result",),
     "writing.open_block": ("OpenBlock",),
     "writing.owned": ("run_place",),
-    "writing.processes": ("ShardProcess",),
-    "writing.shard_process": ("MOST_PROCESSES",),
-    "writing.shared_memory": ("SharedMemory",),
+    "writing.processes": ("WriterProcesses",),
     "writing.writer": ("RunWriter",),
 }
 _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names}
@@ -132,7 +129,6 @@ _HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in name
 __all__ = [
     "BLOCK_BYTES",
     "DECODE_ERRORS",
-    "MOST_PROCESSES",
     "PREDICTIONS",
     "SMALL_CHUNK",
     "ExampleKey",
@@ -145,11 +141,10 @@ __all__ = [
     "RunIndex",
     "RunLayout",
     "RunWriter",
-    "ShardProcess",
     "ShardReader",
-    "SharedMemory",
     "StoredArray",
     "TraceStore",
+    "WriterProcesses",
     "checked_index",
     "checksum",
     "consolidate",

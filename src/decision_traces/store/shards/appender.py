@@ -44,6 +44,10 @@ class Appender:
         """Whether the next file goes past the page cache."""
         return self._flag != 0 and self._pause <= 0
 
+    def open(self, path: Path) -> "AppendedFile":
+        """Return a file, which is there and empty, as one to append to."""
+        return AppendedFile(self, path)
+
     def append(self, path: Path, rest: bytes, frames: Iterable[Frame]) -> bytes:
         """Append frames to a file, a page at a time.
 
@@ -117,3 +121,20 @@ class Appender:
         if self._bytes >= _STRETCH:
             self._pause = _PAUSE if self._bytes < self._quick * self._seconds else 0
             self._bytes, self._seconds = 0, 0.0
+
+
+class AppendedFile:
+    """A file in the making; what is less than a page waits for what comes behind it."""
+
+    __slots__ = ("_appender", "_path", "_rest")
+
+    def __init__(self, appender: Appender, path: Path) -> None:
+        self._appender, self._path, self._rest = appender, path, b""
+
+    def append(self, frames: Iterable[Frame]) -> None:
+        """Append frames; see `places.SinkFile`."""
+        self._rest = self._appender.append(self._path, self._rest, frames)
+
+    def finish(self, last: bytes) -> None:
+        """Append the last bytes."""
+        self._appender.finish(self._path, self._rest + last)

@@ -8,9 +8,8 @@ that, and what it costs, is measured in `docs/performance.md`.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from io import FileIO
 from typing import Final
 
 import numpy as np
@@ -102,15 +101,15 @@ class FrameMaker:
     A frame is valid as long as the numbers it was made of where it `stays`, else until the next of its shape is made.
     """
 
-    def __init__(self, chunk: tuple[int, ...], *, causal: bool = False) -> None:
+    def __init__(self, chunk: tuple[int, ...], *, triangular: bool = False) -> None:
         """Prepare.
 
         Args:
             chunk: Room of one example on disk: (slots, width) or (heads, slots, width).
-            causal: Whether no slot holds anything past its own number (a decoder's self-attention).
+            triangular: Whether no slot holds anything past its own number (a decoder's self-attention).
         """
         self._planes, (self._slots, self._width) = (chunk[0] if len(chunk) > 2 else 1), chunk[-2:]
-        self._causal = causal
+        self._triangular = triangular
         self._around: dict[tuple[int, int], _Around] = {}
         self._filled: OrderedDict[tuple[int, ...], _Filled] = OrderedDict()
 
@@ -123,27 +122,27 @@ class FrameMaker:
         planes = piece if piece.ndim > 2 else piece[None]
         if self.stays(piece):
             return self._frame_around(planes.shape[1], planes.itemsize).frame(planes.reshape(-1).view(np.uint8))
-        causal = self._causal and planes.shape[1] == planes.shape[2] and not _above_diagonal(planes)
-        whole = not causal and planes.shape[2] == self._width
+        triangular = self._triangular and planes.shape[1] == planes.shape[2] and not _above_diagonal(planes)
+        whole = not triangular and planes.shape[2] == self._width
         lines = planes.reshape(len(planes), 1, -1) if whole else planes
-        return self._frame_to_fill(planes.shape, planes.itemsize, causal).frame(lines.view(np.uint8))
+        return self._frame_to_fill(planes.shape, planes.itemsize, triangular).frame(lines.view(np.uint8))
 
     def stays(self, piece: np.ndarray) -> bool:
         """Return whether the frame of a piece is put around its numbers, which are not copied."""
-        return self._planes == 1 and not self._causal and piece.shape[-1] == self._width
+        return self._planes == 1 and not self._triangular and piece.shape[-1] == self._width
 
     def _frame_around(self, n: int, itemsize: int) -> _Around:
         key = n, itemsize
         if key not in self._around:
             header, rest = self._ends(1, itemsize)
-            self._around[key] = _Around([header, *self._plane(n, self._width, itemsize, causal=False), rest])
+            self._around[key] = _Around([header, *self._plane(n, self._width, itemsize, triangular=False), rest])
         return self._around[key]
 
-    def _frame_to_fill(self, shape: tuple[int, ...], itemsize: int, causal: bool) -> _Filled:
-        key, (planes, n, width) = (*shape, itemsize, causal), shape
+    def _frame_to_fill(self, shape: tuple[int, ...], itemsize: int, triangular: bool) -> _Filled:
+        key, (planes, n, width) = (*shape, itemsize, triangular), shape
         if key not in self._filled:
             header, rest = self._ends(planes, itemsize)
-            plane = self._plane(n, width, itemsize, causal=causal)
+            plane = self._plane(n, width, itemsize, triangular=triangular)
             self._filled[key] = _Filled(header, plane, planes, rest)
             while sum(map(len, self._filled.values())) > _ROOM and len(self._filled) > 1:
                 self._filled.popitem(last=False)
@@ -156,10 +155,10 @@ class FrameMaker:
         header = _MAGIC + _DESCRIPTOR + (self._planes * room).to_bytes(8, "little")
         return header, b"".join(_zeros((self._planes - planes) * room)) + _block(_RAW, 0, last=True)
 
-    def _plane(self, n: int, width: int, itemsize: int, *, causal: bool) -> Iterator[bytes | _Numbers]:
+    def _plane(self, n: int, width: int, itemsize: int, *, triangular: bool) -> Iterator[bytes | _Numbers]:
         """Yield the blocks of one plane: headers and zeros, and what numbers go between them."""
         line, room = self._width * itemsize, self._slots * self._width * itemsize
-        for number, stored, zeros in _lines(n, width * itemsize, line, room, itemsize if causal else 0):
+        for number, stored, zeros in _lines(n, width * itemsize, line, room, itemsize if triangular else 0):
             for start in range(0, stored, BLOCK_BYTES):
                 length = min(BLOCK_BYTES, stored - start)
                 yield _block(_RAW, length)
@@ -168,7 +167,7 @@ class FrameMaker:
 
 
 def _above_diagonal(planes: np.ndarray) -> bool:
-    """Return whether some query attends to the key behind its own: then it is not causal after all."""
+    """Return whether some query attends to the key behind its own: then it is not triangular after all."""
     return bool(np.diagonal(planes, 1, axis1=1, axis2=2).any() or planes[:, :1, 1:].any())
 
 
@@ -232,38 +231,31 @@ def _size_field(frame: bytes | memoryview) -> tuple[int, int]:
     return 5 + (1 - single_segment) + dictionary, (single_segment, 2, 4, 8)[descriptor >> 6]
 
 
-def stored_bytes(file: FileIO, frame: int, start: int, length: int) -> bytes | None:
+def stored_bytes(read: Callable[[int, int], bytes], frame: int, start: int, length: int) -> bytes | None:
     """Return a stretch of a frame's content from a file, without reading the rest of it.
 
     Args:
-        file: Where the frame is.
-        frame: Where in the file it begins.
+        read: Gives so many bytes of the file from a place on: (offset, length).
+        frame: Where in the file the frame begins.
         start: First byte of the content.
         length: How many.
 
     Returns:
         The bytes; None if the frame is not one of those that `FrameMaker` makes.
     """
-    file.seek(frame)
-    if file.read(len(_MAGIC) + len(_DESCRIPTOR)) != _MAGIC + _DESCRIPTOR:
+    if read(frame, len(_MAGIC) + len(_DESCRIPTOR)) != _MAGIC + _DESCRIPTOR:
         return None
     at = frame + len(_MAGIC) + len(_DESCRIPTOR) + 8
     content, found = 0, b""
     while len(found) < length:
-        file.seek(at)
-        header = int.from_bytes(file.read(3), "little")
+        header = int.from_bytes(read(at, 3), "little")
         kind, size = header >> 1 & 3, header >> 3
         if kind not in {_RAW, _RLE} or (header & 1 and content + size < start + length):
             return None
         if content + size > start:
             skip = max(0, start + len(found) - content)
             take = min(size - skip, length - len(found))
-            if kind == _RAW:
-                file.seek(at + 3 + skip)
-                found += file.read(take)
-            else:
-                file.seek(at + 3)
-                found += file.read(1) * take
+            found += read(at + 3 + skip, take) if kind == _RAW else read(at + 3, 1) * take
         content += size
         at += 3 + (size if kind == _RAW else 1)
     return found

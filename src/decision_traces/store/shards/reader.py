@@ -5,11 +5,9 @@ for is one chunk, or the chunks of many examples at one layer; here that is one 
 each, straight into the result. Arrays of any other make go through Zarr itself.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from io import FileIO
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -22,6 +20,7 @@ from zarr import Array
 
 from decision_traces.folders.plain import PlainFolder
 from decision_traces.store.shards.frames import CRC_BYTES, content_size, stored_bytes
+from decision_traces.store.shards.places import LocalSource, Source, SourceFile, Stamp
 
 _ABSENT: Final = np.iinfo(np.uint64).max
 _FILES: Final = 512
@@ -43,7 +42,7 @@ class _Shard:
         verified: (chunks,): which chunks have been found to agree with their checksum.
     """
 
-    stamp: tuple[int, int, int]
+    stamp: Stamp
     index: np.ndarray
     verified: np.ndarray
 
@@ -58,7 +57,7 @@ class ShardReader:
         chunk: Of one chunk.
         dtype: Of the numbers.
         folder: The array's folder.
-        plain: Opens its files.
+        source: Opens its files.
         names: Gives the name of a shard file by its place in the grid.
     """
 
@@ -67,7 +66,7 @@ class ShardReader:
     chunk: tuple[int, ...]
     dtype: np.dtype[Any]
     folder: Path
-    plain: PlainFolder
+    source: Source
     names: Any
     _shards: OrderedDict[Path, _Shard] = field(default_factory=OrderedDict)
 
@@ -85,7 +84,7 @@ class ShardReader:
         """
         result = np.zeros([s.stop - s.start for s in box], self.dtype)
         for path, origin, inside in self._files(box):
-            opened = self.plain.find(path)
+            opened = self.source.find(path)
             if opened is None:
                 continue
             with opened as file:
@@ -115,7 +114,7 @@ class ShardReader:
         result = np.zeros((len(at), self.chunk[-1]), self.dtype)
         lines = result.view(np.uint8)
         for path, origin, inside in self._files(box):
-            opened = self.plain.find(path)
+            opened = self.source.find(path)
             if opened is None:
                 continue
             with opened as file:
@@ -130,7 +129,7 @@ class ShardReader:
                     if not shard.verified[number]:
                         self._frame(file, shard, number)
                     place, start = int(shard.index[number, 0]), int(at[row]) * width
-                    line = stored_bytes(file, place, start, width)
+                    line = stored_bytes(file.read, place, start, width)
                     if line is None:
                         return None
                     lines[row] = np.frombuffer(line, np.uint8)
@@ -164,26 +163,24 @@ class ShardReader:
         sizes = zip(corner, self.chunk, self.shape, strict=True)
         return tuple(slice(start, min(start + length, size)) for start, length, size in sizes)
 
-    def _shard(self, path: Path, file: FileIO) -> _Shard:
+    def _shard(self, path: Path, file: SourceFile) -> _Shard:
         """Return what is known of a file; its index is read again when the file is another one."""
-        status = os.fstat(file.fileno())
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+        stamp = file.stamp
         known = self._shards.get(path)
         if known is None or known.stamp != stamp:
-            index = self._index(file, status.st_size)
+            index = self._index(file, stamp[0])
             known = self._shards[path] = _Shard(stamp, index, np.zeros(len(index), bool))
             if len(self._shards) > _FILES:
                 self._shards.popitem(last=False)
         self._shards.move_to_end(path)
         return known
 
-    def _index(self, file: FileIO, size: int) -> np.ndarray:
+    def _index(self, file: SourceFile, size: int) -> np.ndarray:
         count = prod(-(-s // c) for s, c in zip(self.shard, self.chunk, strict=True))
         length = 16 * count + CRC_BYTES
         if size < length:
             raise ValueError(f"the file has {size} bytes, too few for its index of {length}")
-        file.seek(size - length)
-        data = _read(file, length)
+        data = file.read(size - length, length)
         _check(data, "the index")
         index = np.frombuffer(data[:-CRC_BYTES], "<u8").reshape(count, 2)
         offsets, lengths = index[index[:, 0] != _ABSENT].T
@@ -194,18 +191,17 @@ class ShardReader:
 
     # -- chunks ---------------------------------------------------------------------------------------------
 
-    def _frame(self, file: FileIO, shard: _Shard, number: int) -> bytes:
+    def _frame(self, file: SourceFile, shard: _Shard, number: int) -> bytes:
         """Return the bytes of a chunk, checked against their checksum."""
         offset, length = (int(n) for n in shard.index[number])
-        file.seek(offset)
-        data = _read(file, length)
+        data = file.read(offset, length)
         if not shard.verified[number]:
             _check(data, f"chunk {number}")
             shard.verified[number] = True
         return data
 
     def _fill(
-        self, result: np.ndarray, box: Box, corner: tuple[int, ...], file: FileIO, shard: _Shard, number: int
+        self, result: np.ndarray, box: Box, corner: tuple[int, ...], file: SourceFile, shard: _Shard, number: int
     ) -> None:
         """Decode a chunk and put what the box has of it in its place."""
         sizes = zip(corner, self.chunk, box, strict=True)
@@ -245,14 +241,7 @@ def shard_reader(array: "Array[Any]", folder: Path, plain: PlainFolder) -> Shard
     if not ours or array.shards is None or array.fill_value not in (0, None):
         return None
     name = array.metadata.encode_chunk_key
-    return ShardReader(array.shape, array.shards, array.chunks, np.dtype(array.dtype), folder, plain, name)
-
-
-def _read(file: FileIO, length: int) -> bytes:
-    data = file.read(length)
-    if data is None or len(data) != length:
-        raise ValueError(f"the file ends early: {0 if data is None else len(data)} bytes where {length} belong")
-    return data
+    return ShardReader(array.shape, array.shards, array.chunks, np.dtype(array.dtype), folder, LocalSource(plain), name)
 
 
 def _check(data: bytes, what: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from decision_traces.format.arrays import ArraySpec, Dims, Side, Site, StorageDtype
 from decision_traces.format.stages import CHOICE, DEPTH, EXAMPLE, HEAD, KV_HEAD, LAYER, POSITION, QUERY
+from decision_traces.store.shards.shape import ShardShape
 
 SMALL_CHUNK: Final = 32 << 10
 """Bytes below which one example at one layer is no chunk of its own."""
@@ -81,6 +82,18 @@ class RunLayout:
         if spec.layer_axis is not None:
             shape[spec.layer_axis] = 1
         return tuple(shape)
+
+    def shard_shape(self, spec: ArraySpec) -> ShardShape:
+        """Return what the shard files of an array are like."""
+        whole = self.dims_of(spec).positions == "all"
+        return ShardShape(
+            self.shard(spec),
+            self.chunk(spec),
+            self.room(spec),
+            self.dtype,
+            rows_each=self.dims.n_choices if CHOICE in spec.axes else 1,
+            triangular=spec.causal and whole,
+        )
 
     def coordinates(self) -> dict[str, tuple[int, ...]]:
         """Return the coordinate arrays of the run: `group/axis` to the numbers along it."""

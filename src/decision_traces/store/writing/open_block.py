@@ -1,6 +1,6 @@
 """A block of a run in the making: one shard file for every distinct tensor, written here or by helper processes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from decision_traces.format.arrays import Site
 from decision_traces.pieces import Pieces
 from decision_traces.store.files.folder import FileRecord
 from decision_traces.store.shards.block import ShardFile
-from decision_traces.store.writing.processes import RemoteShard, ShardProcess
+from decision_traces.store.writing.processes import RemoteShard, WriterProcesses
 
 if TYPE_CHECKING:
     from decision_traces.store.writing.writer import RunWriter
@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 class OpenBlock:
     """A block in the making: rows come in any order, each distinct tensor is written once."""
 
-    def __init__(self, writer: "RunWriter", block: int, helpers: Sequence[ShardProcess]) -> None:
+    def __init__(self, writer: "RunWriter", block: int, helpers: WriterProcesses | None) -> None:
         self._writer, self._block, self._helpers = writer, block, helpers
         rows = len(writer.layout.rows(block))
         self._places = writer.layout.places()
+        self._paths: dict[Site, Path] = {}
         self._shards: dict[Site, ShardFile | RemoteShard] = {}
-        for number, (site, ((spec, index), *_)) in enumerate(self._places.items()):
-            path = _made_empty(writer.shard_path(spec, block, index))
-            if helpers:
-                self._shards[site] = RemoteShard(path, spec, writer.layout, rows, helpers[number % len(helpers)])
+        for site, ((spec, index), *_) in self._places.items():
+            path = self._paths[site] = _made_empty(writer.shard_path(spec, block, index))
+            shape = writer.layout.shard_shape(spec)
+            if helpers is None:
+                self._shards[site] = ShardFile(writer.appender.open(path), shape, rows, writer.frames_of(spec))
             else:
-                self._shards[site] = ShardFile(path, spec, writer.layout, rows, writer.frames_of(spec), writer.appender)
+                self._shards[site] = helpers.shard(path, shape, rows)
 
     def put(self, site: Site, pieces: Pieces) -> None:
         """Append what was captured of some rows of one tensor, or let a helper do it; see `written`.
@@ -53,8 +55,8 @@ class OpenBlock:
             DiskSpaceError, RunError: See `put`.
         """
         with disk_errors(self._writer.folder):
-            for helper in self._helpers:
-                helper.finish()
+            if self._helpers is not None:
+                self._helpers.finish()
 
     def close(self, tables: Mapping[str, pa.Table], facts: Mapping[str, Any]) -> int:
         """Finish the block's files and enter it in the ledger.
@@ -74,11 +76,13 @@ class OpenBlock:
         size = 0
         with disk_errors(writer.folder):
             for site, places in self._places.items():
-                shard = self._shards[site]
-                record = shard.close()
-                paths = [shard.path, *(writer.shard_path(spec, self._block, index) for spec, index in places[1:])]
+                record = self._shards[site].close()
+                paths = [
+                    self._paths[site],
+                    *(writer.shard_path(spec, self._block, index) for spec, index in places[1:]),
+                ]
                 for other in paths[1:]:
-                    writer.duplicate(shard.path, other)
+                    writer.duplicate(paths[0], other)
                 files |= {path.relative_to(writer.folder).as_posix(): record for path in paths}
                 size += record[0] * (1 if writer.links else len(paths))
             writer.enter({"block": self._block, "files": files, "bytes": size, "facts": dict(facts)}, tables)

@@ -5,28 +5,31 @@ each of them wait. Processes do not. The numbers lie in memory that both see (`s
 orders.
 """
 
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any, Final
 
 from decision_traces.errors import RunError
-from decision_traces.format.arrays import ArraySpec
 from decision_traces.pieces import Pieces
 from decision_traces.store.files.folder import FileRecord
-from decision_traces.store.writing.layout import RunLayout
-from decision_traces.store.writing.shared_memory import SharedMemory
+from decision_traces.store.shards.shape import ShardShape
+from decision_traces.store.writing.shared_memory import Pin, SharedMemory
 
 _START: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from decision_traces.store.writing.shard_process import main; main(int(sys.argv[1]))"
 )
 _PATIENCE: Final = 10.0
+MOST_PROCESSES: Final = 8
+"""How many of them may write at the same time."""
 _MOST_OWED: Final = 64
 """Answers that may wait to be heard: a socket holds some hundreds, and who cannot answer does not listen either."""
 
@@ -109,29 +112,71 @@ class ShardProcess:
 
 
 class RemoteShard:
-    """A shard file that a helper process writes; see `shards.ShardFile`."""
+    """A shard file that a helper process writes; see `shards.block.ShardFile`."""
 
-    def __init__(self, path: Path, spec: ArraySpec, layout: RunLayout, rows: int, process: ShardProcess) -> None:
-        self.path = path
-        self._about = (spec, layout, rows)
+    def __init__(self, path: Path, shape: ShardShape, rows: int, process: ShardProcess) -> None:
+        self._path, self._about = path, (shape, rows)
         self._process, self._begun = process, False
 
     def put(self, pieces: Pieces) -> None:
         """Let the chunks of some rows, which lie in shared memory, be appended."""
         self._begin()
-        self._process.put(self.path, pieces)
+        self._process.put(self._path, pieces)
 
     def close(self) -> FileRecord:
         """Write the index; return size and CRC-32C of the file."""
         self._begin()
-        self._process.order("close", self.path)
+        self._process.order("close", self._path)
         size, checksum = self._process.finish()
         return size, checksum
 
     def _begin(self) -> None:
         if not self._begun:
-            self._process.order("begin", self.path, *self._about)
+            self._process.order("begin", self._path, *self._about)
             self._begun = True
+
+
+class WriterProcesses:
+    """Helper processes and the memory they share: all that a run needs of them."""
+
+    def __init__(self, n: int | None = None, pin: Pin | None = None, unpin: Pin | None = None) -> None:
+        """Start them.
+
+        Args:
+            n: How many; by default half the cores, and no more than are of use.
+            pin: Called with every room of memory when it is made.
+            unpin: Called with it before it is given back.
+        """
+        self.memory = SharedMemory(pin, unpin)
+        n = max(1, min(MOST_PROCESSES, (os.cpu_count() or 1) // 2)) if n is None else n
+        self.processes = [ShardProcess(self.memory) for _ in range(n)]
+        self._next = cycle(self.processes)
+
+    @staticmethod
+    def available() -> bool:
+        """Return whether this system can have them."""
+        return SharedMemory.available()
+
+    def shard(self, path: Path, shape: ShardShape, rows: int) -> RemoteShard:
+        """Let the next of them write a file, which is there and empty."""
+        return RemoteShard(path, shape, rows, next(self._next))
+
+    def finish(self) -> None:
+        """Wait until everything is written that was put.
+
+        Raises:
+            OSError, MemoryError, ValueError: What one of them raised first.
+            RunError: One is gone.
+        """
+        for process in self.processes:
+            process.finish()
+
+    def close(self) -> None:
+        """Let them end; `memory.close` gives the memory back."""
+        for process in self.processes:
+            process.dismiss()
+        for process in self.processes:
+            process.close()
 
 
 @contextmanager

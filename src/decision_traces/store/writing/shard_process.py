@@ -12,19 +12,16 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Final
+from typing import Any
 
-from decision_traces.format.arrays import ArraySpec
 from decision_traces.pieces import Pieces
 from decision_traces.store.files.folder import FileRecord
 from decision_traces.store.shards.appender import Appender
-from decision_traces.store.shards.block import ShardFile, frame_maker
+from decision_traces.store.shards.block import ShardFile
 from decision_traces.store.shards.frames import FrameMaker
-from decision_traces.store.writing.layout import RunLayout
+from decision_traces.store.shards.shape import ShardShape
+from decision_traces.store.writing.processes import MOST_PROCESSES
 from decision_traces.store.writing.shared_memory import Place
-
-MOST_PROCESSES: Final = 8
-"""How many like this one may write at the same time."""
 
 
 class _Desk:
@@ -33,7 +30,7 @@ class _Desk:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._memory: dict[int, mmap.mmap] = {}
-        self._frames: dict[str, FrameMaker] = {}
+        self._frames: dict[ShardShape, FrameMaker] = {}
         self._files: dict[Path, ShardFile] = {}
         self._appender = Appender(MOST_PROCESSES)
         self._closed: SimpleQueue[Path] = SimpleQueue()
@@ -47,11 +44,11 @@ class _Desk:
         finally:
             os.close(file)
 
-    def begin(self, path: Path, spec: ArraySpec, layout: RunLayout, rows: int) -> None:
+    def begin(self, path: Path, shape: ShardShape, rows: int) -> None:
         """Begin a shard file."""
-        if spec.name not in self._frames:
-            self._frames[spec.name] = frame_maker(layout, spec)
-        self._files[path] = ShardFile(path, spec, layout, rows, self._frames[spec.name], self._appender)
+        if shape not in self._frames:
+            self._frames[shape] = shape.frame_maker()
+        self._files[path] = ShardFile(self._appender.open(path), shape, rows, self._frames[shape])
 
     def put(self, path: Path, place: Place, *kept: Any) -> None:
         """Append the chunks of some rows: a tensor in shared memory, and the rest of `Pieces`."""

@@ -33,14 +33,14 @@ from decision_traces.store.files.folder import (
 )
 from decision_traces.store.files.table import write_table
 from decision_traces.store.shards.appender import Appender
-from decision_traces.store.shards.block import LEVEL, frame_maker
+from decision_traces.store.shards.block import LEVEL
 from decision_traces.store.shards.frames import FrameMaker
 from decision_traces.store.writing.consolidated import consolidate
 from decision_traces.store.writing.layout import RunLayout
 from decision_traces.store.writing.ledger import LEDGER_FILE, Ledger, begin_ledger, mend_ledger, read_ledger
 from decision_traces.store.writing.open_block import OpenBlock
 from decision_traces.store.writing.owned import PARTS_DIR, PROBES, is_kept, is_part
-from decision_traces.store.writing.processes import ShardProcess
+from decision_traces.store.writing.processes import WriterProcesses
 
 __all__ = ["RunLayout", "RunWriter", "Site"]
 
@@ -173,7 +173,7 @@ class RunWriter:
 
     # -- blocks ---------------------------------------------------------------------------------------------
 
-    def open_block(self, block: int, helpers: Sequence[ShardProcess] = ()) -> OpenBlock:
+    def open_block(self, block: int, helpers: WriterProcesses | None = None) -> OpenBlock:
         """Begin a block, or begin it anew after a crash: what it left half-written goes.
 
         Args:
@@ -199,7 +199,7 @@ class RunWriter:
     def frames_of(self, spec: ArraySpec) -> FrameMaker:
         """Return what makes the frames of an array; one for all its layers and blocks."""
         if spec.name not in self._frames:
-            self._frames[spec.name] = frame_maker(self.layout, spec)
+            self._frames[spec.name] = self.layout.shard_shape(spec).frame_maker()
         return self._frames[spec.name]
 
     def enter(self, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
