@@ -1,6 +1,7 @@
 // Bringing what an address asks for in line with what the run has, and saying what it does not have.
 import { signal } from "@preact/signals";
 import type { State } from "./state";
+import { countOfChoices } from "./task";
 import type { Meta, Runs } from "./types";
 
 /** What the address asked for and the run does not have; shown until it is read. */
@@ -43,7 +44,7 @@ function axes(state: State, meta: Meta, patch: Partial<State>, notes: string[]):
     patch.head = null;
     notes.push(`There is no head ${state.head}${heads ? `: this run keeps ${heads.join(", ")}` : ""}.`);
   }
-  if (state.choice !== null && state.choice >= (meta.by_choice ? (meta.n_choices ?? 1) : 0)) {
+  if (state.choice !== null && state.choice >= countOfChoices(meta)) {
     patch.choice = null;
     notes.push(`There is no choice ${state.choice} with an inner path of its own.`);
   }

@@ -5,6 +5,7 @@ import type { Lens } from "./api";
 import type { Loaded } from "./cache";
 import { layerOf } from "./format";
 import { UNASKED, type Pinned, type Place, type Question } from "./state";
+import { betweenChoices, countOfChoices, readsChoices } from "./task";
 import type { Choice, Contributions, Meta, Race, Tokens } from "./types";
 
 export interface Side {
@@ -101,8 +102,8 @@ function assembled(place: Side["place"], meta: Meta, row: number, tokens: Tokens
   const lens = meta.lens ? api.lens(place.run, row) : {};
   const last = Math.max(0, tokens.n_tokens - 1);
   const pos = Math.min(last, place.pos ?? tokens.decision?.pos ?? last);
-  const at = meta.by_choice ? 0 : pos;
-  const followed = (meta.by_choice || meta.objective === "csqa_choice") && !meta.missing.race;
+  const at = readsChoices(meta) ? 0 : pos;
+  const followed = betweenChoices(meta) && !meta.missing.race;
   const here = tokens.decisions.find((d) => d.pos === pos);
   const side: Side = {
     place,
@@ -124,8 +125,8 @@ function assembled(place: Side["place"], meta: Meta, row: number, tokens: Tokens
 
 /** Return the choice looked at: the one asked for, else the one that the model gave. */
 function chosen(meta: Meta, place: Place, row: number): Loaded<number> {
-  if (!meta.by_choice) return { value: 0 };
-  if (place.choice !== null) return { value: Math.min(place.choice, (meta.n_choices ?? 1) - 1) };
+  if (!readsChoices(meta)) return { value: 0 };
+  if (place.choice !== null) return { value: Math.min(place.choice, countOfChoices(meta) - 1) };
   const first = api.tokens(place.run, row, 0);
   if (!first.value) return { error: first.error };
   return { value: Math.max(0, (first.value.choices ?? []).findIndex((c) => c.given)) };
@@ -137,14 +138,9 @@ export function pinOf(side: Side, { target, vs }: Question): Pinned {
   return { run, ex: side.tokens.example_id, pos: side.pos, choice, target, vs };
 }
 
-/** Return whether tokens were masked, and are predicted where they stand; else each is at the one before. */
-export function fillsGaps(side: Side): boolean {
-  return side.meta.objective === "masked";
-}
-
 /** Return whether a side stands where its example's decision was made. */
 export function atDecision(side: Side): boolean {
-  return side.meta.by_choice || side.pos === side.tokens.decision?.pos;
+  return readsChoices(side.meta) || side.pos === side.tokens.decision?.pos;
 }
 
 /** Return the choices of a question where it is they that are decided between. */
@@ -178,7 +174,7 @@ export function question(side: Side, { target: aim, vs }: Question): { target: T
 
 /** What a choice is called in contributions and race: its place, or where choices are tokens, its token. */
 export function choiceId(side: Side, choice: Choice): number {
-  return side.meta.by_choice ? (side.tokens.choices ?? []).indexOf(choice) : choice.id;
+  return readsChoices(side.meta) ? (side.tokens.choices ?? []).indexOf(choice) : choice.id;
 }
 
 export interface Candidate extends Token {

@@ -1,5 +1,6 @@
 // In words: who was ahead when, and what turned it. Everything said is read off the arrays that the panels draw.
 import { candidates, choicesAt, isRight, lead, path, type Side } from "./side";
+import { readsChoices } from "./task";
 
 export interface Story {
   /** Depth from which the one that is ahead in the end stays ahead; null where the lens says nothing. */
@@ -42,7 +43,7 @@ export function story(side: Side): Story | null {
 
 function pathsOf(side: Side, target: number, rival: number): [number[], number[]] | null {
   const race = side.race.value;
-  if (race && side.meta.by_choice) return [race.probs.map((d) => d[target]), race.probs.map((d) => d[rival])];
+  if (race && readsChoices(side.meta)) return [race.probs.map((d) => d[target]), race.probs.map((d) => d[rival])];
   const [ours, theirs] = [path(side, target), path(side, rival)];
   return ours && theirs ? [ours, theirs] : null;
 }

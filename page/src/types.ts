@@ -15,6 +15,19 @@ export interface Missing {
   command: string;
 }
 
+/** The kind of decision that a run is about; see `task.ts` for what follows from it. */
+export interface Task {
+  name: string;
+  /** What is decided between: tokens behind a prompt, or sequences that the model reads each by itself. */
+  choices: "tokens" | "sequences" | null;
+  n_choices: number | null;
+  /** Whether tokens are predicted where they stand, in place of a mask. */
+  fills_gaps: boolean;
+  /** Whether the list shows the ends of texts, where predictions are made. */
+  list_from_end: boolean;
+  words: { tokens: string; where: string; truth: string };
+}
+
 export interface Meta {
   key: string;
   run_id: string;
@@ -25,13 +38,11 @@ export interface Meta {
   dataset: string | null;
   split: string | null;
   capture: string[] | null;
-  objective: string;
+  task: Task;
   n: number;
   T: number;
   L: number;
   H: number;
-  by_choice: boolean;
-  n_choices: number | null;
   attention: { array: string; layers: number[]; heads: number[] } | null;
   lens: { all_positions: boolean; scale: { entropy: number; kl: number }; vocab_size: number } | null;
   contributions: { all_positions: boolean; parts: string[]; of: "token" | "choice" } | null;

@@ -10,7 +10,11 @@ export const layout = (more: Partial<AttentionLayout> = {}): AttentionLayout => 
 export function metaOf(more: Partial<Meta> = {}): Meta {
   return {
     key: "r0", run_id: "run", path: "/run", python: "st = TraceStore('/run')", model: null, dataset: null, split: null, capture: null,
-    objective: "next_token", n: 10, T: 8, L: 2, H: 2, by_choice: false, n_choices: null,
+    task: {
+      name: "next_token", choices: null, n_choices: null, fills_gaps: false, list_from_end: true,
+      words: { tokens: "Tokens", where: "after", truth: "the text goes on" },
+    },
+    n: 10, T: 8, L: 2, H: 2,
     attention: { array: "dec_self_attn", layers: [0, 1], heads: [0, 1] },
     lens: { all_positions: true, scale: { entropy: 4, kl: 8 }, vocab_size: 100 },
     contributions: null, missing: {}, partial: { lens: "", contributions: "" }, figures: [],

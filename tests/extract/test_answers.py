@@ -25,9 +25,10 @@ from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import DataError, ModelError, UsageError
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.answer_texts import answer_tokens
-from decision_traces.format.columns import ANSWER_COLUMNS, TOKEN_COLUMNS
+from decision_traces.format.columns import TOKEN_COLUMNS
 from decision_traces.store.reading.results import find_result
 from decision_traces.store.validate.run import failures, validate_run
+from decision_traces.tasks.prompt_choice import ANSWER_COLUMNS
 from decision_traces.tokens import encode
 
 QUESTIONS = [

@@ -19,9 +19,9 @@ from decision_traces.cli import compare, index
 from decision_traces.data import tinyworld
 from decision_traces.errors import ModelError, RandomHeadWarning, UsageError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
-from decision_traces.format.columns import CHOICE_COLUMNS, CHOICE_TOKEN_COLUMNS
 from decision_traces.store.files.runs import list_runs
 from decision_traces.store.validate.run import failures, validate_run
+from decision_traces.tasks.multiple_choice import CHOICE_COLUMNS, CHOICE_TOKEN_COLUMNS
 
 CAPTURES = ("attn", "qkv", "hidden", "resid")
 N = 5

@@ -29,8 +29,9 @@ from decision_traces.errors import (
 )
 from decision_traces.extract import engine
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.format.columns import NEXT_TOKEN_COLUMNS, TOKEN_COLUMNS
+from decision_traces.format.columns import TOKEN_COLUMNS
 from decision_traces.store.validate.run import failures, validate_run
+from decision_traces.tasks.next_token import NEXT_TOKEN_COLUMNS
 
 LINES = [f"Line {i} has {'many ' * (i % 7)}words." for i in range(23)]
 

@@ -15,8 +15,10 @@ from decision_traces.data import tinyworld
 from decision_traces.errors import DataError, ModelError, UsageError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.texts import TextConfig, extract_texts
-from decision_traces.format.columns import NEXT_TOKEN_COLUMNS, TARGET_COLUMNS, TOKEN_COLUMNS
+from decision_traces.format.columns import TOKEN_COLUMNS
 from decision_traces.store.validate.run import failures, validate_run
+from decision_traces.tasks.next_token import NEXT_TOKEN_COLUMNS
+from decision_traces.tasks.sequence_to_sequence import TARGET_COLUMNS
 
 TEXTS = ["first text", "", "third text, which is longer"]
 TARGETS = ["one", "two", "three, and more"]

@@ -64,7 +64,7 @@ def _nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_snippets_give_what_panels_show(name: str, request: pytest.FixtureRequest) -> None:
     ask = _page(request.getfixturevalue(name))
     meta = ask("meta.json")
-    for choice in range(2 if meta["by_choice"] else 1):
+    for choice in range(2 if meta["task"]["n_choices"] else 1):
         tokens = ask(f"e/0/c{choice}/tokens.json")
         assert (EVIL in tokens["example_id"]) == (name == "evil_run")
         read = tokens["python"]
@@ -82,7 +82,7 @@ def test_snippets_give_what_panels_show(name: str, request: pytest.FixtureReques
         assert list(found["label"][: len(race["labels"])]) == race["labels"]
         np.testing.assert_allclose(found["prob"], np.ravel(race["probs"]), rtol=1e-4)
         np.testing.assert_allclose(found["logit"], np.ravel(race["logits"]), rtol=1e-4)
-    position = 0 if meta["by_choice"] else ask("e/0/c0/tokens.json")["decision"]["pos"]
+    position = 0 if meta["task"]["n_choices"] else ask("e/0/c0/tokens.json")["decision"]["pos"]
     parts = ask(f"e/0/contributions/{position}.json")
     np.testing.assert_allclose(run_snippet(meta["python"], parts["python"]), parts["values"], rtol=1e-4)
 

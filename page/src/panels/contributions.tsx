@@ -6,6 +6,7 @@ import { script } from "../script";
 import { lead, minus, strongestLayer, type Lead, type Side } from "../side";
 import { current, dataOf, type Sides } from "../sides";
 import { go, state } from "../state";
+import { readsChoices } from "../task";
 import { bars, drawBars } from "./bars";
 import { Command, Empty, Panel, Waiting } from "./frame";
 
@@ -26,7 +27,7 @@ export function ContributionPanel({ sides, children }: { sides: Sides; children:
         ) : ""
       }
       data={lead(side) ? () => dataOf(sides, values, difference) : undefined}
-      link={`api/${side.place.run}/e/${side.row}/contributions/${side.meta.by_choice ? 0 : side.pos}.json`}
+      link={`api/${side.place.run}/e/${side.row}/contributions/${readsChoices(side.meta) ? 0 : side.pos}.json`}
       python={script(side, side.contributions.value?.python)}
     >
       {children}
@@ -125,7 +126,7 @@ function Heads({ side, found }: { side: Side; found: Lead }) {
     return (
       <div class="heads">
         {select}
-        {!side.meta.by_choice && (
+        {!readsChoices(side.meta) && (
           <span class="hint">Attention is not split by head: that needs --capture attn qkv resid, at all positions.</span>
         )}
       </div>

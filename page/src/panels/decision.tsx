@@ -1,7 +1,7 @@
 // What the model says at one position: its most probable tokens, or the choices of a question.
 import { number, prob, signedProb, word } from "../format";
 import { script } from "../script";
-import { candidates, choiceId, choicesAt, fillsGaps, glance, isKnown, textOf, type Side } from "../side";
+import { candidates, choiceId, choicesAt, glance, isKnown, textOf, type Side } from "../side";
 import { current, dataOf, type Sides } from "../sides";
 import { state, type Question } from "../state";
 import { Panel, Waiting } from "./frame";
@@ -51,8 +51,7 @@ export function DecisionPanel({ sides, children }: { sides: Sides; children: pre
   const side = current(sides);
   const seen = glance(side);
   const difference = sides.length === 2 && state.value.cmp === "diff" ? () => pairs(sides[0], sides[1]) : undefined;
-  const where = fillsGaps(seen) ? "for" : "after";
-  const after = `what the model says ${where} ${word(seen.tokens.tokens[seen.pos])}`;
+  const after = `what the model says ${seen.meta.task.words.where} ${word(seen.tokens.tokens[seen.pos])}`;
   return (
     <Panel
       name="decision"

@@ -84,7 +84,6 @@ function Item({ meta, row, at, count, chosen, stop, columns }: ItemProps) {
   const correct = columns.correct?.[row];
   const [mark, outcome] = correct === 1 ? ["✓", "right"] : correct === 0 ? ["✗", "wrong"] : ["·", "unknown"];
   const [target, said] = [part?.target?.[i], part?.said?.[i]];
-  const fromEnd = meta.objective !== "csqa_choice" && !meta.by_choice; // a text is predicted at its end
   const figure = (name: string, short: string): string => {
     const value = columns[name]?.[row];
     return value === undefined || Number.isNaN(value) ? "" : `${short} ${value.toFixed(1)}`;
@@ -102,7 +101,7 @@ function Item({ meta, row, at, count, chosen, stop, columns }: ItemProps) {
       onClick={() => part && open(part.id[i])}
     >
       <span class={`mark ${outcome}`} aria-label={outcome}>{mark}</span>
-      <span class={fromEnd ? "item-text from-end" : "item-text"}>
+      <span class={meta.task.list_from_end ? "item-text from-end" : "item-text"}>
         <bdi>{part?.text[i] ?? (error && "could not be loaded") ?? ""}</bdi>
       </span>
       <span class="item-figures">

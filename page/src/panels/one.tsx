@@ -9,11 +9,12 @@ import { Story } from "./story";
 import { TokenPanel, TokenStrip } from "./tokens";
 import type { Side } from "../side";
 import type { Sides } from "../sides";
+import { readsChoices } from "../task";
 import { go, state, UNASKED, type Question } from "../state";
 
 export function One({ side }: { side: Side }) {
   const sides: Sides = [side];
-  const byChoice = side.meta.by_choice;
+  const byChoice = readsChoices(side.meta);
   const pick = (pos: number, layer = state.value.layer) =>
     go({ pos, layer, ...(pos === side.pos ? {} : UNASKED) });
   const ask = (question: Partial<Question>) => go(question);

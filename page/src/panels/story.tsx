@@ -1,6 +1,6 @@
 // One sentence on how the decision came about.
 import { brief, depth, prob, signed, word } from "../format";
-import { candidates, choiceId, choicesAt, fillsGaps, isKnown, isRight, textOf, type Side } from "../side";
+import { candidates, choiceId, choicesAt, isKnown, isRight, textOf, type Side } from "../side";
 import { story } from "../story";
 
 function Verdict({ side }: { side: Side }) {
@@ -23,12 +23,13 @@ function Verdict({ side }: { side: Side }) {
   const actual = candidates(side).find((c) => c.target);
   if (!top) return null;
   const right = isRight(side);
+  const { words } = side.meta.task;
   return (
     <>
-      <Mark correct={right} /> {fillsGaps(side) ? "for" : "after"} <code>{word(side.tokens.tokens[side.pos])}</code> says{" "}
+      <Mark correct={right} /> {words.where} <code>{word(side.tokens.tokens[side.pos])}</code> says{" "}
       <b class={shade(side, top.id)}><code>{word(top.text)}</code></b> ({prob(top.prob)})
       {right === false && actual && (
-        <>; {fillsGaps(side) ? "there stood" : "the text goes on"} <b class={shade(side, actual.id)}><code>{word(actual.text)}</code></b> ({prob(actual.prob)})</>
+        <>; {words.truth} <b class={shade(side, actual.id)}><code>{word(actual.text)}</code></b> ({prob(actual.prob)})</>
       )}
       {!isKnown(side) && "; the text ends here"}.
     </>

@@ -6,9 +6,10 @@ import { colours, css, inkOn, SCALES, theme } from "../colour";
 import { number, prob, word } from "../format";
 import { useRovingFocus } from "../roving";
 import { script } from "../script";
-import { fillsGaps, peekAt, type Side } from "../side";
+import { peekAt, type Side } from "../side";
 import { current, dataOf, keyOf, type Sides } from "../sides";
 import { go, state, type Colouring } from "../state";
+import { foresees, readsChoices } from "../task";
 import { Choose, Panel } from "./frame";
 
 interface Figures {
@@ -76,7 +77,7 @@ export function TokenStrip({ side, label, onPick }: { side: Side; label: string;
         const value = values[pos];
         const at = value == null ? null : scale(value);
         const looked = pos === side.pos;
-        const truth = pos === side.pos + 1 && !side.meta.by_choice && !fillsGaps(side) && side.target !== null;
+        const truth = pos === side.pos + 1 && foresees(side.meta) && side.target !== null;
         const decides = pos === decided || side.tokens.decisions.some((d) => d.pos === pos);
         const kinds = [looked && "looked", truth && "truth", decides && "decided"].filter(Boolean).join(" ");
         return (
@@ -124,11 +125,11 @@ const EXPLAINED: Record<Colouring, string> = {
 export function TokenPanel({ sides, children }: { sides: Sides; children: preact.ComponentChildren }) {
   const side = current(sides);
   const { colour } = state.value;
-  const foreseeing = !side.meta.by_choice; // an encoder predicts no token from the one before
+  const foreseeing = !readsChoices(side.meta);
   return (
     <Panel
       name="tokens"
-      title={side.meta.by_choice ? "Question and choice" : "Tokens"}
+      title={side.meta.task.words.tokens}
       note={foreseeing || colour === "attention" ? EXPLAINED[colour] : ""}
       controls={
         <Choose

@@ -4,6 +4,7 @@ import { plural } from "../format";
 import type { Side } from "../side";
 import type { Sides } from "../sides";
 import { go, state, UNASKED, type Question, type State } from "../state";
+import { readsChoices } from "../task";
 import { AttentionDifference } from "./attention-difference";
 import { AttentionPanel, AttentionView } from "./attention";
 import { ChoiceChoose } from "./choices";
@@ -87,7 +88,7 @@ export function Two({ pinned, second }: { pinned: Side; second: Side }) {
       <TokenPanel sides={sides}>
         {both(({ side, pinned: isPinned, pick: pickToken }) => (
           <>
-            {side.meta.by_choice && !isPinned && <ChoiceChoose side={side} />}
+            {readsChoices(side.meta) && !isPinned && <ChoiceChoose side={side} />}
             <TokenStrip
               side={side}
               label={isPinned ? "tokens of the pinned example" : "tokens"}
@@ -110,7 +111,7 @@ export function Two({ pinned, second }: { pinned: Side; second: Side }) {
           ({ side }) => <ContributionBars side={side} sides={sides} height={200} />,
         )}
       </ContributionPanel>
-      {!second.meta.by_choice && !first.meta.by_choice && (
+      {!readsChoices(second.meta) && !readsChoices(first.meta) && (
         <LensPanel sides={sides}>
           {either(
             <LensDifference first={first} second={second} onPick={pick} />,

@@ -9,11 +9,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from decision_traces.analysis.columns import read_columns
-from decision_traces.analysis.decisions import NONE, Decisions, decisions_of, kinds_of
+from decision_traces.analysis.decisions import decisions_of, kinds_of
 from decision_traces.analysis.states import Point, path_of
 from decision_traces.format.lists import entries_at
 from decision_traces.format.stages import EXAMPLE
 from decision_traces.store import TraceStore
+from decision_traces.tasks.decisions import NONE, Decisions
 
 CANDIDATES: Final = 10
 """How many of the most probable tokens at the end are candidates, besides the target."""

@@ -7,7 +7,6 @@ from decision_traces.errors import NotCapturedError, UnsupportedArchitecture, Us
 from decision_traces.format.stages import HEAD, KV_HEAD, LAYER
 from decision_traces.store import StoredArray, TraceStore, layers_that_have
 
-_DECIDED: Final = frozenset({"next_pos", "after_pos", "choice_token_ids", "masked_pos"})
 _ATTENTION: Final = ("dec_self_attn", "enc_self_attn", "enc_mc_attn")
 
 
@@ -43,12 +42,13 @@ def _some(kept: str, what: str, flag: str) -> UsageError:
 
 def what_works(store: TraceStore) -> str:
     """Return the sentence that names the commands which do work with a run, for the refusal of another."""
-    columns = set(store.columns)
+    columns, task = set(store.columns), store.task
+    decided = any(reading.needs in columns for reading in task.readings)
     states = any(store.has(name) for name in ("dec_hidden", "dec_res_pre_attn", "enc_hidden", "enc_res_pre_attn"))
     works = {
-        "lens": states and store.about.final_norm is not None and bool(_DECIDED & columns),
+        "lens": states and store.about.final_norm is not None and decided,
         "attention": any(_has_whole(store, name) for name in _ATTENTION),
-        "compare": bool({"next_correct", "is_correct"} & columns),
+        "compare": task.verdict is not None and task.verdict.column in columns,
         "view": True,
     }
     run = shlex.quote(str(store.run_dir))
@@ -61,12 +61,12 @@ def refuse_transform(store: TraceStore, *, bends: bool) -> None:
 
     Args:
         store: The run.
-        bends: Whether that is known of its model; of a masked run it always is.
+        bends: Whether that is known of its model; of some kinds of decision it always is (`Task.linear_head`).
 
     Raises:
         UnsupportedArchitecture: It does.
     """
-    if bends or "masked_pos" in store.columns:
+    if bends or not store.task.linear_head:
         raise UnsupportedArchitecture(
             f"{store.about.model or 'The model'} makes its logits by a head that is not linear: they are no sum of "
             f"what its parts wrote, and cannot be split up. {what_works(store)}"

@@ -7,10 +7,10 @@ from typing import Final, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int64
 
-from decision_traces.analysis.decisions import Decisions
 from decision_traces.analysis.requirements import need_whole
 from decision_traces.format.stages import DEPTH, EXAMPLE, HEAD, KEY, LAYER
 from decision_traces.store import StoredArray, TraceStore, rows_per_step
+from decision_traces.tasks.decisions import Decisions
 
 Stage = Literal["hidden", "pre_attn", "post_attn", "post_mlp"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)

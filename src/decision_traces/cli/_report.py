@@ -17,6 +17,7 @@ from decision_traces.extract.job import Job
 from decision_traces.extract.run import plan_job, run_job
 from decision_traces.format.meta import RunMeta
 from decision_traces.store import random_head, read_meta
+from decision_traces.tasks import TASKS
 
 ConfigT = TypeVar("ConfigT", bound=ExtractConfig)
 
@@ -87,7 +88,7 @@ def report(folder: Path, console: Console) -> None:
         console.print("This file system has no hard links: layers that arrays share are stored once for each array.")
     for name, reason in about.missing.items():
         console.print(f"Without {name}: {reason}", soft_wrap=True)
-    for line in _outcome_lines(about):
+    for line in TASKS[about.objective].headline(about.figures):
         console.print(line, soft_wrap=True)
     if about.n_truncated:
         longest = (about.dims("enc") or about.sides["dec"]).n_positions
@@ -102,28 +103,3 @@ def _certified(about: RunMeta) -> str:
     if about.uncertified:
         return "FAILED: kept with --uncertified, and the run says so wherever it is opened"
     return "passed" if about.certified else "empty: no token to check on"
-
-
-def _outcome_lines(about: RunMeta) -> list[str]:
-    if about.n_predictions:
-        return [
-            f"Next token: {about.next_accuracy:.1%} right, mean NLL {about.mean_next_nll:.3f} nats, "
-            f"mean entropy {about.mean_next_entropy:.3f} nats, over {about.n_predictions} predictions"
-        ]
-    own = [f"Masks of the texts' own, whose truth is not known: {about.n_own_masks}"] if about.n_own_masks else []
-    if about.n_masked:
-        return [
-            f"Masked tokens: {about.masked_accuracy:.1%} right, mean NLL {about.mean_masked_nll:.3f} nats, "
-            f"over {about.n_masked} masked tokens",
-            *own,
-        ]
-    if about.n_answers is None:
-        return own
-    sure = f"mean probability of the chosen answer {about.mean_choice_confidence:.3f}"
-    right = f"{about.choice_accuracy:.1%} of {about.n_answers} right" if about.n_answers else "no answers known"
-    mass = (
-        f", of all five tokens among the vocabulary {about.mean_choice_mass:.3f}"
-        if about.mean_choice_mass is not None
-        else ""
-    )
-    return [f"Choices: {right}, {sure}{mass}"]

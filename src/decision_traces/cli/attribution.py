@@ -12,7 +12,7 @@ from decision_traces.analysis.attribution.direct import direct_attribution, refu
 from decision_traces.analysis.attribution.encoders import choice_parts, lead_of_the_right
 from decision_traces.analysis.attribution.grid import write_choice_contributions, write_contribution_grid
 from decision_traces.analysis.attribution.heads import HeadWriter, find_head_writers
-from decision_traces.analysis.decisions import Kind, decisions_of, text_note
+from decision_traces.analysis.decisions import decisions_of, text_note
 from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.lens.unembedding import (
     Unembedding,
@@ -30,6 +30,7 @@ from decision_traces.errors import ModelError, UnsupportedArchitecture, UsageErr
 from decision_traces.format.analyses import ATTRIBUTION_PICTURE, ATTRIBUTION_TABLE
 from decision_traces.model.load import quiet_transformers
 from decision_traces.store import TraceStore
+from decision_traces.tasks.decisions import Kind
 from decision_traces.viz.attributions import save_attribution
 from decision_traces.viz.style import run_title
 from decision_traces.viz.tables import attribution_table, head_table

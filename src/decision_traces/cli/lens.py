@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import tyro
 from rich.console import Console
 
-from decision_traces.analysis.decisions import Kind, decisions_of, text_note
+from decision_traces.analysis.decisions import decisions_of, text_note
 from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.lens.by_choice import choice_race
 from decision_traces.analysis.lens.depth import decision_depth, race_depth
@@ -24,6 +24,7 @@ from decision_traces.cli._written import kept_in_run, write_result
 from decision_traces.format.analyses import CHOICES_PICTURE, CHOICES_TABLE, DEPTH_TABLE, LENS_PICTURE, LENS_TABLE
 from decision_traces.model.load import quiet_transformers
 from decision_traces.store import TraceStore
+from decision_traces.tasks.decisions import Kind
 from decision_traces.viz.races import save_race
 from decision_traces.viz.style import run_title
 from decision_traces.viz.tables import decision_table, lens_table, race_table

@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 
 from decision_traces.data.example import TARGET_FIELD, Example, FieldValue, make_example_id
 from decision_traces.errors import DataError, first_line
-from decision_traces.format.columns import RUN_COLUMNS
 from decision_traces.printable import printable
+from decision_traces.tasks import column_names
 
 TEXT_SUFFIXES: Final = (".txt", ".jsonl", ".csv", ".parquet")
 TEXT: Final = "text"
-_OURS: Final = frozenset({TARGET_FIELD, *(column.name for table in RUN_COLUMNS.values() for column in table)})
 _LOG: Final = logging.getLogger("decision_traces")
 _LONGEST_CELL: Final = (1 << 31) - 1
 _LARGEST_INT: Final = 1 << 63
@@ -85,7 +84,7 @@ def text_file_examples(path: Path) -> Iterator[Example]:
 
 def field_name(column: str) -> str:
     """Return what a column of the user's is called in `tokens.parquet`: its own name where no column of ours has it."""
-    return f"field_{column}" if column in _OURS else column
+    return f"field_{column}" if column == TARGET_FIELD or column in column_names() else column
 
 
 # -- the formats --------------------------------------------------------------------------------------------

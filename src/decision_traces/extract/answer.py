@@ -19,10 +19,10 @@ from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, to_table, token_columns
 from decision_traces.format.arrays import TOKENS_FILE
-from decision_traces.format.columns import RUN_COLUMNS
 from decision_traces.model.load import LoadedModel
 from decision_traces.outcomes.choices import choice_outcomes
 from decision_traces.outcomes.distribution import distribution
+from decision_traces.tasks import PROMPT_CHOICE
 from decision_traces.tokens import TokenBatch
 from decision_traces.tracing.forward import logits_at
 
@@ -116,7 +116,7 @@ class AnswerWorkflow:
             scores = torch.tensor(np.stack(columns["choice_logprob_sum"]))
         outcomes = choice_outcomes(scores)
         columns |= outcomes.columns(columns["choice_labels"], columns["correct_idx"])
-        return {TOKENS_FILE: to_table(RUN_COLUMNS["csqa_choice"], columns, {})}
+        return {TOKENS_FILE: to_table(PROMPT_CHOICE.columns, columns, {})}
 
     def _text_columns(self, rows: range, first: torch.Tensor) -> dict[str, Any]:
         """Return the columns of whole answers; `first` has the logits of their first tokens."""

@@ -14,9 +14,9 @@ from decision_traces.errors import ModelError
 from decision_traces.extract.job import Prepared, encode_texts
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.format.arrays import TOKENS_FILE
-from decision_traces.format.columns import RUN_COLUMNS
 from decision_traces.model.load import LoadedModel
 from decision_traces.outcomes.next_token import UNKNOWN, NextTokenOutcomes, next_token_outcomes
+from decision_traces.tasks import MASKED_TOKEN
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch
 from decision_traces.tracing.forward import all_logits
 
@@ -118,7 +118,7 @@ class MaskedWorkflow:
         columns = token_columns(examples, encodings, prepared.loaded.tokenizer)
         columns |= self._outcome_columns(rows)
         extra = field_columns(examples, self._field_types)
-        return {TOKENS_FILE: to_table(RUN_COLUMNS["masked"], columns, extra)}
+        return {TOKENS_FILE: to_table(MASKED_TOKEN.columns, columns, extra)}
 
     def _outcome_columns(self, rows: range) -> dict[str, Any]:
         found = [self._rows.pop(row, None) for row in rows]

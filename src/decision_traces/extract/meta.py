@@ -163,7 +163,7 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         lineage=None if prepared.lineage is None else _told(prepared.lineage, anonymous=anonymous),
         environment=_environment(plan, anonymous=anonymous),
         command=() if anonymous else job.config.command,
-        **written.figures,
+        figures=written.figures,
     )
 
 

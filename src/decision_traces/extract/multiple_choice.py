@@ -17,9 +17,9 @@ from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import choice_figures, choice_token_columns, to_table
 from decision_traces.format.arrays import TOKENS_FILE
-from decision_traces.format.columns import RUN_COLUMNS
 from decision_traces.model.load import LoadedModel
 from decision_traces.outcomes.choices import choice_outcomes
+from decision_traces.tasks import MULTIPLE_CHOICE
 from decision_traces.tokens import Encoding, TokenBatch, encode_choices
 from decision_traces.tracing.forward import all_logits
 
@@ -96,7 +96,7 @@ class MultipleChoiceWorkflow:
         columns |= {name: [e.fields[name] for e in examples] for name in examples[0].fields}
         scores = torch.stack([self._scores.pop(item) for item in items]).view(len(rows), self._choices)
         columns |= choice_outcomes(scores).columns(columns["choice_labels"], columns["label_idx"])
-        return {TOKENS_FILE: to_table(RUN_COLUMNS["multiple_choice"], columns, {})}
+        return {TOKENS_FILE: to_table(MULTIPLE_CHOICE.columns, columns, {})}
 
     def conventions(self) -> Mapping[str, str]:
         """Return what the outcome columns mean."""

@@ -19,9 +19,10 @@ from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, target_columns, to_table, token_columns
 from decision_traces.format.arrays import NEXT_TOKEN_CONVENTIONS, OUTCOMES_FILE, TOKENS_FILE
-from decision_traces.format.columns import POSITION_COLUMNS, RUN_COLUMNS
 from decision_traces.model.load import LoadedModel
 from decision_traces.outcomes.next_token import UNKNOWN, NextTokenOutcomes, next_token_outcomes
+from decision_traces.tasks import NEXT_TOKEN, SEQUENCE_TO_SEQUENCE
+from decision_traces.tasks.token_outcomes import POSITION_COLUMNS
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch
 from decision_traces.tracing.forward import all_logits, logits_at
 
@@ -93,6 +94,7 @@ class NextTokenWorkflow:
         self._examples, self._encodings, self._loaded = prepared.examples, prepared.encodings, prepared.loaded
         self._topk, self._all = topk, all_positions
         self._whole, self._with_target = prepared.whole_logits, prepared.with_target
+        self._task = SEQUENCE_TO_SEQUENCE if self._with_target else NEXT_TOKEN
         self._field_types = field_types(prepared.examples)
         self._text: dict[int, str] = {}
         self._rows: dict[int, NextTokenOutcomes] = {}
@@ -131,8 +133,7 @@ class NextTokenWorkflow:
         if self._with_target:
             columns |= target_columns(examples, encodings, self._loaded.tokenizer)
         columns |= self._outcome_columns(rows, encodings)
-        specs = RUN_COLUMNS["target" if self._with_target else "next_token"]
-        tables = {TOKENS_FILE: to_table(specs, columns, field_columns(examples, self._field_types))}
+        tables = {TOKENS_FILE: to_table(self._task.columns, columns, field_columns(examples, self._field_types))}
         if self._all:
             tables[OUTCOMES_FILE] = self._position_table(rows)
         return tables

@@ -112,5 +112,5 @@ def choice_figures(tokens: pa.Table) -> dict[str, Any]:
     """Return how often the choice was right, and how sure the model was, for the meta of a run with choices."""
     known = tokens["is_correct"].drop_null().to_numpy()
     sure = [max(row) for row in tokens["choice_probs"].to_pylist()]
-    figures: dict[str, Any] = {"n_answers": len(known), "mean_choice_confidence": float(np.mean(sure))}
-    return {**figures, "choice_accuracy": float(known.mean())} if len(known) else figures
+    accuracy = {"choice_accuracy": float(known.mean())} if len(known) else {}
+    return {"n_answers": len(known), **accuracy, "mean_choice_confidence": float(np.mean(sure))}

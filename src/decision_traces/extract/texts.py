@@ -21,9 +21,9 @@ from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.format.arrays import TOKENS_FILE, Task
-from decision_traces.format.columns import RUN_COLUMNS
 from decision_traces.model.context import stated_limit
 from decision_traces.model.load import DEMO_MODEL, LoadedModel, choose_task
+from decision_traces.tasks import ENCODE
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, encode
 from decision_traces.tracing.self_check.evidence import logits_of
 
@@ -246,7 +246,7 @@ class EncodeWorkflow:
         encodings = prepared.encodings[rows.start : rows.stop]
         columns = token_columns(examples, encodings, prepared.loaded.tokenizer)
         extra = field_columns(examples, self._field_types)
-        return {TOKENS_FILE: to_table(RUN_COLUMNS["encode"], columns, extra)}
+        return {TOKENS_FILE: to_table(ENCODE.columns, columns, extra)}
 
     def conventions(self) -> Mapping[str, str]:
         """Return nothing: there are no outcome columns."""

@@ -133,6 +133,9 @@ def _arrays(value: object) -> dict[str, ArrayNote]:
     return {name: one for name, one in found.items() if name in ARRAYS}
 
 
+AS_KEYS: Final = "as keys"
+"""Marks the mapping whose entries are keys of the file themselves."""
+_FIGURE: Final = re.compile(r"(n)_\w+|mean_\w+|\w+_accuracy")
 OMITTED: Final = "omitted"
 """Marks what is left out of the file where it is None, and not written as null."""
 
@@ -143,6 +146,9 @@ class RunMeta:
 
     What a run of an older format or tool does not say is None, empty, or what was always so then. What does not fit
     is the same, and named in `problems`. Keys of a newer format are not looked at.
+
+    `figures` say how often the model was right, and how sure. Which there are, a kind of decision decides: keys that
+    are called n_… are counts, those called mean_… or …_accuracy numbers.
     """
 
     run_id: Annotated[str, text] = ""
@@ -198,18 +204,7 @@ class RunMeta:
     lineage: Annotated[Mapping[str, Any] | None, none_or(anything_named)] = None
     environment: Annotated[Mapping[str, Any], anything_named] = field(default_factory=dict)
     command: Annotated[tuple[str, ...], many(text)] = ()
-    n_predictions: Annotated[int | None, count(_EXAMPLES), OMITTED] = None
-    next_accuracy: Annotated[float | None, number, OMITTED] = None
-    mean_next_nll: Annotated[float | None, number, OMITTED] = None
-    mean_next_entropy: Annotated[float | None, number, OMITTED] = None
-    n_masked: Annotated[int | None, count(_EXAMPLES), OMITTED] = None
-    n_own_masks: Annotated[int | None, count(_EXAMPLES), OMITTED] = None
-    masked_accuracy: Annotated[float | None, number, OMITTED] = None
-    mean_masked_nll: Annotated[float | None, number, OMITTED] = None
-    n_answers: Annotated[int | None, count(_EXAMPLES), OMITTED] = None
-    choice_accuracy: Annotated[float | None, number, OMITTED] = None
-    mean_choice_confidence: Annotated[float | None, number, OMITTED] = None
-    mean_choice_mass: Annotated[float | None, number, OMITTED] = None
+    figures: Annotated[Mapping[str, int | float], named(number), AS_KEYS] = field(default_factory=dict)
     bytes: Annotated[int | None, count(_BYTES), OMITTED] = None
     hard_links: Annotated[bool | None, flag, OMITTED] = None
     manifest_crc32c: Annotated[str | None, none_or(text), OMITTED] = None
@@ -220,20 +215,29 @@ class RunMeta:
         """Return what the content of a `meta.json` says; nothing raises, `problems` names what does not fit."""
         found: dict[str, Any] = {}
         problems = []
-        for name, (kind, _) in _keys().items():
-            if name in value:
-                try:
-                    found[name] = kind(value[name])
-                except ValueError as error:
-                    problems.append(f"{name}: {error}")
+        figures: dict[str, Any] = {}
+        kinds = {name: kind for name, (kind, mark) in _keys().items() if mark != AS_KEYS}
+        for name in (*(name for name in kinds if name in value), *(name for name in value if name not in kinds)):
+            if (kind := kinds.get(name) or _figure_kind(name)) is None:
+                continue
+            try:
+                (found if name in kinds else figures)[name] = kind(value[name])
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
         if "post_attn" not in value:
             found["post_attn"] = _OLD_POST_ATTN.get(found.get("conventions", {}).get("post_attn"))
-        return cls(**found, problems=tuple(problems))
+        return cls(**found, figures=figures, problems=tuple(problems))
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `meta.json`, without the digest that seals it."""
-        told = {name: (getattr(self, name), omitted) for name, (_, omitted) in _keys().items()}
-        return {name: _json(value) for name, (value, omitted) in told.items() if not (omitted and value is None)}
+        content: dict[str, Any] = {}
+        for name, (_, mark) in _keys().items():
+            value = _json(getattr(self, name))
+            if mark == AS_KEYS:
+                content |= value
+            elif not (mark == OMITTED and value is None):
+                content[name] = value
+        return content
 
     # What follows from it ----------------------------------------------------------------------------------
 
@@ -305,10 +309,16 @@ class RunMeta:
 
 
 @cache
-def _keys() -> dict[str, tuple[Kind[Any], bool]]:
-    """Return for each key of the file its kind, and whether it is omitted where it is None."""
+def _keys() -> dict[str, tuple[Kind[Any], str]]:
+    """Return for each key of the file its kind, and how it is marked, if it is."""
     told = {name: get_args(hint)[1:] for name, hint in get_type_hints(RunMeta, include_extras=True).items()}
-    return {name: (kinds[0], OMITTED in kinds) for name, kinds in told.items() if kinds and callable(kinds[0])}
+    return {name: (kinds[0], "".join(kinds[1:])) for name, kinds in told.items() if kinds and callable(kinds[0])}
+
+
+def _figure_kind(name: str) -> Kind[Any] | None:
+    """Return the kind of a key that is a figure by its name, None where it is none."""
+    found = _FIGURE.fullmatch(name)
+    return None if found is None else count(_EXAMPLES) if found[1] else number
 
 
 def _json(value: Any) -> Any:

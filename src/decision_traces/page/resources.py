@@ -74,13 +74,11 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
             "path": path,
             "python": snippets.opening(path, None if place.out is None else results),
             **{name: getattr(about, name) for name in ("model", "dataset", "split", "capture", "dtype")},
-            "objective": run.objective,
+            "task": _task(run),
             "n": store.n if n is None else min(n, store.n),
             "T": store.T,
             "L": store.L,
             "H": store.H,
-            "by_choice": run.by_choice,
-            "n_choices": store.n_choices if run.by_choice else None,
             "attention": run.attention_axes(),
             **{name: None if group is None else dict(group.attrs) for name, group in groups.items()},
             "missing": {panel: {k: told(v) for k, v in said.items()} for panel, said in run.missing().items()},
@@ -91,6 +89,19 @@ def meta(run: PageRun, n: int | None = None) -> Resource:
             "uncertified": doubts(about),
         }
     )
+
+
+def _task(run: PageRun) -> dict[str, Any]:
+    """Return what the page needs to know of the kind of decision; see `page/src/task.ts`."""
+    task = run.task
+    return {
+        "name": task.objective,
+        "choices": task.choices,
+        "n_choices": run.store.n_choices if task.reads_choices else None,
+        "fills_gaps": task.fills_gaps,
+        "list_from_end": task.list_row.from_end,
+        "words": {name: getattr(task.words, name) for name in ("tokens", "where", "truth")},
+    }
 
 
 def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
@@ -104,14 +115,11 @@ def rows(run: PageRun, part: int, n: int | None = None) -> Resource:
     table = run.listed
     some = table.slice(part * ROWS_PER_PART, min(ROWS_PER_PART, count - part * ROWS_PER_PART))
     found: dict[str, Any] = {"id": [str(i) for i in _listed(some, "example_id").to_pylist()]}
-    text = "question" if run.objective in {"multiple_choice", "csqa_choice"} else "text"
-    found["text"] = [_snippet(t, end=text == "text") for t in _listed(some, text).to_pylist()]
-    kind = next(iter(run.kinds), None)
-    columns = {"target": (f"{kind}_true_token", "answerKey"), "said": (f"{kind}_pred_token", "pred_label")}
-    for name, names in columns.items():
-        there = next((c for c in names if c in some.column_names), None)
-        if there is not None:
-            found[name] = [None if t is None else plain(str(t)) for t in some.column(there).to_pylist()]
+    shown = run.task.list_row
+    found["text"] = [_snippet(t, end=shown.from_end) for t in _listed(some, shown.text).to_pylist()]
+    for name, source in shown.columns(run.kinds).items():
+        if source in some.column_names:
+            found[name] = [None if t is None else plain(str(t)) for t in some.column(source).to_pylist()]
     return as_json(found)
 
 
@@ -169,7 +177,7 @@ def search(run: PageRun, query: str) -> Resource:
     if len(query) > _MOST_QUERY:
         raise UsageError(f"q: a text of up to {_MOST_QUERY} characters, got {len(query)}.")
     table = run.listed
-    name = "question" if run.by_choice and "question" in table.column_names else "text"
+    name = run.task.list_row.search if run.task.list_row.search in table.column_names else "text"
     found = pc.fill_null(pc.match_substring(_listed(table, name), query, ignore_case=True), False)
     return as_bytes(np.packbits(found.to_numpy(), bitorder="little").tobytes())
 
@@ -281,13 +289,13 @@ def _of_example(run: PageRun, at: int) -> Found:
     if run.grid(CONTRIBUTION_GRID) is not None:
         for position in results.contribution_positions(run, at):
             yield f"contributions/{position}.json", partial(contributions, run, at, position)
-    if run.races and "race" not in run.missing():
+    if run.task.choices and "race" not in run.missing():
         yield "race.json", partial(race, run, at)
 
 
 def _of_choices(run: PageRun, at: int, *, exact: bool) -> Found:
     axes = run.attention_axes() or {"layers": [], "heads": []}
-    for choice in range((run.store.n_choices or 1) if run.by_choice else 1):
+    for choice in range((run.store.n_choices or 1) if run.task.reads_choices else 1):
         yield f"c{choice}/tokens.json", partial(tokens, run, at, choice)
         layout = slices.attention_layout(run, at, choice)
         n_blocks = 0 if layout is None else layout.n_blocks

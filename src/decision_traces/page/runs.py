@@ -16,30 +16,27 @@ from decision_traces.format.analyses import (
     CHOICES_TABLE,
     CONTRIBUTION_GRID,
     LENS_GRID,
-    LENS_TABLE,
     PANELS,
     RECORD_FILE,
     RESULTS,
 )
 from decision_traces.format.stages import HEAD, LAYER
-from decision_traces.page.columns import Figure, depth_figures, list_figures
+from decision_traces.page.columns import depth_figures, list_figures
 from decision_traces.store import FileStamp, Result, ResultsPlace, TraceStore, file_stamp, find_result, places_of
+from decision_traces.tasks import Task
+from decision_traces.tasks.figures import Figure
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from decision_traces.analysis.decisions import Kind
     from decision_traces.analysis.grids import Grid
     from decision_traces.store import StoredArray
+    from decision_traces.tasks.decisions import Kind
 
 ROWS_PER_PART: Final = 50
 VALUES_PER_PART: Final = 200_000
 ANALYSIS_OF: Final = {panel.artifact: spec.name for spec, panel in PANELS.values()}
 """What a panel shows, to the analysis whose result holds it."""
-_LISTED: Final = (
-    "example_id", "text", "question",
-    "next_true_token", "next_pred_token", "after_pred_token", "answerKey", "pred_label",
-)  # fmt: skip
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _CACHE: Final = 32
 _CACHE_BYTES: Final = 48 << 20
@@ -135,7 +132,9 @@ class PageRun:
     @cached_property
     def listed(self) -> "pa.Table":
         """The columns that the list shows."""
-        return self.store.table(_LISTED)
+        row = self.task.list_row
+        names = ("example_id", row.text, row.search, "text", *row.columns(self.kinds).values())
+        return self.store.table(dict.fromkeys(names))
 
     @property
     def run_id(self) -> str:
@@ -144,15 +143,15 @@ class PageRun:
 
     # What the run is ---------------------------------------------------------------------------------------
 
-    @cached_property
-    def objective(self) -> str:
-        """What the run is about: next_token, csqa_choice, multiple_choice and so on."""
-        return self.store.about.objective
+    @property
+    def task(self) -> Task:
+        """The kind of decision that the run is about."""
+        return self.store.task
 
     @cached_property
     def figures(self) -> list[Figure]:
         """The figures of the example list, and those that the lens left, where it can be used."""
-        figures = list_figures(self.store, self.objective, self.kinds)
+        figures = list_figures(self.store, self.kinds)
         lens = self.result("lens")
         if lens is None:
             return figures
@@ -163,14 +162,9 @@ class PageRun:
             return figures
 
     @property
-    def by_choice(self) -> bool:
-        """Whether every choice has an inner path of its own."""
-        return self.store.n_choices is not None and self.store.arch == "enc"
-
-    @property
     def attention_name(self) -> str:
         """The self-attention of the run's main side."""
-        return "enc_mc_attn" if self.by_choice else f"{self.store.sides[0]}_self_attn"
+        return "enc_mc_attn" if self.task.reads_choices else f"{self.store.sides[0]}_self_attn"
 
     @property
     def attention(self) -> "StoredArray | None":
@@ -180,14 +174,9 @@ class PageRun:
         return None
 
     @property
-    def races(self) -> bool:
-        """Whether there are choices that can be followed through the layers."""
-        return self.by_choice or self.objective == "csqa_choice"
-
-    @property
     def decides(self) -> bool:
         """Whether a decoder makes one decision an example, so that lens and contributions are possible."""
-        return self.objective in {"next_token", "csqa_choice", "target"} and "dec" in self.store.sides
+        return bool(self.task.decisions) and "dec" in self.store.sides
 
     @cached_property
     def kinds(self) -> "tuple[Kind, ...]":
@@ -300,7 +289,7 @@ class PageRun:
             found["lens"] = self._lens()
         if self.grid(CONTRIBUTION_GRID) is None:
             found["contributions"] = self._contributions()
-        if self.races and self.race is None:
+        if self.task.choices and self.race is None:
             found["race"] = self._race()
         return found
 
@@ -311,7 +300,7 @@ class PageRun:
         return lens if lens is not None and CHOICES_TABLE in lens.files else None
 
     def _race(self) -> dict[str, str]:
-        why = self.not_captured("enc_mc_hidden") if self.by_choice else self._no_states()
+        why = self.not_captured("enc_mc_hidden") if self.task.reads_choices else self._no_states()
         return {"why": why, "command": ""} if why else self._to_compute("race")
 
     def _to_compute(self, panel: str, *flags: str) -> dict[str, str]:
@@ -326,9 +315,8 @@ class PageRun:
         return "" if there else self.not_captured("dec_hidden")
 
     def _lens(self) -> dict[str, str]:
-        if "masked_pos" in self.store.columns:
-            why = f"The lens at masked tokens is a table, {LENS_TABLE}, which the command writes; it is not drawn here."
-            return {"why": why, "command": self.command("lens")}
+        if self.task.words.no_lens:
+            return {"why": self.task.words.no_lens, "command": self.command("lens")}
         if not self.decides:
             return {"why": "A lens needs a decoder that predicts tokens; this run has none.", "command": ""}
         if self._no_states():
@@ -336,12 +324,13 @@ class PageRun:
         return self._to_compute("lens", "--all_positions")
 
     def _contributions(self) -> dict[str, str]:
-        if not self.decides and not self.by_choice:
+        if not self.decides and not self.task.reads_choices:
             return {"why": "Contributions need a decision; this run makes none.", "command": ""}
-        why = "" if self.by_choice else self.not_captured("dec_res_embed", "dec_res_post_attn", "dec_res_post_mlp")
+        needed = () if self.task.reads_choices else ("dec_res_embed", "dec_res_post_attn", "dec_res_post_mlp")
+        why = self.not_captured(*needed)
         if why:
             return {"why": why, "command": ""}
-        flags = () if self.by_choice else ("--all_positions",)
+        flags = () if self.task.reads_choices else ("--all_positions",)
         return self._to_compute("contributions", *flags)
 
     def only_decisions(self, name: str) -> str:

@@ -62,7 +62,7 @@ def attention_layout(run: PageRun, row: int, choice: int) -> AttentionLayout | N
     array = run.attention
     if array is None:
         return None
-    at = (row, choice) if run.by_choice else row
+    at = (row, choice) if run.task.reads_choices else row
     held = array.slots("query").at(at)
     stored = np.flatnonzero(held >= 0)
     spans = array.slots("key").spans
@@ -100,7 +100,7 @@ def _read(
     """Read one layer of an example, or one head of it."""
     values = (
         run.store.mcq_attn(row, choice, layer, head)
-        if run.by_choice
+        if run.task.reads_choices
         else run.store.attn(row, run.store.sides[0], "self", layer, head)
     )
     part: np.ndarray = values[..., layout.stored, layout.start : layout.start + layout.keys]

@@ -32,8 +32,8 @@ def decision(run: "PageRun", row: int) -> str:
 
 def attention(run: "PageRun", row: int, choice: int, layer: int | str = "layer", head: int | str = "head") -> str:
     """Return what gives the attention of one head."""
-    side = "" if run.by_choice else f", side={run.store.sides[0]!r}"
-    call = "mcq_attn" if run.by_choice else "attn"
+    side = "" if run.task.reads_choices else f", side={run.store.sides[0]!r}"
+    call = "mcq_attn" if run.task.reads_choices else "attn"
     return f"st.{call}({_of(run, row, choice)}{side}, layer={layer}, head={head}, trim=True)"
 
 
@@ -65,7 +65,7 @@ def contributions(run: "PageRun", row: int, slot: int, candidates: Sequence[int]
 
 
 def _of(run: "PageRun", row: int, choice: int) -> str:
-    of_choice = f", choice_idx={choice}" if run.by_choice else ""
+    of_choice = f", choice_idx={choice}" if run.task.reads_choices else ""
     return f"{run.store.example_id(row)!r}{of_choice}"
 
 

@@ -87,13 +87,13 @@ def _question(run: PageRun, row: int) -> _Question:
         if "race" in missing:
             raise UsageError(f"{missing['race']['why']} {missing['race']['command']}".strip())
         race = np.asarray(race_json(run, row)["probs"])
-        ids = [i if run.by_choice else c["id"] for i, c in enumerate(offered)]
+        ids = [i if run.task.reads_choices else c["id"] for i, c in enumerate(offered)]
         target = next((i for i, c in enumerate(offered) if c["right"]), None)
         target = next(i for i, c in enumerate(offered) if c["given"]) if target is None else target
         rival = max((i for i in range(len(ids)) if i != target), key=lambda i: offered[i]["logit"])
         names = {ids[i]: f"{c['label']} {c['text']}" for i, c in enumerate(offered)}
         paths = {ids[i]: race[:, i].tolist() for i in range(len(ids))}
-        position = 0 if run.by_choice else int(values["answer_pos"]) - int(run.store.spans.start[row])
+        position = 0 if run.task.reads_choices else int(values["answer_pos"]) - int(run.store.spans.start[row])
         return _Question(ids[target], ids[rival], names, paths, position)
     if "lens" in missing:
         raise UsageError(f"{missing['lens']['why']} {missing['lens']['command']}".strip())

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64
 
 from decision_traces.analysis.attribution.frozen import FrozenNorm, freeze
 from decision_traces.analysis.attribution.heads import HeadWriter, head_points, split_attention
-from decision_traces.analysis.decisions import Decisions, Kind, decisions_of
+from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.lens.logit_lens import with_competitors
 from decision_traces.analysis.lens.unembedding import Unembedding
 from decision_traces.analysis.requirements import refuse_cross_attention, refuse_transform, what_works
@@ -18,6 +18,7 @@ from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, Progress, parts, path_of
 from decision_traces.errors import ModelError, UnsupportedArchitecture
 from decision_traces.store import TraceStore
+from decision_traces.tasks.decisions import Decisions, Kind
 
 _ROUNDINGS: Final = 16  # how many roundings a sum may be off before it is an error
 """Errors of a sum of roundings are far smaller; a norm, a bias or a layer left out misses by far more."""

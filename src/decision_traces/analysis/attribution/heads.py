@@ -18,7 +18,7 @@ from jaxtyping import Float32, Float64
 from torch import Tensor, nn
 
 from decision_traces.analysis.attribution.frozen import FrozenNorm, freeze
-from decision_traces.analysis.decisions import Decisions, decisions_of
+from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.requirements import need_whole, refuse_cross_attention
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import Part, Point, parts, path_of
@@ -26,6 +26,7 @@ from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.format.stages import V
 from decision_traces.model.load import LoadedModel
 from decision_traces.store import TraceStore
+from decision_traces.tasks.decisions import Decisions
 
 _ROUNDINGS: Final = 16  # allowed, in units of the coarsest rounding; a wrong matrix is off by a thousand or more
 _ALIKE: Final = 0.1  # relative distance of a vector to that of another implementation in another type

@@ -10,10 +10,9 @@ from jaxtyping import Bool, Float64, Int64
 from decision_traces.analysis.columns import read_columns
 from decision_traces.errors import UsageError
 from decision_traces.store import TraceStore
+from decision_traces.tasks.task import Verdict
 
 FINAL_FIGURES: Final = ("answer_prob", "answer_entropy", "answer_margin")
-_NEXT_TOKEN: Final = ("next_pred_prob", "next_entropy", "next_margin")
-_CHOICES: Final = ("pred_idx", "choice_probs", "choice_logits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,8 @@ class FinalAnswers:
 def final_answers(store: TraceStore) -> FinalAnswers:
     """Return the final answer of every example whose correctness is known.
 
-    Multiple-choice runs say it in `is_correct`, next-token runs in `next_correct`. Examples without an answer
-    key, or too short for a prediction, are left out.
+    Its kind of decision names the column that says it (`Task.verdict`). Examples without an answer key, or too short
+    for a prediction, are left out.
 
     Args:
         store: Any run with predictions.
@@ -63,7 +62,7 @@ def final_answers(store: TraceStore) -> FinalAnswers:
     answers = all_answers(store)
     known = answers[answers["correct"].notna()]
     if len(known) == 0:
-        column = _verdict(store)
+        column = _verdict(store).column
         raise UsageError(f"{store.run_dir} has no example of which the right answer is known ({column} is all null).")
     return FinalAnswers(
         row=known.index.to_numpy(dtype=np.int64),
@@ -79,32 +78,15 @@ def all_answers(store: TraceStore) -> pd.DataFrame:
     Raises:
         UsageError: The run has no predictions.
     """
-    column = _verdict(store)
-    table = read_columns(store, ("example_id", column, *_NEXT_TOKEN, *_CHOICES)).to_pandas()
-    figures = _of_choices(table) if column == "is_correct" else _of_next_token(table)
-    named = {"example_id": table["example_id"], "correct": table[column].astype("boolean")}
-    return pd.DataFrame(named | dict(zip(FINAL_FIGURES, figures, strict=True)))
+    verdict = _verdict(store)
+    table = read_columns(store, ("example_id", verdict.column, *verdict.columns)).to_pandas()
+    named = {"example_id": table["example_id"], "correct": table[verdict.column].astype("boolean")}
+    return pd.DataFrame(named | dict(zip(FINAL_FIGURES, verdict.figures(table), strict=True)))
 
 
-def _verdict(store: TraceStore) -> str:
-    """Return the column that says whether an answer is right."""
-    column = next((c for c in ("is_correct", "next_correct") if c in store.columns), None)
-    if column is None:
+def _verdict(store: TraceStore) -> Verdict:
+    """Return what says whether an answer is right."""
+    verdict = store.task.verdict
+    if verdict is None or verdict.column not in store.columns:
         raise UsageError(f"{store.run_dir} has no predictions: neither next_correct nor is_correct is in its table.")
-    return column
-
-
-def _of_next_token(table: pd.DataFrame) -> list[np.ndarray]:
-    missing = np.full(len(table), np.nan)  # older tools wrote no margin
-    return [table[c].to_numpy(dtype=np.float64, na_value=np.nan) if c in table else missing for c in _NEXT_TOKEN]
-
-
-def _of_choices(table: pd.DataFrame) -> list[np.ndarray]:
-    """Return probability, entropy and margin of the choices; a choice of probability 0 adds no entropy."""
-    if not set(_CHOICES) <= set(table.columns):  # older tools kept the verdict alone
-        return [np.full(len(table), np.nan)] * 3
-    probs, logits = (np.stack(table[c].to_list()).astype(np.float64) for c in ("choice_probs", "choice_logits"))
-    chosen = np.take_along_axis(probs, table["pred_idx"].to_numpy(dtype=np.int64)[:, None], axis=1)[:, 0]
-    logs = np.log(probs, out=np.zeros_like(probs), where=probs > 0)
-    best = np.sort(logits, axis=1)
-    return [chosen, -(probs * logs).sum(1), best[:, -1] - best[:, -2]]
+    return verdict

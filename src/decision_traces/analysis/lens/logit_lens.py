@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
-from decision_traces.analysis.decisions import Decisions, Kind, decisions_of
+from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.lens.unembedding import Unembedding
 from decision_traces.analysis.lens.vocabulary import Vocabulary, in_order, in_strips
 from decision_traces.analysis.results import LensTrajectories, TokenPath
@@ -18,6 +18,7 @@ from decision_traces.analysis.states import Progress, Stage, parts, path_of, sta
 from decision_traces.errors import ModelError, UsageError
 from decision_traces.memory import freed_memory_kept
 from decision_traces.store import TraceStore
+from decision_traces.tasks.decisions import Decisions, Kind
 
 # Above the rounding of any type (which bfloat16 alone makes large), far below a norm or a scale left out.
 _MOST_ERROR: Final = (0.05, 16)  # and so many times the resolution of the run

@@ -73,8 +73,8 @@ def answer_states(store: TraceStore) -> AnswerStates:
         choice = _whole(store, "pred_idx") if kind == "enc_mc" else None
         there = np.ones(store.n, bool) if choice is None else choice >= 0
         return AnswerStates(store, tuple(stream), store.spans.start, there, choice)
-    column = next((c for c in ("answer_pos", "next_pos") if c in store.columns), None)
-    if column is None:
+    column = store.task.decided_at
+    if column is None or column not in store.columns:
         raise UsageError(f"{store.run_dir} does not say at which token it answers: no answer_pos and no next_pos.")
     position = _whole(store, column)
     return AnswerStates(store, tuple(stream), position, position >= 0)

@@ -7,7 +7,9 @@ from typing import Any, Final
 import pyarrow as pa
 
 from decision_traces.errors import DamagedRunError
-from decision_traces.format.columns import MASKED_COLUMNS, POSITION_COLUMNS, TOKEN_COLUMNS, Column
+from decision_traces.format.columns import TOKEN_COLUMNS, Column
+from decision_traces.tasks import Task
+from decision_traces.tasks.token_outcomes import POSITION_COLUMNS
 
 _KINDS: Final[tuple[Callable[[pa.DataType], bool], ...]] = (
     pa.types.is_integer,
@@ -22,14 +24,8 @@ _TOKENS: Final = ("input_ids", "attention_mask", "token_type_ids", "offset_mappi
 _TOGETHER: Final[tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = (
     (("tokens",), tuple(name for name in _TOKENS if name != "tokens")),
     (("dec_tokens",), tuple(f"dec_{name}" for name in _TOKENS if name != "tokens")),
-    (("choice_labels", "choice_logits", "choice_probs"), ("choice_texts", "csqa_choices", "choice_token_ids")),
-    (("next_topk_ids", "next_topk_tokens", "next_topk_probs"), ()),
-    (("after_topk_ids", "after_topk_tokens", "after_topk_probs"), ()),
-    (tuple(c.name for c in MASKED_COLUMNS), ()),
 )
-"""Lists of a row that are of one length: those that must be there where any of them is, and others."""
-_POSITIONS: Final = ("next_pos", "after_pos", "answer_pos")
-_MAY_HOLD_NULLS: Final = frozenset(c.name for c in MASKED_COLUMNS if "true" in c.name or c.name == "masked_correct")
+"""Lists of a row that are of one length: those that must be there where any of them is, and others. See `Task`."""
 
 
 def conforms(found: pa.DataType, column: Column) -> bool:
@@ -106,31 +102,33 @@ def check_outcomes_of(table: pa.Table, path: Path) -> pa.Table:
     return table
 
 
-def row_problem(values: Mapping[str, Any]) -> str | None:
+def row_problem(values: Mapping[str, Any], task: Task) -> str | None:
     """Return what is wrong with a row of `tokens.parquet`, None where its lists go together and positions are inside.
 
     Args:
         values: Name to value, lists as Python lists.
+        task: Kind of decision of the run.
     """
-    for needed, others in _TOGETHER:
+    for needed, others in (*_TOGETHER, *task.together):
         group = {name: values[name] for name in (*needed, *others) if values.get(name) is not None}
         if group and (missing := [name for name in needed if name not in group]):
             return f"{', '.join(missing)} is null or not there"
-        outlines = {name: _outline(name, value) for name, value in group.items()}
+        outlines = {name: _outline(name, value, nulls=name in task.may_hold_nulls) for name, value in group.items()}
         if len(set(outlines.values())) > 1 or None in outlines.values():
             return f"{', '.join(outlines)} are of different lengths, or hold nulls"
     length = len(values.get("dec_tokens") or values.get("tokens") or ())
-    for name in _POSITIONS:
+    for name in task.positions:
         if name in values and not (isinstance(values[name], int) and -1 <= values[name] < length):
             return f"{name} is {values[name]}, outside of the {length} tokens"
-    if any(not 0 <= position < length for position in values.get("masked_pos") or ()):
-        return f"masked_pos is outside of the {length} tokens"
+    for name in task.position_lists:
+        if any(not 0 <= position < length for position in values.get(name) or ()):
+            return f"{name} is outside of the {length} tokens"
     return None
 
 
-def _outline(name: str, value: list[Any]) -> tuple[int, ...] | None:
-    """Return the length of a list, and those of the lists of choices in it; None where it holds nulls."""
-    if name not in _MAY_HOLD_NULLS and _holds_null(value):
+def _outline(name: str, value: list[Any], *, nulls: bool) -> tuple[int, ...] | None:
+    """Return the lengths of a list and of the lists of choices in it; None where it holds nulls that it may not."""
+    if not nulls and _holds_null(value):
         return None
     pairs = name.endswith("offset_mapping")
     inner = [v for v in value if isinstance(v, list)]

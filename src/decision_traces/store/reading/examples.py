@@ -1,7 +1,7 @@
 """The examples of a run: who they are, their text and tokens, and where these lie on the position axis."""
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,13 @@ from jaxtyping import Int64
 
 from decision_traces.errors import DamagedRunError, UnknownExampleError, UsageError
 from decision_traces.format.arrays import TOKENS_FILE, Side
-from decision_traces.format.columns import Column
 from decision_traces.format.lists import Spans, filled, list_levels, mask_spans, rectangle
 from decision_traces.store.files.conform import check_names, check_types, row_problem
 from decision_traces.store.files.folder import FileRecord
 from decision_traces.store.files.table import TableFile
 from decision_traces.store.reading.selection import ExampleKey, checked_index
 from decision_traces.store.reading.still import StillThere
+from decision_traces.tasks import Task, task_of
 
 if TYPE_CHECKING:
     import pandas
@@ -61,7 +61,7 @@ class Examples:
         run: Path,
         expected: Callable[[str], FileRecord | None],
         still: StillThere,
-        columns: Sequence[Column],
+        objective: str,
     ) -> None:
         """Keep the path; nothing is read.
 
@@ -69,16 +69,24 @@ class Examples:
             run: The run folder.
             expected: Gives what the manifest says about a file.
             still: Finds that the run was replaced.
-            columns: Those that the schema knows in such a run.
+            objective: What the meta says the run decides.
         """
         self._path = run / TOKENS_FILE
         self._expected = expected
         self._still = still
-        self._known = columns
-        # Whether the decoder's tokens have columns of their own.
-        self._apart = any(column.name == "dec_n_tokens" for column in columns)
+        self._objective = objective
         self._spans: dict[str, Spans] = {}
         self._columns: dict[str, pa.ChunkedArray] = {}
+
+    @cached_property
+    def task(self) -> Task:
+        """Kind of decision; see `tasks.task_of`."""
+        return task_of(self._objective, lambda: self.names)
+
+    @cached_property
+    def _apart(self) -> bool:
+        """Whether the decoder's tokens have columns of their own."""
+        return any(column.name == "dec_n_tokens" for column in self.task.columns)
 
     @cached_property
     def _file(self) -> TableFile:
@@ -102,7 +110,7 @@ class Examples:
             DamagedRunError: The file is changed, or one of them is of another type than it should be.
         """
         there = [name for name in names if name in self.names]
-        check_types(self.schema, [column for column in self._known if column.name in there], self._path)
+        check_types(self.schema, [column for column in self.task.columns if column.name in there], self._path)
         with self._still:
             return self._file.read(there)
 
@@ -144,7 +152,7 @@ class Examples:
         """
         self._read(*self.names)
         values = {name: self._columns[name][row].as_py() for name in self.names}
-        if (problem := row_problem(values)) is not None:
+        if (problem := row_problem(values, self.task)) is not None:
             raise DamagedRunError(f"{self._path} is damaged: in row {row}, {problem}.")
         return values
 
@@ -198,13 +206,13 @@ class Examples:
 
     @cached_property
     def _predictions(self) -> Int64[np.ndarray, " n"] | None:
-        for column in ("next_pos", "answer_pos"):
-            if column in self.names:
-                positions = self.column(column)
-                if not pa.types.is_integer(positions.type):
-                    raise DamagedRunError(f"{self._path}: {column} has type {positions.type}, expected integers.")
-                return np.asarray(pc.fill_null(positions, -1).to_numpy(), dtype=np.int64)
-        return None
+        column = self.task.decided_at
+        if column is None or column not in self.names:
+            return None
+        positions = self.column(column)
+        if not pa.types.is_integer(positions.type):
+            raise DamagedRunError(f"{self._path}: {column} has type {positions.type}, expected integers.")
+        return np.asarray(pc.fill_null(positions, -1).to_numpy(), dtype=np.int64)
 
     def row(self, example: ExampleKey) -> int:
         """Return the row of an example_id; a row number is checked and returned.

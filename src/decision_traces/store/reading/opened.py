@@ -18,7 +18,6 @@ from decision_traces.errors import (
     UsageError,
 )
 from decision_traces.format.arrays import ARRAYS, OUTCOMES_FILE, TOKENS_FILE, ArraySpec, Side
-from decision_traces.format.columns import RUN_COLUMNS, TOKEN_COLUMNS
 from decision_traces.format.lists import Spans
 from decision_traces.format.meta import RunMeta
 from decision_traces.format.stages import KEY, SOURCE
@@ -36,6 +35,7 @@ from decision_traces.store.reading.selection import SIDES, ExampleKey, Index, ch
 from decision_traces.store.reading.sizes import RunSizes
 from decision_traces.store.reading.slots import Slots
 from decision_traces.store.reading.still import StillThere
+from decision_traces.tasks import Task
 
 if TYPE_CHECKING:
     import pandas
@@ -79,8 +79,7 @@ class OpenRun(RunSizes):
         self._open: dict[str, StoredArray] = {}
         super().__init__()
         self._checked: set[Side] = set()  # whose spans are
-        columns = RUN_COLUMNS.get(self.about.objective, TOKEN_COLUMNS)
-        self._rows = Examples(self.run_dir, self._expected, self.still, columns)
+        self._rows = Examples(self.run_dir, self._expected, self.still, self.about.objective)
 
     def __repr__(self) -> str:
         """Say which run this is, without reading more of it."""
@@ -104,6 +103,11 @@ class OpenRun(RunSizes):
         """The examples, also those read before, as long as the run is the one that was opened."""
         self.still.check()
         return self._rows
+
+    @property
+    def task(self) -> Task:
+        """Kind of decision of the run."""
+        return self._examples.task
 
     @property
     def tokens(self) -> "pandas.DataFrame":

@@ -9,7 +9,6 @@ from jaxtyping import Float
 
 from decision_traces.errors import RunError, UsageError
 from decision_traces.format.analyses import RESULTS
-from decision_traces.format.columns import outcome_of
 from decision_traces.format.stages import CHOICE, EXAMPLE, HEAD, KEY, SOURCE
 from decision_traces.store.files.runs import list_runs
 from decision_traces.store.reading.arrays import StoredArray
@@ -28,6 +27,7 @@ from decision_traces.store.reading.selection import (
     checked_picks,
     checked_word,
 )
+from decision_traces.tasks.token_outcomes import outcome_of
 
 if TYPE_CHECKING:
     import torch.utils.data

@@ -10,7 +10,6 @@ import pyarrow as pa
 from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError, UsageError
 from decision_traces.format.arrays import META_FILE, OUTCOMES_FILE, TOKENS_FILE
-from decision_traces.format.columns import POSITION_COLUMNS
 from decision_traces.format.lists import Spans
 from decision_traces.format.stages import KEY
 from decision_traces.paths import portable_path
@@ -28,11 +27,11 @@ from decision_traces.store.validate.files import (
     check_plain,
     check_presence,
 )
-from decision_traces.store.validate.masked import check_masked
-from decision_traces.store.validate.outcomes import check_after, check_choices, check_next_token, check_positions
 from decision_traces.store.validate.results import check_results
-from decision_traces.store.validate.tables import check_columns, check_tokens, check_twice, token_columns
+from decision_traces.store.validate.tables import check_columns, check_tokens, check_twice
 from decision_traces.store.validate.values import Seen, SlotsOf, check_values, row_sum_tolerance
+from decision_traces.tasks.task import TokenTable
+from decision_traces.tasks.token_outcomes import POSITION_COLUMNS, check_positions
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and all bytes to do."""
@@ -96,7 +95,6 @@ def _open_arrays(store: OpenRun) -> tuple[dict[str, StoredArray], list[CheckResu
 def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None]:
     """Check the tables; return also the token table, where it can be read."""
     path, results = store.run_dir / TOKENS_FILE, []
-    vocab = store.about.vocab_size
     try:
         # Page checksums alone: what the manifest says about the file is a check of its own.
         table = read_table(path)
@@ -105,7 +103,7 @@ def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None]:
     results.append(CheckResult("table reads", True, detail=f"{table.num_rows} rows", array=TOKENS_FILE))
     several, table = check_twice(table, TOKENS_FILE)
     results += several
-    columns, usable = check_columns(table, token_columns(store), all_of_them=store.about.ours)
+    columns, usable = check_columns(table, store.task.columns, all_of_them=store.about.ours)
     results.append(columns)
     results += check_tokens(table, store, usable)
     try:
@@ -117,10 +115,7 @@ def _tables(store: OpenRun) -> tuple[list[CheckResult], pa.Table | None]:
         return results, table
     # In encoder-decoders it is the decoder that predicts, from its own tokens.
     read = f"{store.token_prefix(store.sides[0])}input_ids"
-    results += check_next_token(table, spans, usable, vocab, read)
-    results += check_after(table, spans, usable, vocab)
-    results += check_masked(table, spans, usable, vocab)
-    results += check_choices(table, usable)
+    results += store.task.check(TokenTable(table, spans, usable, store.about.vocab_size, read))
     results += _outcomes_table(store, table, spans, read)
     return results, table
 

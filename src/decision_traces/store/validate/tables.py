@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from decision_traces.checks import CheckResult, rule
 from decision_traces.errors import DamagedRunError
 from decision_traces.format.arrays import TOKENS_FILE, Side
-from decision_traces.format.columns import RUN_COLUMNS, TOKEN_COLUMNS, Column
+from decision_traces.format.columns import Column
 from decision_traces.format.lists import list_levels, rectangle, unnested
 from decision_traces.store.files.conform import conforms, twice
 from decision_traces.store.reading.opened import OpenRun
@@ -41,11 +41,6 @@ def check_columns(
     detail = "; ".join(said) or f"{table.num_columns} columns"
     result = CheckResult("columns", not said, float(len(said)), file, detail, file)
     return result, {c.name for c in there if c.name not in {*wrong, *empty}}
-
-
-def token_columns(store: OpenRun) -> tuple[Column, ...]:
-    """Return the columns a run must have."""
-    return RUN_COLUMNS.get(store.about.objective, TOKEN_COLUMNS)
 
 
 def check_tokens(table: pa.Table, store: OpenRun, usable: set[str]) -> Iterator[CheckResult]:
