@@ -19,7 +19,7 @@ def test_true_false_and_numbers_are_figures_of_the_list(tmp_path: Path) -> None:
         table["weight"], table["words"] = np.arange(N) / 7, [f"said {i}" for i in range(N)]
 
     build_run(tmp_path / "run", TinyRun(lengths=(4,) * N, capture=()), alter)
-    found = {f.label: f for f in list_figures(TraceStore(tmp_path / "run"), "next_token", ("next",))}
+    found = {f.label: f for f in list_figures(TraceStore(tmp_path / "run"), ("next",))}
     assert found["flag"].categories == ("false", "true")
     assert np.isnan(found["flag"].values[0]) and found["flag"].values[1:4].tolist() == [0, 1, 0]
     assert found["stars"].categories == ("1", "6", "11", "16")  # in the order of numbers
@@ -37,7 +37,7 @@ def test_columns_have_file_names_of_their_own_on_every_file_system(tmp_path: Pat
             table[name] = np.arange(N) + at + 0.5
 
     build_run(tmp_path / "run", TinyRun(lengths=(4,) * N, capture=()), alter)
-    found = {f.label: f for f in list_figures(TraceStore(tmp_path / "run"), "next_token", ("next",))}
+    found = {f.label: f for f in list_figures(TraceStore(tmp_path / "run"), ("next",))}
     assert [found[name].values[0] for name in own] == [at + 0.5 for at in range(len(own))]
     names = [found[name].name for name in own]
     assert len({name.lower() for name in names}) == len(own) and all(name.isascii() for name in names)

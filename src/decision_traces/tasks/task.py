@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from decision_traces.checks import CheckResult
-from decision_traces.format.arrays import Positions, Prefix
+from decision_traces.format.arrays import Positions
 from decision_traces.format.arrays import Task as ModelTask
 from decision_traces.format.columns import TOKEN_COLUMNS, Column
 from decision_traces.format.lists import Spans
+from decision_traces.format.stages import Prefix
 from decision_traces.tasks.decisions import Decisions, Kind
 from decision_traces.tasks.figures import Figure
 
