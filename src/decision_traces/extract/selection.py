@@ -239,6 +239,8 @@ def _reason(spec: ArraySpec, anatomy: Anatomy, dims: Dims) -> str | None:
         return stack.missing.get(spec.stage, "")
     if spec.stage in stack.missing:
         return stack.missing[spec.stage]
+    if part is not None and not stack.layers_having(part):
+        return f"none of its layers has {part.words}"
     if VOCAB in spec.axes and (spec.side != anatomy.main.side or not dims.vocab_size):
         return "the decoder gives them" if spec.side != anatomy.main.side else "it has no language-modelling head"
     if part is not None and not dims.layers_of(spec.stage):
@@ -260,15 +262,15 @@ def _dims(
     which = "" if len(anatomy.stacks) == 1 else "decoder " if main else "encoder "
     if selection.heads.values is not None:
         _refuse_heads(stack)
-    having = {part: _some(stack.layers_having(part), stack.n_layers) for part in PARTS}
+    captured = [stage for stage in STAGES.values() if stage.capture in selection.capture]
+    parts = {stage.part for stage in captured if stage.part} | {SELF, CROSS, MLP}
+    having = {part: _some(stack.layers_having(part), stack.n_layers) for part in PARTS if part in parts}
     whole = stack_dims(stack, n_examples, lengths[side], lengths["enc"] if len(anatomy.stacks) > 1 and main else 0)
     return replace(
-        whole,
+        whole.with_parts({**having, CROSS: having[CROSS] or None}),
+        widths={axis: n for axis, n in whole.widths.items() if any(axis in stage.axes for stage in captured)},
         n_choices=n_choices,
         vocab_size=vocab_size if main else 0,
-        attention_layers=having[SELF],
-        cross_layers=having[CROSS] or None,
-        mlp_layers=having[MLP],
         layers=selection.layers.within(stack.n_layers, f"{which}layers"),
         heads=selection.heads.within(whole.n_heads, f"{which}heads"),
         positions=selection.positions_within(lengths[side]) if main else "all",

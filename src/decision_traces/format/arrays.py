@@ -5,7 +5,7 @@ An array holds one stage of the forward pass (`stages`); a column of the Parquet
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from decision_traces.format.stages import (
@@ -174,6 +174,10 @@ def arrays_for(prefix: Prefix, capture: Collection[str]) -> tuple[ArraySpec, ...
 ARRAYS: Final[Mapping[str, ArraySpec]] = {spec.name: spec for prefix in _LEADS for spec in arrays_for(prefix, CAPTURES)}
 
 
+_FIRST_PARTS: Final = {SELF: "attention_layers", CROSS: "cross_layers", MLP: "mlp_layers"}
+"""Parts that have a field of their own in `Dims`, and a key of their own in `meta.json`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dims:
     """The sizes of one side of a run, and which of its layers, heads and positions are kept.
@@ -193,7 +197,7 @@ class Dims:
         layers: Numbers of the layers kept, ascending; None for all.
         heads: Numbers of the query heads kept, ascending; None for all.
         positions: Which token positions are kept.
-        widths: Lengths of further axes, by their name.
+        widths: Lengths of further axes, by their name; 0 where they are left out.
         parts: Numbers of the layers that have a further part, by its name; left out where all have.
     """
 
@@ -265,21 +269,29 @@ class Dims:
             return self.n_positions
         return 1 if isinstance(self.positions, str) else len(self.positions)
 
+    def with_parts(self, having: Mapping[Part, tuple[int, ...] | None]) -> "Dims":
+        """Return the same with the numbers of the layers that have each part; None where all have."""
+        further = {p.name: layers for p, layers in having.items() if p not in _FIRST_PARTS and layers is not None}
+        first = {field: having.get(part) for part, field in _FIRST_PARTS.items()}
+        return replace(self, parts=further, **first)  # type: ignore[arg-type]
+
     def having(self, part: Part) -> tuple[int, ...] | None:
         """Return the numbers of the layers that have a part; None where all have."""
-        own = {SELF: self.attention_layers, CROSS: self.cross_layers, MLP: self.mlp_layers}
-        return own[part] if part in own else self.parts.get(part.name)
+        if part not in _FIRST_PARTS:
+            return self.parts.get(part.name)
+        numbers: tuple[int, ...] | None = getattr(self, _FIRST_PARTS[part])
+        return numbers
 
     def shape(self, spec: ArraySpec) -> tuple[int, ...]:
         """Return the shape of an array."""
         numbers, sizes = self.numbers(spec), self._sizes(STAGES[spec.stage])
-        return tuple(len(numbers[a]) if a in numbers else sizes[a] for a in spec.axes)
+        return tuple(len(numbers[a]) if a in numbers else sizes.get(a, 0) for a in spec.axes)
 
     def plane(self, stage: str) -> tuple[int, ...]:
         """Return the shape of one example of a stage at one layer: kept heads and position slots only."""
         row = STAGES[stage]
         sizes = self._sizes(row) | {HEAD: len(self.kept_heads), KV_HEAD: len(self.kept_kv_heads)}
-        return tuple(sizes[axis] for axis in row.plane)
+        return tuple(sizes.get(axis, 0) for axis in row.plane)
 
     def _sizes(self, stage: Stage) -> dict[str, int]:
         """Return the lengths of the axes that the layers and heads kept do not tell."""

@@ -70,6 +70,7 @@ class Stage:
         part: The part of a layer that it is about, which not all layers may have; None where every layer has it.
         made_of: Of an array that repeats others: the stage that stands at its first place, the one that stands at
             each place behind (that of the layer before), and maybe the one at its last.
+        bounds: The least and the largest value it can have; None where it can have any.
         needs_eager: Whether only eager attention computes it.
         check: Its self-check; None where others' say it all.
         checked_with: Stages that its check needs to have recorded too.
@@ -87,6 +88,7 @@ class Stage:
     prefixes: tuple[Prefix, ...] = ("dec", "enc", "enc_mc")
     part: Part | None = None
     made_of: tuple[str, ...] = ()
+    bounds: tuple[float, float] | None = None
     needs_eager: bool = False
     check: Check | None = None
     checked_with: tuple[str, ...] = ()

@@ -40,6 +40,7 @@ class Tap:
         call: Which call of that module in one forward pass (shared modules are called several times).
         factor: What the model multiplies the tensor with before it does what the tap stands for.
         axes: The tensor's axes: b(atch), p(osition), d(_model); XLNet has pbd, SqueezeBERT bdp.
+        made: What is made of it last, in float32: its softmax over the last axis, or each value's sigmoid.
     """
 
     module: str
@@ -48,6 +49,7 @@ class Tap:
     call: int
     factor: float = 1.0
     axes: Literal["bpd", "pbd", "bdp"] = "bpd"
+    made: Literal["softmax", "sigmoid"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ class LayerPlan:
         post_attn_norm: Name of the norm that stands between the sum and `post_attn` in a post-LN family.
         post_cross_norm, post_mlp_norm: The same for `post_cross` and `post_mlp`.
         found: Where stages are read that a discovery of their own found, by name (that of their part too).
+        weights: Names of the parameters that make such a stage, by its name.
     """
 
     pre_attn: Tap
@@ -116,6 +119,7 @@ class LayerPlan:
     post_cross_norm: str | None = None
     post_mlp_norm: str | None = None
     found: Mapping[str, Tap] = field(default_factory=dict)
+    weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def taps(self) -> dict[str, Tap]:
         """Return where each stage can be read that stands at one place, by its name."""

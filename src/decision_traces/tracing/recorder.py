@@ -206,9 +206,12 @@ class _Hook:
 
 
 def _adapted(tap: Tap, value: Tensor) -> Tensor:
-    """Return a tapped tensor as (batch, position, ...), times the factor that the model applies next."""
+    """Return a tapped tensor as (batch, position, ...), with what the model does to it next."""
     turned = value if tap.axes == "bpd" else value.transpose(0, 1) if tap.axes == "pbd" else value.transpose(1, 2)
-    return turned if tap.factor == 1.0 else turned * tap.factor
+    scaled = turned if tap.factor == 1.0 else turned * tap.factor
+    if tap.made is None:
+        return scaled
+    return scaled.float().softmax(-1) if tap.made == "softmax" else scaled.float().sigmoid()
 
 
 def sites_of_stack(side: Side, stack: Stack, stages: Sequence[str]) -> list[tuple[str, int]]:

@@ -36,11 +36,13 @@ class Node:
         kind: "alias", "add", "scale", "other" or "leaf".
         parents: Nodes it was made from; of a "scale" the scaled one alone.
         factor: What a "scale" multiplied by.
+        operation: Torch's own name of an "other", as `aten::topk`.
     """
 
     kind: str
     parents: tuple[int, ...]
     factor: float = 1.0
+    operation: str = ""
 
 
 @dataclass(slots=True)
@@ -161,10 +163,10 @@ def _made(
         return Node("add" if same else "other", parents)
     if func in _TIMES:
         scaled = _scaled(args, inputs, parents)
-        return Node("other", parents) if scaled is None else scaled
+        return Node("other", parents, operation=func.name()) if scaled is None else scaled
     renames = func in _COPIES or func.is_view
     same_size = len(inputs) == 1 and len(outputs) == 1 and inputs[0].numel() == outputs[0].numel()
-    return Node("alias" if renames and same_size else "other", parents)
+    return Node("alias", parents) if renames and same_size else Node("other", parents, operation=func.name())
 
 
 def _scaled(args: Any, inputs: list[Tensor], parents: tuple[int, ...]) -> Node | None:

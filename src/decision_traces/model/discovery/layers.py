@@ -15,7 +15,7 @@ from torch import nn
 from decision_traces.format.arrays import Side, Task
 from decision_traces.model.discovery.dataflow import AttentionNode, Dataflow, ModuleCall
 from decision_traces.model.discovery.stream import Refused, Step, Stream
-from decision_traces.model.structure import Tap
+from decision_traces.model.structure import AttentionPlan, Tap
 
 _ENCODERS: Final = frozenset({"multiple_choice", "masked", "encode"})
 
@@ -239,3 +239,21 @@ def check_chain(flow: Dataflow, layers: Sequence[Layer]) -> None:
     for before, after in pairwise(layers):
         if flow.root(before.result) != flow.root(after.source):
             raise Refused(f"the input of layer {after.name!r} is not the output of {before.name!r}")
+
+
+def attention_plan(node: AttentionNode, side: Side, layer: int, *, cross: bool) -> AttentionPlan:
+    """Return what is known of one attention call, at a layer of a side (-1 outside all layers)."""
+    return AttentionPlan(
+        module=node.module,
+        side=side,
+        layer=layer,
+        cross=cross,
+        n_heads=node.query_shape[1],
+        n_kv_heads=node.key_shape[1] // node.repeats,
+        d_head=node.query_shape[-1],
+        d_value=node.value_shape[-1],
+        scale=node.scaling,
+        written_out=node.written_out,
+        repeats=node.repeats,
+        has_probabilities=node.has_probabilities,
+    )

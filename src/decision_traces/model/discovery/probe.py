@@ -36,7 +36,7 @@ from decision_traces.format.stages import (
     stages_of,
 )
 from decision_traces.model.discovery.dataflow import AttentionNode, Dataflow, ModuleCall, record_forward
-from decision_traces.model.discovery.layers import Layer, LayerFinder
+from decision_traces.model.discovery.layers import Layer, LayerFinder, attention_plan
 from decision_traces.model.discovery.stream import Refused, Step, Stream
 from decision_traces.model.logit_map import LogitMap, find_logit_map
 from decision_traces.model.structure import (
@@ -93,13 +93,13 @@ class _Finder:
 
     def _calls(self, stacks: Mapping[Side, Stack], sides: Mapping[Side, Sequence[Layer]]) -> tuple[AttentionPlan, ...]:
         """Return the plans of all attention calls in the order in which they happen."""
-        plans = {id(node): _attention_plan(node, next(iter(stacks)), -1, cross=False) for node in self.layers.stray}
+        plans = {id(node): attention_plan(node, next(iter(stacks)), -1, cross=False) for node in self.layers.stray}
         for side, own in sides.items():
             for layer, plan in zip(own, stacks[side].layers, strict=True):
                 for node in layer.attention:
                     cross = plan.cross is not None and self.layers.is_cross(node, own)
                     chosen = plan.cross if cross else plan.attention
-                    plans[id(node)] = chosen or _attention_plan(node, side, -1, cross=False)
+                    plans[id(node)] = chosen or attention_plan(node, side, -1, cross=False)
         return tuple(plans[id(node)] for node in self.flow.attention)
 
     # -- the end --------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ class _StackFinder:
                 self.missing[stage] = f"its q, k and v have shapes that do not fit ({tuple(query)}, {tuple(key)})"
         elif not node.has_probabilities and self.whole.model.config._attn_implementation == "eager":  # type: ignore[union-attr]
             self.missing[stages[3]] = "its attention is one fused operation, which gives no probabilities"
-        return _attention_plan(node, self.side, index, cross=cross)
+        return attention_plan(node, self.side, index, cross=cross)
 
     def _note_gaps(self, plans: Sequence[LayerPlan]) -> None:
         """Name the reason for what no module gives in some layer that should have it."""
@@ -287,23 +287,6 @@ class _StackFinder:
             if before in map(self.flow.root, c.inputs.values()) and after in map(self.flow.root, c.outputs.values())
         ]
         return norms[-1] if norms else None
-
-
-def _attention_plan(node: AttentionNode, side: Side, layer: int, *, cross: bool) -> AttentionPlan:
-    return AttentionPlan(
-        module=node.module,
-        side=side,
-        layer=layer,
-        cross=cross,
-        n_heads=node.query_shape[1],
-        n_kv_heads=node.key_shape[1] // node.repeats,
-        d_head=node.query_shape[-1],
-        d_value=node.value_shape[-1],
-        scale=node.scaling,
-        written_out=node.written_out,
-        repeats=node.repeats,
-        has_probabilities=node.has_probabilities,
-    )
 
 
 class _Halves:

@@ -7,6 +7,7 @@ five axes whatever the array: example (choices counted as examples), layer, head
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from decision_traces.format.stages import (
     KV_HEAD,
     LAYER,
     SOURCE,
+    STAGES,
 )
 from decision_traces.store.reading.arrays import RESTORE, StoredArray
 from decision_traces.store.reading.slots import Slots
@@ -117,6 +119,14 @@ def sums_of_rows(tile: Tile) -> Finding:
     return float(off[at]), (*(int(i) for i in at), 0)
 
 
+def outside(tile: Tile, bounds: tuple[float, float]) -> Finding:
+    """Return the largest distance of a value from where values can be."""
+    off = np.maximum(bounds[0] - tile.values, tile.values - bounds[1])
+    off = np.where(np.isnan(off), np.float32(np.inf), off)
+    at = tuple(int(i) for i in np.unravel_index(int(off.argmax()), off.shape))
+    return max(0.0, float(off[at])), at
+
+
 def row_sum_tolerance(n_keys: int, model_dtype: str) -> float:
     """Return by how much a stored row of attention may miss 1.
 
@@ -165,6 +175,9 @@ def promises(array: StoredArray, *, row_sums: float | None, padding_promised: bo
     if with_tokens and row_sums is not None and KEY in array.spec.axes:
         tally = Tally("attention rows sum to 1", name, f"|sum − 1|, allowed {row_sums:.2g}")
         result.append(Promise(sums_of_rows, row_sums, tally))
+    if bounds := STAGES[array.spec.stage].bounds:
+        tally = Tally(f"values between {bounds[0]:g} and {bounds[1]:g}", name, "largest distance outside")
+        result.append(Promise(partial(outside, bounds=bounds), 0.0, tally))
     if array.causal:
         tally = Tally("attention is causal", name, "largest weight on a later position")
         result.append(Promise(causal, 0.0, tally))
