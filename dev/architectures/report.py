@@ -36,7 +36,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
         "random ids, under eager and (where the class has it) SDPA attention.",
         "",
         "- **supported**: every stage: layer inputs and outputs, last hidden state, post_attn, attention, q, k, v, "
-        "head_out, attn_out, mlp_out, mlp_act (and those of cross-attention).",
+        "head_out, attn_out, mlp_out, mlp_act (and those of cross-attention, and the router of experts).",
         "- **partly**: the residual stream and the last hidden state are whole; the stages named are missing, or "
         "post_attn is derived (parallel blocks), or some layers have no attention (hybrids: they have their stream, "
         "the others all stages but those named). Asking for a missing one is refused with the reason.",

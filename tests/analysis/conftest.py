@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+DENSE = ("attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits")
 TEXTS = ("The cat sat on the mat.", "ab", "x", "A somewhat longer line, for the lens.", "abc abc abc ab", "Who?")
 
 
@@ -39,7 +40,6 @@ def traced(tiny_folder, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a function that gives a run of the demo model over 30 of its texts; it is right on nearly all."""
     from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-    from decision_traces.format.stages import CAPTURES
 
     made: dict[tuple, Path] = {}
 
@@ -47,7 +47,7 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         key = tuple(sorted(options.items()))
         if key not in made:
             out = tmp_path_factory.mktemp("demo") / "run"
-            wanted = {"capture": CAPTURES, "dtype": "float32", "limit": 30, **options}
+            wanted = {"capture": DENSE, "dtype": "float32", "limit": 30, **options}
             made[key] = extract_next_token(NextTokenConfig(model="demo", dataset="tinyworld", out_dir=out, **wanted))
         return made[key]
 
@@ -58,9 +58,8 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model's answers to 24 questions of its small world, stored in float32."""
     from decision_traces.extract.answer import AnswerConfig, extract_answers
-    from decision_traces.format.stages import CAPTURES
 
     out = tmp_path_factory.mktemp("questions") / "run"
     return extract_answers(
-        AnswerConfig(model="demo", dataset="tinyworld", limit=24, capture=CAPTURES, dtype="float32", out_dir=out)
+        AnswerConfig(model="demo", dataset="tinyworld", limit=24, capture=DENSE, dtype="float32", out_dir=out)
     )

@@ -41,7 +41,8 @@ FIRST_CAPTURES = ("attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head
 # Modules that are about one very stage: how it is found, how it is checked, how it is read by name.
 ABOUT = {
     "format/stages.py", "model/structure.py", "model/discovery/probe.py", "tracing/self_check/stream.py",
-    "tracing/self_check/certificate.py", "store/reading/trace_store.py",
+    "tracing/self_check/certificate.py", "tracing/self_check/router.py", "model/discovery/router.py",
+    "store/reading/trace_store.py",
 }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def test_conventions_are_told_of_what_a_run_holds() -> None:
     assert not further_conventions({"hidden", "q", "attn"})
 
 
-@pytest.mark.parametrize("stage", ["mlp_act", "cross_head_out"])
+@pytest.mark.parametrize("stage", ["mlp_act", "cross_head_out", "router"])
 def test_a_stage_is_named_only_where_it_is_found_checked_and_read(stage: str) -> None:
     package, word = Path(decision_traces.__file__).parent, re.compile(rf"\b({stage}|{stage.upper()})\b")
     named = {f.relative_to(package).as_posix() for f in package.rglob("*.py") if word.search(f.read_text("utf-8"))}

@@ -4,6 +4,7 @@ import numpy as np
 
 from support.tiny_run import (
     ATTENTION_LAYERS_ONLY,
+    EXPERTS,
     MLP_LAYERS_ONLY,
     VOCAB,
     TinyRun,
@@ -64,6 +65,7 @@ def _side(run: TinyRun, prefix: str, rng: np.random.Generator) -> dict[str, np.n
         "mlp_out": random(layers, t, run.d_model),
         "head_out": random(layers, heads, t, value),
         "mlp_act": random(layers, t, run.d_mlp),
+        "router": np.abs(random(layers, t, EXPERTS)) / 2,
         "logits": random(t, VOCAB),
     }
     if prefix == "dec_" and run.source_lengths:

@@ -24,6 +24,7 @@ from support.tiny_run import (
     CHOICES,
     DECODER,
     ENCDEC,
+    EXPERTS,
     HYBRID,
     SELECTED,
     VOCAB,
@@ -232,6 +233,7 @@ def _sides(run: TinyRun) -> dict[str, dict[str, Any]]:
         "attention_layers": run.attention_layers,
         "cross_layers": None,
         "mlp_layers": run.mlp_layers,
+        **({"widths": {"expert": EXPERTS}} if "router" in run.capture else {}),
         **_selection(run),
     }
     lists = {k: list(v) if isinstance(v, tuple) else v for k, v in sizes.items()}

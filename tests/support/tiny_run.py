@@ -105,6 +105,7 @@ HYBRID = TinyRun(n_layers=4, attention_layers=(1, 3), mlp_layers=(0, 1, 2))
 ENCDEC = TinyRun(lengths=(5, 2, 1, 6, 3), source_lengths=(2, 7, 4, 1, 3))
 
 VOCAB = 50
+EXPERTS = 7
 _HEAD, _KV, _STREAM = "layer head position", "layer kv_head position", "layer position d_model"
 # name: (group, key, axes, capture); spelled out here so that a slip in the schema's table cannot hide.
 _BODY: dict[str, tuple[str, str, str, str]] = {
@@ -121,6 +122,7 @@ _BODY: dict[str, tuple[str, str, str, str]] = {
     "mlp_out": ("mlp_out.zarr", "x", _STREAM, "mlp_out"),
     "head_out": ("head_out.zarr", "x", f"{_HEAD} d_value", "head_out"),
     "mlp_act": ("mlp_act.zarr", "x", "layer position d_mlp", "mlp_act"),
+    "router": ("router.zarr", "p", "layer position expert", "router"),
     "logits": ("logits.zarr", "x", "position vocab", "logits"),
 }
 _CROSS: dict[str, tuple[str, str, str, str]] = {

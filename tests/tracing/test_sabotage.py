@@ -15,7 +15,7 @@ from torch import Tensor
 from decision_traces.format.arrays import Task, site
 from decision_traces.model.discovery.probe import find_anatomy
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import Anatomy, LayerPlan
+from decision_traces.model.structure import Anatomy, LayerPlan, Tap
 from decision_traces.tokens import Encoding
 from decision_traces.tracing.buffers import BatchBuffers
 from decision_traces.tracing.recorder import Recorder
@@ -363,3 +363,30 @@ def test_a_model_whose_numbers_change_with_padding_gets_rows_of_one_length(
     proved, certificate = prove(loaded, found, [_encoding(np.arange(50, 50 + n)) for n in (9, 6, 4)], 0)
     assert found.pads and proved.pads is pads
     assert not [c for c in certificate.failed if not c.condemns]
+
+
+# -- the router of a mixture of experts ----------------------------------------------------------------------
+
+ROUTER_LIES: dict[str, Callable[[Tap], Tap]] = {
+    "another temperature": lambda tap: replace(tap, factor=0.5),
+    "sigmoids": lambda tap: replace(tap, made="sigmoid"),
+    "logits": lambda tap: replace(tap, made=None),
+    "another layer": lambda tap: replace(tap, module="model.layers.0.mlp.gate"),
+}
+
+
+@pytest.mark.parametrize("lie", ROUTER_LIES)
+def test_a_router_that_lies_is_left_out_with_the_check_as_the_reason(lie: str) -> None:
+    model: Any = build_tiny(next(c for c in model_classes("causal") if c.model_type == "mixtral"))
+    loaded = LoadedModel(model, byte_tokenizer(), model.config, torch.device("cpu"), None, "eager", "causal")
+    encodings, honest = _encodings("causal"), find_anatomy(model, 99)
+    assert prove(loaded, honest, encodings, 0)[0].main.missing.keys() == {"mlp_act"}
+    last = honest.main.n_layers - 1
+
+    def lying(layers: tuple[LayerPlan, ...], i: int) -> LayerPlan:
+        tap = layers[i].found["router"]
+        return replace(layers[i], found={"router": ROUTER_LIES[lie](tap)}) if i == last else layers[i]
+
+    proved, certificate = prove(loaded, _changed(honest, "dec", lying), encodings, 0)
+    assert proved.main.missing.keys() == {"mlp_act", "router"} and "router: " in proved.main.missing["router"]
+    assert all(check.condemns == ("dec.router",) for check in certificate.failed)

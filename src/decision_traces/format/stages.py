@@ -14,6 +14,7 @@ EXAMPLE, CHOICE, LAYER, DEPTH = "example", "choice", "layer", "depth"
 HEAD, KV_HEAD, POSITION, QUERY, KEY = "head", "kv_head", "position", "query", "key"
 SOURCE: Final = "source"  # positions of the encoder, where a decoder attends to it
 D_HEAD, D_VALUE, D_MODEL, D_MLP, VOCAB = "d_head", "d_value", "d_model", "d_mlp", "vocab"
+EXPERT: Final = "expert"
 
 # Names of the stages.
 EMBED, PRE_ATTN, POST_ATTN, POST_CROSS, POST_MLP = "embed", "pre_attn", "post_attn", "post_cross", "post_mlp"
@@ -22,8 +23,9 @@ Q, K, V, ATTN, HEAD_OUT, ATTN_OUT = "q", "k", "v", "attn", "head_out", "attn_out
 CROSS_Q, CROSS_K, CROSS_V, CROSS_ATTN = "cross_q", "cross_k", "cross_v", "cross_attn"
 CROSS_HEAD_OUT, CROSS_ATTN_OUT = "cross_head_out", "cross_attn_out"
 MLP_OUT, MLP_ACT = "mlp_out", "mlp_act"
+ROUTER: Final = "router"
 
-Capture = Literal["attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "logits"]
+Capture = Literal["attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head_out", "mlp_act", "router", "logits"]
 CAPTURES: Final[tuple[Capture, ...]] = get_args(Capture)
 
 Prefix = Literal["dec", "enc", "enc_mc"]
@@ -48,10 +50,12 @@ class Part:
 SELF: Final = Part("attention", "self-attention")
 CROSS: Final = Part("cross", "cross-attention")
 MLP: Final = Part("mlp", "an MLP")
+EXPERTS: Final = Part(ROUTER, "a router of experts")
 
-Check = Literal["stream", "state", "write", "neurons", "attention"]
+Check = Literal["stream", "state", "write", "neurons", "router", "attention"]
 """Which self-check a stage is held to. stream: the chain of layers, without which there is no trace. state, write: the
-two ends of one half of a layer, which add up. neurons: the MLP's last matrix. attention: softmax(q·k)·v."""
+two ends of one half of a layer, which add up. neurons: the MLP's last matrix. router: its matrix and its state, once
+more. attention: softmax(q·k)·v."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +214,13 @@ _ROWS: Final = (
         MLP_ACT, 150, (LAYER, POSITION, D_MLP), "mlp_act", "{side}_mlp_act", part=MLP, check="neurons",
         checked_with=(MLP_OUT,),
         convention="the MLP's hidden neurons: what its last matrix reads, after the activation (and gate)",
+    ),
+    Stage(
+        ROUTER, 145, (LAYER, POSITION, EXPERT), "router", "{side}_router", key="p",
+        part=EXPERTS, bounds=(0.0, 1.0), check="router",
+        convention="router probabilities of all experts, before the choice of the top k: the softmax of the router's "
+        "logits in float32, also where the model takes it of the chosen ones alone (of theirs it is the same but "
+        "for a factor); each logit's sigmoid where the model scores experts so (rows then need not sum to 1)",
     ),
     Stage(
         CROSS_ATTN_OUT, 130, _STREAM, "attn_out", "dec_cross_attn_out", prefixes=_DEC, part=CROSS, check="write",

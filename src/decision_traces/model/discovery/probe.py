@@ -29,6 +29,7 @@ from decision_traces.format.stages import (
     MLP_OUT,
     POST_ATTN,
     POST_CROSS,
+    ROUTER,
     SELF,
     SELF_PARTS,
     PostAttn,
@@ -37,6 +38,7 @@ from decision_traces.format.stages import (
 )
 from decision_traces.model.discovery.dataflow import AttentionNode, Dataflow, ModuleCall, record_forward
 from decision_traces.model.discovery.layers import Layer, LayerFinder, attention_plan
+from decision_traces.model.discovery.router import with_routers
 from decision_traces.model.discovery.stream import Refused, Step, Stream
 from decision_traces.model.logit_map import LogitMap, find_logit_map
 from decision_traces.model.structure import (
@@ -148,6 +150,7 @@ class _StackFinder:
         d_model = self._d_model()
         final, norm = self._final(d_model)
         plans = [self._plan(i, layer) for i, layer in enumerate(self.layers)]
+        plans, widths = self._with_routers(plans)
         if not any(p.attention for p in plans):
             for stage in stages_of(SELF, MLP):
                 self.missing.setdefault(stage, "no layer has attention that could be seen")
@@ -156,7 +159,7 @@ class _StackFinder:
             self.missing[POST_ATTN] = f"its layers differ in where attention writes ({', '.join(kinds)})"
         self._note_gaps(plans)
         d_mlp = self._d_mlp(plans)
-        return Stack(self.side, tuple(plans), final, norm, d_model, d_mlp, missing=self.missing)
+        return Stack(self.side, tuple(plans), final, norm, d_model, d_mlp, widths=widths, missing=self.missing)
 
     # -- layers ---------------------------------------------------------------------------------------------
 
@@ -244,6 +247,13 @@ class _StackFinder:
         call = next(c for c in self.flow.module_calls if c.name == tap.module)
         shape = call.shapes[call.inputs[tap.key]]  # type: ignore[index]
         return int(dict(zip(tap.axes, shape, strict=True))["d"]) if len(shape) == 3 else int(shape[-1])
+
+    def _with_routers(self, plans: list[LayerPlan]) -> tuple[list[LayerPlan], dict[str, int]]:
+        try:
+            return with_routers(plans, self.layers, self.stream, self.whole.model)
+        except Refused as reason:
+            self.missing[ROUTER] = str(reason)
+            return plans, {}
 
     # -- the end --------------------------------------------------------------------------------------------
 

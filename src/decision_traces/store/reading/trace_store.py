@@ -105,6 +105,13 @@ class TraceStore(OpenRun):
         """Return the MLP's hidden activations, what its last projection reads: (L, T, d_mlp), or (T, d_mlp)."""
         return self._read(f"{checked_word(side, SIDES, 'side')}_mlp_act", eid, layer, trim=trim)
 
+    def router(self, eid: ExampleKey, side: str = "dec", layer: Index | None = None, *, trim: bool = False) -> Trace:
+        """Return the router's probabilities of all experts: (L, T, n_experts), or (T, n_experts) at one layer.
+
+        L counts the layers that have a router, where not all have one; `layer` is the model's own number.
+        """
+        return self._read(f"{checked_word(side, SIDES, 'side')}_router", eid, layer, trim=trim)
+
     def logits(self, eid: ExampleKey, side: str = "dec", *, trim: bool = False) -> Trace:
         """Return the logits over the vocabulary at every position: (T, vocab)."""
         return self._read(f"{checked_word(side, SIDES, 'side')}_logits", eid, trim=trim)
@@ -233,6 +240,12 @@ class TraceStore(OpenRun):
     ) -> Trace:
         """Return the MLP's hidden activations of one choice; see `mlp_act`."""
         return self._read("enc_mc_mlp_act", eid, layer, choice=choice_idx, trim=trim)
+
+    def mcq_router(
+        self, eid: ExampleKey, choice_idx: Index, layer: Index | None = None, *, trim: bool = False
+    ) -> Trace:
+        """Return the router's probabilities of one choice; see `router`."""
+        return self._read("enc_mc_router", eid, layer, choice=choice_idx, trim=trim)
 
     # What was predicted ------------------------------------------------------------------------------------
 

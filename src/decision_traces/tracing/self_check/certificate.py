@@ -27,6 +27,7 @@ from decision_traces.model.structure import Anatomy
 from decision_traces.tokens import Encoding, TokenBatch, make_batch
 from decision_traces.tracing.recorder import sites_of_stack
 from decision_traces.tracing.self_check import attention as attention_checks
+from decision_traces.tracing.self_check import router as router_checks
 from decision_traces.tracing.self_check import stream as stream_checks
 from decision_traces.tracing.self_check.check import Check, Proof
 from decision_traces.tracing.self_check.evidence import outputs_of, record, silenced, zeroed
@@ -235,6 +236,7 @@ class _Certifier:
             checks += self._interventions(proof, batch)
             checks += [stream_checks.last_matrices(proof, gave, side) for side in self._with_neurons()]
             checks += [c for side in self.anatomy.stacks for c in stream_checks.sums(proof, side)]
+            checks += router_checks.routed(proof, batch)
             if thorough:
                 checks += self._other_rows(proof, places)
                 checks += self._alone(proof)
