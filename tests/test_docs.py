@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from decision_traces.cli.compare import CompareCommand
+from decision_traces.analysis.registry import ANALYSES
+from decision_traces.cli._analysis import AnalysisCommand
 from decision_traces.cli.index import IndexCommand
-from decision_traces.cli.lens import LensCommand
 from decision_traces.cli.main import COMMANDS
 from decision_traces.cli.view import ViewCommand
 from decision_traces.extract.answer import AnswerConfig
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIGS = (
     NextTokenConfig, AnswerConfig, MultipleChoiceConfig, FinetuneConfig, TextConfig, IndexCommand, ViewCommand,
-    CompareCommand, LensCommand,
+    AnalysisCommand, *(analysis.options for analysis in ANALYSES.values()),
 )  # fmt: skip
 FLAGS = {f"--{f.name}" for config in CONFIGS for f in fields(config)}
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from decision_traces.cli import _written, attribution, lens
+from decision_traces.analysis import writing
+from decision_traces.cli import attribution, lens
 from decision_traces.extract.answer import AnswerConfig, extract_answers
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.store.validate.run import failures, validate_run
@@ -51,7 +52,7 @@ def test_small_portions_give_the_same_files(run: Path, monkeypatch: pytest.Monke
         assert _exit_code(main, str(run), "--quiet") == 0
         path = run / "analysis" / name / f"{name}.parquet"
         whole = pd.read_parquet(path)
-        monkeypatch.setattr(_written, "_EXAMPLES", 7)
+        monkeypatch.setattr(writing, "_EXAMPLES", 7)
         assert _exit_code(main, str(run), "--quiet") == 0
         monkeypatch.undo()
         pd.testing.assert_frame_equal(pd.read_parquet(path), whole)
@@ -95,7 +96,7 @@ def test_what_cannot_be_done_is_one_line(run: Path, tiny_folder, tmp_path: Path,
         assert _exit_code(main, str(tmp_path / "none")) == 1
         assert capsys.readouterr().err.startswith("error: No run folder at")
     assert _exit_code(lens.main, str(run), "--top_k", "0") == 1
-    assert capsys.readouterr().err == "error: top_k 0: needs at least 1.\n"
+    assert capsys.readouterr().err == "error: --top_k 0: needs at least 1.\n"
     assert _exit_code(attribution.main, str(run), "--top_k", "-5") == 1
     assert capsys.readouterr().err == "error: --top_k -5: needs at least 1.\n"
 

@@ -56,6 +56,56 @@ def what_works(store: TraceStore) -> str:
     return f"This works with the run: {'; '.join(named)}."
 
 
+def need_choices(store: TraceStore, *columns: str) -> None:
+    """Raise where a run does not say what an encoder made of choices.
+
+    Raises:
+        UsageError: It is no such run, or its table lacks a column.
+    """
+    if store.n_choices is None or not {"label_idx", *columns} <= set(store.columns):
+        raise UsageError(f"{store.run_dir} is no multiple-choice run of an encoder.")
+
+
+def need_choice_states(store: TraceStore) -> None:
+    """Raise where the choices of an encoder cannot be followed through its layers.
+
+    Raises:
+        NotCapturedError: The run did not capture `hidden`.
+        UsageError: It is no such run, or does not keep all layers and positions.
+    """
+    need_choices(store, "choice_probs", "pred_idx")
+    need_whole(store.array("enc_mc_hidden"), "the race between answers", positions=True)
+
+
+def refuse_unsplit(store: TraceStore, *, bends: bool = False) -> None:
+    """Raise where logits are not a sum of what the parts of a model wrote, as far as a run tells.
+
+    Args:
+        store: The run.
+        bends: Whether the model's head is known to bend what it reads.
+
+    Raises:
+        UnsupportedArchitecture: They are not.
+    """
+    _refuse_post_norm(store)
+    refuse_transform(store, bends=bends)
+    refuse_cross_attention(store, "direct logit attribution")
+
+
+def _refuse_post_norm(store: TraceStore) -> None:
+    """Raise where the residual stream is not a sum of what its parts wrote.
+
+    Raises:
+        UnsupportedArchitecture: The run says that its model normalises the stream after each write.
+    """
+    if store.about.post_attn == "post_norm":
+        raise UnsupportedArchitecture(
+            f"{store.about.model or 'The model'} normalises its residual stream after every layer (post-LN): the "
+            "stream is not a sum of what its parts wrote, so logits cannot be attributed to them. "
+            f"{what_works(store)}"
+        )
+
+
 def refuse_transform(store: TraceStore, *, bends: bool) -> None:
     """Raise where a head bends what the stream holds before it unembeds it, as those of masked-language models do.
 

@@ -1,6 +1,6 @@
 """Reading the residual stream at the positions of decisions, a few examples and one layer at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -15,8 +15,6 @@ from decision_traces.tasks.decisions import Decisions
 Stage = Literal["hidden", "pre_attn", "post_attn", "post_mlp"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 _WHAT: Final = "reading the stream layer by layer (lens, decision depth, attribution)"
-Progress = Callable[[int, int], None]
-"""Called with (examples done, of how many)."""
 
 
 @dataclass(frozen=True, slots=True)

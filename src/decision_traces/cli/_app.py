@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -37,7 +37,8 @@ def _with_paths(command: Any) -> Any:
     """Return a dataclass with all its paths made ones of this system."""
     if not is_dataclass(command) or isinstance(command, type):
         return command
-    return replace(command, **portable_fields(command))
+    inner = {f.name: _with_paths(getattr(command, f.name)) for f in fields(command)}
+    return replace(command, **inner | portable_fields(command))
 
 
 def run_command(
@@ -45,6 +46,7 @@ def run_command(
     handler: Callable[[CommandT], int | None],
     argv: Sequence[str] | None = None,
     prog: str | None = None,
+    description: str | None = None,
 ) -> NoReturn:
     """Parse flags, do the work, and exit.
 
@@ -53,6 +55,7 @@ def run_command(
         handler: Does the work and returns the exit code (None is 0).
         argv: Flags; `sys.argv[1:]` by default.
         prog: The command's name in its help.
+        description: What its help says first; the dataclass's docstring by default.
 
     Raises:
         SystemExit: 0 done; 1 a `TraceError`, printed as one sentence; 2 flags that cannot be read; 130 Ctrl-C, and
@@ -64,7 +67,7 @@ def run_command(
     console = make_console(stderr=True)
     with stopping() as stop:
         try:
-            command = _parsed(command_cls, sys.argv[1:] if argv is None else argv, prog)
+            command = _parsed(command_cls, sys.argv[1:] if argv is None else argv, prog, description)
             code = handler(_with_paths(command))
         except (Interrupted, KeyboardInterrupt) as stopped:
             _last_words(console, str(stopped) or STOPPED)
@@ -75,16 +78,20 @@ def run_command(
     sys.exit(code or 0)
 
 
-def _parsed(command_cls: Callable[..., CommandT], argv: Sequence[str], prog: str | None) -> CommandT:
+def _parsed(
+    command_cls: Callable[..., CommandT], argv: Sequence[str], prog: str | None, description: str | None
+) -> CommandT:
     """Return the command that the flags make; tyro repeats flags that it cannot read, and is told them as shown."""
     said, options = io.StringIO(), (tyro.conf.FlagCreatePairsOff,)
     try:
         with redirect_stderr(said):
-            return tyro.cli(command_cls, args=argv, prog=prog, use_underscores=True, config=options)
+            return tyro.cli(
+                command_cls, args=argv, prog=prog, description=description, use_underscores=True, config=options
+            )
     except SystemExit as stopped:
         shown = [printable(flag) for flag in argv]
         if stopped.code and shown != list(argv):
-            _parsed(command_cls, shown, prog)
+            _parsed(command_cls, shown, prog, description)
         sys.stderr.write(said.getvalue())
         raise
 

@@ -7,25 +7,17 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from decision_traces.analysis.attribution.direct import direct_attribution
-from decision_traces.analysis.attribution.grid import write_contribution_grid
-from decision_traces.analysis.attribution.heads import find_head_writers
-from decision_traces.analysis.grids import write_words
-from decision_traces.analysis.lens.depth import decision_depth
-from decision_traces.analysis.lens.grid import write_lens_grid
-from decision_traces.analysis.lens.logit_lens import logit_lens
-from decision_traces.analysis.lens.unembedding import load_run_model, of_model
+from decision_traces.analysis.options import AttributionOptions, LensOptions
+from decision_traces.api.compute import compute
 from decision_traces.cli._app import command_line, make_console, run_command
 from decision_traces.cli._progress import make_progress
 from decision_traces.cli._report import report
-from decision_traces.cli._written import write_result
 from decision_traces.errors import DamagedRunError
 from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
-from decision_traces.format.analyses import ATTRIBUTION_TABLE, DEPTH_TABLE, LENS_PICTURE
+from decision_traces.format.analyses import LENS_PICTURE
 from decision_traces.model.load import DEMO_MODEL
-from decision_traces.store import TraceStore, failures, new_result, validate_run
+from decision_traces.store import TraceStore, failures, validate_run
 from decision_traces.viz.tables import decision_table, kind_table
-from decision_traces.viz.trajectories import save_trajectories
 
 
 @dataclass(frozen=True)
@@ -76,26 +68,11 @@ def _validate(folder: Path, console: Console) -> None:
 def _look(folder: Path, console: Console) -> None:
     """Show when decisions stand; leave in the run what the page reads of `lens` and `attribution --all_positions`."""
     store = TraceStore(folder)
-    loaded = load_run_model(store)
-    unembedding = of_model(loaded, store.about.final_norm)
-    options = {"all_positions": True}
-    with new_result(store, "lens", options, command="demo") as new:
-        lens = logit_lens(store, unembedding)
-        depth = decision_depth(lens)
-        write_result(new.folder / DEPTH_TABLE, depth)
-        write_words(
-            new.folder, store, write_lens_grid(store, unembedding, new.folder, all_positions=True), loaded.tokenizer
-        )
-        title = f"Logit lens: {store.about.model} model on {store.about.data}, {store.n} examples"
-        save_trajectories(lens, depth, new.folder / LENS_PICTURE, title)
-    with new_result(store, "attribution", options, command="demo") as new:
-        heads = find_head_writers(store, loaded)
-        write_result(new.folder / ATTRIBUTION_TABLE, direct_attribution(store, unembedding, heads))
-        ids = write_contribution_grid(store, unembedding, heads, new.folder, all_positions=True)
-        write_words(new.folder, store, ids, loaded.tokenizer)
+    lens = compute(store, "lens", LensOptions(all_positions=True), command="demo").result
+    compute(store, "attribution", AttributionOptions(all_positions=True), command="demo")
     console.print()
-    console.print(decision_table(lens, depth))
-    console.print(kind_table(depth, store.tokens.set_index("example_id")["kind"]))
+    console.print(decision_table(lens.lenses[0], lens.depth))
+    console.print(kind_table(lens.depth, store.tokens.set_index("example_id")["kind"]))
     console.print()
     console.print(f"Picture: {store.results.result('lens') / LENS_PICTURE}", soft_wrap=True)
 

@@ -12,11 +12,12 @@ from decision_traces.analysis.attribution.heads import HeadWriter, head_points, 
 from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.lens.logit_lens import with_competitors
 from decision_traces.analysis.lens.unembedding import Unembedding
-from decision_traces.analysis.requirements import refuse_cross_attention, refuse_transform, what_works
+from decision_traces.analysis.progress import Progress
+from decision_traces.analysis.requirements import refuse_unsplit
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
-from decision_traces.analysis.states import Part, Point, Progress, parts, path_of
-from decision_traces.errors import ModelError, UnsupportedArchitecture
+from decision_traces.analysis.states import Part, Point, parts, path_of
+from decision_traces.errors import ModelError
 from decision_traces.store import TraceStore
 from decision_traces.tasks.decisions import Decisions, Kind
 
@@ -59,7 +60,7 @@ def direct_attribution(
         UsageError: The run has no such decision, does not keep all layers, or not every layer has attention.
         ModelError: The parts do not add up to the model's logit difference.
     """
-    refuse_unsplit(store, unembedding)
+    refuse_unsplit(store, bends=not unembedding.is_linear)
     stream = {stage: path_of(store, stage) for stage in ("post_attn", "post_mlp")}
     embed = Point(store.array("dec_res_embed"), None)
     points = [embed, *stream["post_attn"], *stream["post_mlp"], *(head_points(store) if heads else ())]
@@ -76,31 +77,6 @@ def direct_attribution(
             progress(part.rows.stop, store.n)
     joined = {name: np.concatenate([columns[name] for columns in looked]) for name in looked[0]}
     return _result(decisions, joined, resolution(store), unembedding.ending.cap)
-
-
-def refuse_unsplit(store: TraceStore, unembedding: Unembedding | None = None) -> None:
-    """Raise where logits are not a sum of what the parts of a model wrote; without the unembedding, as far as known.
-
-    Raises:
-        UnsupportedArchitecture: They are not.
-    """
-    refuse_post_norm(store)
-    refuse_transform(store, bends=unembedding is not None and not unembedding.is_linear)
-    refuse_cross_attention(store, "direct logit attribution")
-
-
-def refuse_post_norm(store: TraceStore) -> None:
-    """Raise where the residual stream is not a sum of what its parts wrote.
-
-    Raises:
-        UnsupportedArchitecture: The run says that its model normalises the stream after each write.
-    """
-    if store.about.post_attn == "post_norm":
-        raise UnsupportedArchitecture(
-            f"{store.about.model or 'The model'} normalises its residual stream after every layer (post-LN): the "
-            "stream is not a sum of what its parts wrote, so logits cannot be attributed to them. "
-            f"{what_works(store)}"
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,11 @@ from jaxtyping import Float64, Int32
 from torch import Tensor
 
 from decision_traces.analysis.attribution.frozen import FrozenNorm, freeze
+from decision_traces.analysis.progress import Progress
+from decision_traces.analysis.requirements import need_choices
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
-from decision_traces.analysis.states import Progress
-from decision_traces.errors import ModelError, UnsupportedArchitecture, UsageError
+from decision_traces.errors import ModelError, UnsupportedArchitecture
 from decision_traces.format.arrays import site
 from decision_traces.format.stages import EMBED, FINAL, POST_ATTN, POST_MLP
 from decision_traces.model.choice_head import ChoiceHead, choice_head
@@ -89,8 +90,7 @@ def choice_parts(store: TraceStore, loaded: LoadedModel, *, progress: Progress |
     Raises:
         UsageError, UnsupportedArchitecture: See `encoder_attribution`.
     """
-    if store.n_choices is None or "label_idx" not in store.columns:
-        raise UsageError(f"{store.run_dir} is no multiple-choice run of an encoder.")
+    need_choices(store)
     anatomy = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
     splitter = _Splitter(loaded, anatomy, choice_head(loaded, anatomy), *_norms(loaded, anatomy))
     found = []

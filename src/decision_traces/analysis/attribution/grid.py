@@ -26,9 +26,10 @@ from decision_traces.analysis.grids import (
 )
 from decision_traces.analysis.lens.unembedding import Unembedding
 from decision_traces.analysis.places import Block, Places, block_of, places_of
+from decision_traces.analysis.progress import Progress
 from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.rounding import resolution
-from decision_traces.analysis.states import Point, Progress, path_of
+from decision_traces.analysis.states import Point, path_of
 from decision_traces.errors import ModelError
 from decision_traces.format.analyses import CONTRIBUTION_GRID
 from decision_traces.format.stages import EXAMPLE, HEAD, LAYER

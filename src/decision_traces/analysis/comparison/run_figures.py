@@ -1,7 +1,6 @@
 """Everything a run tells of its examples in numbers, for comparisons: the answer, its depth, what heads look at."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from decision_traces.analysis.attention.patterns import ATTENTION_FIGURES
 from decision_traces.analysis.attention.statistics import ATTENTION_ARRAYS, HeadMeans, attention_statistics
 from decision_traces.analysis.comparison.answers import FINAL_FIGURES, all_answers
+from decision_traces.analysis.progress import Counting
 from decision_traces.errors import TraceError, UsageError
 from decision_traces.store import TraceStore
 
@@ -19,8 +19,6 @@ ANSWER, DEPTH, HEADS = "The final answer", "When it was decided", "Attention hea
 CORRECT: Final = "correct"
 _STREAMS: Final = ("dec_hidden", "dec_res_pre_attn", "enc_mc_hidden")
 _DEPTH_FIGURES: Final = ("stable_from", "flips")
-Counting = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
-"""What is counted → a context that gives the function to tell how far it is."""
 
 
 @dataclass(frozen=True, slots=True)

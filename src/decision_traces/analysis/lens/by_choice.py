@@ -6,9 +6,10 @@ import torch
 from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.lens.logit_lens import checked_error, probability_error
 from decision_traces.analysis.lens.unembedding import Unembedding, as_numpy
+from decision_traces.analysis.progress import Progress
 from decision_traces.analysis.results import ChoiceRace
 from decision_traces.analysis.rounding import resolution
-from decision_traces.analysis.states import Progress, parts, path_of
+from decision_traces.analysis.states import parts, path_of
 from decision_traces.errors import UsageError
 from decision_traces.store import TraceStore
 

@@ -10,11 +10,10 @@ from jaxtyping import Float32
 
 from decision_traces.analysis.lens.logit_lens import checked_error, probability_error
 from decision_traces.analysis.lens.unembedding import load_run_model
-from decision_traces.analysis.requirements import need_whole
+from decision_traces.analysis.progress import Progress
+from decision_traces.analysis.requirements import need_choice_states
 from decision_traces.analysis.results import ChoiceRace
 from decision_traces.analysis.rounding import resolution
-from decision_traces.analysis.states import Progress
-from decision_traces.errors import UsageError
 from decision_traces.format.arrays import UNEMBED_DIR
 from decision_traces.format.stages import DEPTH, EXAMPLE
 from decision_traces.model.choice_head import ChoiceHead, choice_head, holds_choice_head, load_choice_head
@@ -62,7 +61,7 @@ def encoder_race(store: TraceStore, head: ChoiceHead, *, progress: Progress | No
         UsageError: The run is not about multiple choice, or does not keep all layers and positions.
         ModelError: The last depth does not give the probabilities that the run stored.
     """
-    need_hidden(store)
+    need_choice_states(store)
     parts = []
     for rows in _portions(store):
         parts.append(_scores(store, head, rows))
@@ -83,13 +82,6 @@ def encoder_race(store: TraceStore, head: ChoiceHead, *, progress: Progress | No
         is_correct=(correct_idx == pred_idx) & (correct_idx >= 0),
         model_error=checked_error(probability_error(probs[:, -1], stored, resolution(store))),
     )
-
-
-def need_hidden(store: TraceStore) -> None:
-    """Raise what `encoder_race` raises for a run that cannot have a race, before a model is loaded."""
-    if store.n_choices is None or not {"choice_probs", "pred_idx", "label_idx"} <= set(store.columns):
-        raise UsageError(f"{store.run_dir} is no multiple-choice run of an encoder.")
-    need_whole(store.array("enc_mc_hidden"), "the race between answers", positions=True)
 
 
 def _portions(store: TraceStore) -> Iterator[slice]:

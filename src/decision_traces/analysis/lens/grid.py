@@ -14,7 +14,8 @@ from decision_traces.analysis.grids import CANDIDATE, LENS_ARRAYS, SLOT, TOP, Gr
 from decision_traces.analysis.lens.unembedding import Unembedding
 from decision_traces.analysis.lens.vocabulary import Vocabulary, in_order, in_strips
 from decision_traces.analysis.places import Block, Places, block_of, places_of
-from decision_traces.analysis.states import Point, Progress, path_of
+from decision_traces.analysis.progress import Progress
+from decision_traces.analysis.states import Point, path_of
 from decision_traces.format.analyses import LENS_GRID
 from decision_traces.format.stages import DEPTH, EXAMPLE
 from decision_traces.memory import freed_memory_kept

@@ -12,9 +12,10 @@ from jaxtyping import Float32, Int
 from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.lens.unembedding import Unembedding
 from decision_traces.analysis.lens.vocabulary import Vocabulary, in_order, in_strips
+from decision_traces.analysis.progress import Progress
 from decision_traces.analysis.results import LensTrajectories, TokenPath
 from decision_traces.analysis.rounding import resolution
-from decision_traces.analysis.states import Progress, Stage, parts, path_of, states_at
+from decision_traces.analysis.states import Stage, parts, path_of, states_at
 from decision_traces.errors import ModelError, UsageError
 from decision_traces.memory import freed_memory_kept
 from decision_traces.store import TraceStore

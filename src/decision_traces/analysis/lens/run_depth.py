@@ -4,9 +4,10 @@ from pathlib import Path
 
 from decision_traces.analysis.lens.by_choice import choice_race
 from decision_traces.analysis.lens.depth import decision_depth, race_depth
-from decision_traces.analysis.lens.encoders import encoder_race, load_head, need_hidden
+from decision_traces.analysis.lens.encoders import encoder_race, load_head
 from decision_traces.analysis.lens.logit_lens import logit_lens
 from decision_traces.analysis.lens.unembedding import load_unembedding
+from decision_traces.analysis.requirements import need_choice_states
 from decision_traces.analysis.results import DecisionDepth
 from decision_traces.store import TraceStore
 
@@ -27,12 +28,12 @@ def run_depth(
     Raises:
         TraceError: See `decision_depth`, `choice_race` and `encoder_race`.
     """
-    if store.has("enc_mc_hidden"):
-        need_hidden(store)
+    if store.task.reads_choices:
+        need_choice_states(store)
         return race_depth(
             encoder_race(store, load_head(store, model_path, device, trust_remote_code=trust_remote_code))
         )
     unembedding = load_unembedding(store, model_path, device, trust_remote_code=trust_remote_code)
-    if "choice_token_ids" in store.columns:
+    if store.task.choices:
         return race_depth(choice_race(store, unembedding))
     return decision_depth(logit_lens(store, unembedding))

@@ -1,0 +1,93 @@
+"""The lens of a run: for a decoder through its unembedding, for an encoder that reads choices through its head."""
+
+from pathlib import Path
+
+from decision_traces.analysis.decisions import text_note
+from decision_traces.analysis.grids import write_words
+from decision_traces.analysis.lens.by_choice import choice_race
+from decision_traces.analysis.lens.depth import decision_depth, race_depth
+from decision_traces.analysis.lens.encoders import encoder_race, load_head
+from decision_traces.analysis.lens.grid import PAGE_TOP_K, write_lens_grid
+from decision_traces.analysis.lens.logit_lens import logit_lens
+from decision_traces.analysis.lens.result import LensResult
+from decision_traces.analysis.lens.unembedding import Unembedding, find_tokenizer, load_unembedding
+from decision_traces.analysis.options import LensOptions
+from decision_traces.analysis.progress import Counting
+from decision_traces.analysis.results import LensTrajectories
+from decision_traces.analysis.states import Stage
+from decision_traces.analysis.writing import write_examples
+from decision_traces.format.analyses import CHOICES_TABLE, DEPTH_TABLE, LENS_TABLE
+from decision_traces.model.load import quiet_transformers
+from decision_traces.store import TraceStore
+
+
+def run(store: TraceStore, options: LensOptions, counting: Counting, *, page: Path | None = None) -> LensResult:
+    """Look through the lens at every decision.
+
+    Args:
+        store: The run.
+        options: See there.
+        counting: Told what is counted.
+        page: Folder for what the page draws, of decoders: every place at every depth.
+
+    Raises:
+        TraceError: See `logit_lens`, `choice_race` and `encoder_race`.
+    """
+    if store.task.reads_choices:
+        return _of_choices(store, options, counting)
+    trust = options.trust_remote_code
+    unembedding = load_unembedding(store, options.model_path, options.device, trust_remote_code=trust)
+    lenses = tuple(_look(store, unembedding, stage, options, counting) for stage in _stages(store))
+    choices = choice_race(store, unembedding) if store.task.choices else None
+    depth = decision_depth(lenses[0]) if choices is None else race_depth(choices)
+    several = store.task.many is not None
+    if page is not None and not several:  # the page draws one decision an example
+        _draw(store, unembedding, options, counting, page)
+    note = text_note(store)
+    return LensResult(lenses, choices, depth, several, () if note is None else (note,))
+
+
+def write(result: LensResult, folder: Path) -> None:
+    """Write the tables of a result."""
+    if result.lenses:
+        write_examples(folder / LENS_TABLE, *result.lenses)
+    if result.choices is not None:
+        write_examples(folder / CHOICES_TABLE, result.choices)
+    if not result.several:
+        write_examples(folder / DEPTH_TABLE, result.depth)
+
+
+def _of_choices(store: TraceStore, options: LensOptions, counting: Counting) -> LensResult:
+    head = load_head(store, options.model_path, options.device, trust_remote_code=options.trust_remote_code)
+    with counting("choices") as progress:
+        choices = encoder_race(store, head, progress=progress)
+    return LensResult((), choices, race_depth(choices))
+
+
+def _stages(store: TraceStore) -> list[Stage]:
+    """Return the stages to look at: what is missing of `pre_attn` and `post_mlp` are states of `hidden`."""
+    written = any(store.has(f"{side}_res_post_attn") for side in ("dec", "enc"))
+    return ["hidden", "post_attn"] if written else ["hidden"]
+
+
+def _look(
+    store: TraceStore, unembedding: Unembedding, stage: Stage, options: LensOptions, counting: Counting
+) -> LensTrajectories:
+    with counting(f"lens: {stage}") as progress:
+        return logit_lens(store, unembedding, stage, top_k=options.top_k, kind=options.of, progress=progress)
+
+
+def _draw(store: TraceStore, unembedding: Unembedding, options: LensOptions, counting: Counting, folder: Path) -> None:
+    """Write what the page draws."""
+    with counting("lens: for the page") as progress:
+        ids = write_lens_grid(
+            store,
+            unembedding,
+            folder,
+            top_k=max(PAGE_TOP_K, options.top_k),
+            all_positions=options.all_positions,
+            progress=progress,
+        )
+    with quiet_transformers():
+        tokenizer = find_tokenizer(store, options.model_path, trust_remote_code=options.trust_remote_code)
+        write_words(folder, store, ids, tokenizer)
