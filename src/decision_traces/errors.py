@@ -39,6 +39,10 @@ class CaptureError(TraceError, RuntimeError):
     """A site that was asked for and did not fire as planned, or a forward pass that broke its promises."""
 
 
+class WriteError(CaptureError):
+    """A write into a forward pass that would reach nothing, or not all that it should; the message names the reason."""
+
+
 class NonFiniteError(CaptureError):
     """A captured value that is NaN or infinite, or too large for the storage type."""
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from torch import Tensor
+
 from decision_traces.format.arrays import Side
 from decision_traces.format.stages import (
     ATTN_OUT,
@@ -19,6 +21,7 @@ from decision_traces.format.stages import (
     POST_ATTN,
     POST_CROSS,
     POST_MLP,
+    PRE_ATTN,
     SELF,
     STAGES,
     Part,
@@ -50,6 +53,14 @@ class Tap:
     factor: float = 1.0
     axes: Literal["bpd", "pbd", "bdp"] = "bpd"
     made: Literal["softmax", "sigmoid"] | None = None
+
+    def turned(self, value: Tensor) -> Tensor:
+        """Return a tensor that was found here as (batch, position, ...), a view."""
+        return value if self.axes == "bpd" else value.transpose(0, 1) if self.axes == "pbd" else value.transpose(1, 2)
+
+
+WritePoint = Tap | str
+"""Where a stage can be written so that all that reads it reads what was written, or the reason why it cannot be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,7 @@ class LayerPlan:
     def taps(self) -> dict[str, Tap]:
         """Return where each stage can be read that stands at one place, by its name."""
         named = {
+            PRE_ATTN: self.pre_attn,
             POST_ATTN: self.post_attn,
             ATTN_OUT: self.attn_out,
             POST_CROSS: self.post_cross,
@@ -155,6 +167,7 @@ class Stack:
         d_mlp: Width of the MLP's hidden layer; 0 where no layer has one that could be found.
         widths: Lengths of further axes, by their name.
         missing: Stage to the reason why it cannot be had.
+        write_points: Stage and layer to where it is written, where that is not the tap that reads it.
     """
 
     side: Side
@@ -165,6 +178,7 @@ class Stack:
     d_mlp: int = 0
     widths: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    write_points: Mapping[tuple[str, int], WritePoint] = field(default_factory=dict)
 
     @property
     def n_layers(self) -> int:

@@ -23,9 +23,9 @@ _TIMES: Final = {torch.ops.aten.mul.Tensor, torch.ops.aten.mul.Scalar, torch.ops
 _COPIES: Final = {
     torch.ops.aten._to_copy.default,
     torch.ops.aten.clone.default,
-    torch.ops.aten._unsafe_view.default,
     torch.ops.aten._reshape_copy.default,
 }
+_SAME_MEMORY: Final = {torch.ops.aten._unsafe_view.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,14 @@ class Node:
         parents: Nodes it was made from; of a "scale" the scaled one alone.
         factor: What a "scale" multiplied by.
         operation: Torch's own name of an "other", as `aten::topk`.
+        copied: Whether an "alias" has memory of its own: what is written into one is not seen by the other.
     """
 
     kind: str
     parents: tuple[int, ...]
     factor: float = 1.0
     operation: str = ""
+    copied: bool = False
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class ModuleCall:
         inputs, outputs: Nodes of its tensor arguments and results.
         shapes: Shape by node.
         end: How many calls had begun when this one ended: those in between were made inside it.
+        began, ended: How many nodes there were when it began and ended.
     """
 
     name: str
@@ -61,6 +64,8 @@ class ModuleCall:
     outputs: dict[int | None, int] = field(default_factory=dict)
     shapes: dict[int, torch.Size] = field(default_factory=dict)
     end: int = 0
+    began: int = 0
+    ended: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,7 @@ class AttentionNode:
         written_out: Whether the model wrote attention out itself (see `softmax`).
         repeats: How many neighbouring heads have the same keys and values: the model repeated them.
         has_probabilities: Whether the probabilities could be seen.
+        product, scores: Nodes of q·k and of what the softmax read, where the model wrote attention out; else None.
     """
 
     module: str
@@ -89,6 +95,8 @@ class AttentionNode:
     written_out: bool
     repeats: int
     has_probabilities: bool
+    product: int | None = None
+    scores: int | None = None
 
 
 class Dataflow(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -164,9 +172,12 @@ def _made(
     if func in _TIMES:
         scaled = _scaled(args, inputs, parents)
         return Node("other", parents, operation=func.name()) if scaled is None else scaled
-    renames = func in _COPIES or func.is_view
+    copied = func in _COPIES
+    renames = copied or func in _SAME_MEMORY or func.is_view
     same_size = len(inputs) == 1 and len(outputs) == 1 and inputs[0].numel() == outputs[0].numel()
-    return Node("alias", parents) if renames and same_size else Node("other", parents, operation=func.name())
+    if renames and same_size:
+        return Node("alias", parents, copied=copied)
+    return Node("other", parents, operation=func.name())
 
 
 def _scaled(args: Any, inputs: list[Tensor], parents: tuple[int, ...]) -> Node | None:
@@ -178,7 +189,7 @@ def _scaled(args: Any, inputs: list[Tensor], parents: tuple[int, ...]) -> Node |
         return Node("scale", (parents[by_size[1]],), float(inputs[by_size[0]]))
     mask = inputs[by_size[0]]
     if mask.dim() > 1 and mask.shape[-1] == 1 and bool((mask == 1).all()):
-        return Node("alias", (parents[by_size[1]],))
+        return Node("alias", (parents[by_size[1]],), copied=True)
     return None
 
 
@@ -204,7 +215,7 @@ def _module_records(model: nn.Module, flow: Dataflow) -> Iterator[None]:
     """Write every module call into `flow.module_calls`, in the order in which the calls begin."""
 
     def enter(name: str, args: Any, kwargs: Any) -> None:
-        call = ModuleCall(name)
+        call = ModuleCall(name, began=len(flow.nodes))
         for key, value in (*enumerate(args), *kwargs.items()):
             if isinstance(value, Tensor):
                 call.inputs[key] = flow.node(value)
@@ -214,7 +225,7 @@ def _module_records(model: nn.Module, flow: Dataflow) -> Iterator[None]:
 
     def leave(output: Any) -> None:
         call = flow.module_calls[flow.open_calls.pop()]
-        call.end = len(flow.module_calls)
+        call.end, call.ended = len(flow.module_calls), len(flow.nodes)
         values = tuple(output.values()) if isinstance(output, dict) else output
         items = enumerate(values) if isinstance(values, tuple | list) else [(None, values)]
         for key, value in items:
@@ -254,6 +265,8 @@ def record_forward(model: nn.Module, inputs: Mapping[str, Any]) -> Dataflow:
                 written_out,
                 _repeats(call),
                 call.probabilities is not None,
+                None if call.product is None else flow.node(call.product),
+                None if call.scores is None else flow.node(call.scores),
             )
         )
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class AttentionCall:
         position_bias: What the model adds to the scores for the distance of two positions, where it says so.
         softcap: The scores s become softcap * tanh(s / softcap) before the bias; None where they do not.
         fused: Whether this is torch's own attention: then scale, q, k, v and bias are all there is to it.
+        product, scores: q·k and what the softmax read, as the model has them, where it wrote attention out itself.
     """
 
     module: nn.Module
@@ -63,6 +64,8 @@ class AttentionCall:
     position_bias: Tensor | None = None
     softcap: float | None = None
     fused: bool = False
+    product: Tensor | None = None
+    scores: Tensor | None = None
 
     @property
     def bias(self) -> Tensor | None:
@@ -77,13 +80,19 @@ class AttentionCall:
 
 
 Watcher = Callable[[AttentionCall], Tensor | None]
-"""Sees one call. What it returns, if anything, takes the place of the output (only the certificate does that)."""
+"""Sees one call. What it returns, if anything, takes the place of the output."""
+
+Part = Literal["query", "key", "value"]
+Rewriter = Callable[[nn.Module, Part, Tensor], Tensor]
+"""Gets what a call is about to use, shaped as in `AttentionCall`, and returns what it uses instead (or the same)."""
 
 in_attention_function: ContextVar[bool] = ContextVar("decision_traces_in_attention_function", default=False)
 """Whether a watched model is inside an attention function it got from transformers; see `softmax`."""
 
 # A context variable, so that a model running in another thread is not seen by this thread's watchers.
-_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("decision_traces_attention_watchers", default=())
+_watchers: ContextVar[tuple[tuple[Watcher, Rewriter | None], ...]] = ContextVar(
+    "decision_traces_attention_watchers", default=()
+)
 _lock: Final = threading.Lock()
 _users = 0
 _original: Callable[..., Any] | None = None
@@ -92,9 +101,15 @@ _original: Callable[..., Any] | None = None
 _FUSED: Final = "sdpa_attention_forward"  # transformers' function around torch's scaled_dot_product_attention
 
 
-def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Callable[..., Any]:
+def _observed(
+    function: Callable[..., Any], watchers: tuple[tuple[Watcher, Rewriter | None], ...]
+) -> Callable[..., Any]:
     @wraps(function)
     def call(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        for _, rewrite in watchers:
+            if rewrite is not None:
+                query, key = rewrite(module, "query", query), rewrite(module, "key", key)
+                value = rewrite(module, "value", value)
         token = in_attention_function.set(True)
         try:
             result = function(module, query, key, value, *args, **kwargs)
@@ -120,7 +135,7 @@ def _observed(function: Callable[..., Any], watchers: tuple[Watcher, ...]) -> Ca
             softcap=kwargs.get("softcap"),
             fused=fused,
         )
-        replaced = [other for watcher in watchers if (other := watcher(seen)) is not None]
+        replaced = [other for watcher, _ in watchers if (other := watcher(seen)) is not None]
         return (replaced[-1], *result[1:]) if replaced else result
 
     return call
@@ -153,13 +168,17 @@ def _remove() -> None:
 
 
 @contextmanager
-def watch_attention(watcher: Watcher) -> Iterator[None]:
+def watch_attention(watcher: Watcher, rewrite: Rewriter | None = None) -> Iterator[None]:
     """Call `watcher` after every attention call made in this thread inside the block; nothing stays behind.
 
     Blocks nest: every watcher sees every call.
+
+    Args:
+        watcher: Sees each call, and may give another output.
+        rewrite: Gets each call's query, key and value before they are used, and may give others.
     """
     _install()
-    token = _watchers.set((*_watchers.get(), watcher))
+    token = _watchers.set((*_watchers.get(), (watcher, rewrite)))
     try:
         yield
     finally:

@@ -40,6 +40,7 @@ from decision_traces.model.discovery.dataflow import AttentionNode, Dataflow, Mo
 from decision_traces.model.discovery.layers import Layer, LayerFinder, attention_plan
 from decision_traces.model.discovery.router import with_routers
 from decision_traces.model.discovery.stream import Refused, Step, Stream
+from decision_traces.model.discovery.writing import with_write_points
 from decision_traces.model.logit_map import LogitMap, find_logit_map
 from decision_traces.model.structure import (
     IDENTITY,
@@ -90,8 +91,11 @@ class _Finder:
     def anatomy(self) -> Anatomy:
         sides = self.layers.sides()
         stacks = {side: _StackFinder(self, side, sides).stack() for side in sides}
+        calls = self._calls(stacks, sides)
         main = stacks.get("dec") or stacks["enc"]
-        return Anatomy(stacks, self._calls(stacks, sides), self._logits(main.final))
+        logits = self._logits(main.final)
+        stacks = with_write_points(self.model, self.inputs, self.layers, stacks, calls)
+        return Anatomy(stacks, calls, logits)
 
     def _calls(self, stacks: Mapping[Side, Stack], sides: Mapping[Side, Sequence[Layer]]) -> tuple[AttentionPlan, ...]:
         """Return the plans of all attention calls in the order in which they happen."""

@@ -4,7 +4,8 @@ Such models do not ask transformers for an attention function, so there is nothi
 function called inside an attention module is watched: the softmax gives the probabilities, the product in front
 of it (reached through sums, scalings, masks and views alone) has q and k as its factors, and the product behind
 it has v as its right one. Products may be matrix products or `einsum`. Torch's fused attention, where a model calls
-it directly, is seen as well. Nothing is computed again; the model's own tensors are handed on.
+it directly, is seen as well. Nothing is computed again but what somebody changes: other queries and keys change the
+scores that the softmax reads, other values what is mixed; the model's own tensors are handed on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from decision_traces.model.discovery.intercept import AttentionCall, Watcher, in_attention_function
+from decision_traces.model.discovery.intercept import AttentionCall, Part, Rewriter, Watcher, in_attention_function
 
 _PRODUCTS: Final = frozenset({"matmul", "bmm", "__matmul__", "__rmatmul__"})
 _SUMS: Final = frozenset({"add", "add_", "sub", "__add__", "__iadd__", "__radd__", "__sub__", "masked_fill"}) | {
@@ -24,7 +26,7 @@ _SUMS: Final = frozenset({"add", "add_", "sub", "__add__", "__iadd__", "__radd__
 }  # fmt: skip
 _TIMES: Final = frozenset({"mul", "mul_", "__mul__", "__rmul__", "__imul__"})
 _OVER: Final = frozenset({"div", "div_", "true_divide", "__truediv__", "__itruediv__"})
-_QKV: Final = ("query", "key", "value")
+_QKV: Final[tuple[Part, ...]] = ("query", "key", "value")
 _SAME: Final = frozenset({"dropout", "view", "reshape", "contiguous", "to", "float", "type", "half", "bfloat16"}) | {
     "type_as", "masked_fill", "mul", "__mul__", "unflatten",
 }  # fmt: skip
@@ -38,27 +40,36 @@ class _Scores:
         left: (..., query, d): the queries.
         right: (..., d, key): the keys.
         scale: The factor.
+        product: left @ right.
     """
 
     left: Tensor
     right: Tensor
     scale: float
+    product: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class _Probabilities:
-    """A tensor of attention probabilities, four-dimensional if it ever was, and the scores they were made from."""
+    """A tensor of attention probabilities, four-dimensional if it ever was, and the scores they were made from.
+
+    Attributes:
+        value: The probabilities.
+        scores: What is known of the scores.
+        read: What the softmax read.
+    """
 
     value: Tensor
     scores: _Scores
+    read: Tensor
 
 
 class SoftmaxAttention(TorchFunctionMode):
     """Calls a watcher after every attention operation inside the modules it is told it is in."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, rewrite: Rewriter | None = None) -> None:
         super().__init__()
-        self._watcher = watcher
+        self._watcher, self._rewrite = watcher, rewrite
         self._modules: list[nn.Module] = []
         self._rows: list[int | None] = []  # rows of the batch that each of them works on
         self._known: dict[int, _Scores | _Probabilities] = {}
@@ -84,16 +95,16 @@ class SoftmaxAttention(TorchFunctionMode):
             return out
         name = getattr(func, "__name__", "")
         if name in _PRODUCTS and len(args) > 1 and isinstance(args[1], Tensor) and out.dim() >= 3:
-            return self._product(args[0], args[1], out)
+            return self._product(func, args[0], args[1], out)
         if name == "einsum":
-            return self._einsum(args, out)
+            return self._einsum(func, args, out)
         if name == "scaled_dot_product_attention":
-            return self._fused(args, kwargs, out)
+            return self._fused(func, args, kwargs, out)
         if name == "baddbmm":
             left, right = (kwargs.get(f"batch{i}", args[i] if i < len(args) else None) for i in (1, 2))
-            self._remember(out, _Scores(left, right, float(kwargs.get("alpha", 1.0))))
+            self._remember(out, _Scores(left, right, float(kwargs.get("alpha", 1.0)), out))
         elif name == "softmax":
-            self._softmax(args[0] if args else kwargs["input"], out)
+            return self._softmax(func, args, kwargs, out)
         else:
             self._follow(name, args, out)
         return out
@@ -102,20 +113,26 @@ class SoftmaxAttention(TorchFunctionMode):
         self._known[id(tensor)] = what
         self._alive.append(tensor)
 
-    def _product(self, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    def _product(self, func: Any, left: Tensor, right: Tensor, out: Tensor) -> Tensor:
         known = self._known.get(id(left))
         if not isinstance(known, _Probabilities):
             if isinstance(known, _Scores) and left.shape[-1] == 1:
                 return out
-            self._remember(out, _Scores(left, right, 1.0))
+            self._remember(out, _Scores(left, right, 1.0, out))
             return out
+        if self._rewrite is not None:
+            value = _by_head(right, known.value, self._n_rows())
+            changed = self._rewrite(self._modules[-1], "value", value)
+            if changed is not value:
+                right = changed.reshape(right.shape)
+                out = func(left, right)
         replaced = self._watcher(_call(self._modules[-1], known, right, out, self._n_rows()))
         return out if replaced is None else _as_made(replaced, out)
 
     def _n_rows(self) -> int | None:
         return next((n for n in reversed(self._rows) if n is not None), None)
 
-    def _einsum(self, args: Any, out: Tensor) -> Tensor:
+    def _einsum(self, func: Any, args: Any, out: Tensor) -> Tensor:
         """A product in Einstein's notation: brought to (batch, head, position, ...), it is one like any other."""
         operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
         letters = _Letters.of(args[0]) if len(operands) == 2 and out.dim() == 4 else None
@@ -125,15 +142,26 @@ class SoftmaxAttention(TorchFunctionMode):
         known = self._known.get(id(left))
         if isinstance(known, _Probabilities) and letters.is_mixing():
             value, mixed = letters.value(right), letters.mixed(out)
+            if self._rewrite is not None:
+                changed = self._rewrite(self._modules[-1], "value", value)
+                if changed is not value:
+                    value, out = changed, func(args[0], left, letters.as_right(changed))
+                    mixed = letters.mixed(out)
             replaced = self._watcher(_call(self._modules[-1], known, value, mixed, self._n_rows()))
             return out if replaced is None else letters.unmixed(replaced.transpose(1, 2))
         if letters.is_scores():
-            self._remember(out, _Scores(letters.query(left), letters.key(right), 1.0))
+            self._remember(out, _Scores(letters.query(left), letters.key(right), 1.0, out))
         return out
 
-    def _fused(self, args: Any, kwargs: Any, out: Tensor) -> Tensor:
+    def _fused(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Tensor:
         """Torch's own attention in one operation, called by the model itself: there are no probabilities."""
-        query, key, value = (kwargs.get(n, args[i] if i < len(args) else None) for i, n in enumerate(_QKV))
+        parts = [kwargs.get(n, args[i] if i < len(args) else None) for i, n in enumerate(_QKV)]
+        if self._rewrite is not None:
+            changed = [self._rewrite(self._modules[-1], part, t) for part, t in zip(_QKV, parts, strict=True)]
+            if any(new is not old for new, old in zip(changed, parts, strict=True)):
+                parts = changed
+                out = func(*parts, *args[3:], **{k: v for k, v in kwargs.items() if k not in _QKV})
+        query, key, value = parts
         causal = bool(kwargs.get("is_causal", args[5] if len(args) > 5 else False))
         mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
         call = AttentionCall(
@@ -151,10 +179,32 @@ class SoftmaxAttention(TorchFunctionMode):
         replaced = self._watcher(call)
         return out if replaced is None else _as_made(replaced, out)
 
-    def _softmax(self, scores: Tensor, out: Tensor) -> None:
+    def _softmax(self, func: Any, args: Any, kwargs: Any, out: Tensor) -> Tensor:
+        scores = args[0] if args else kwargs["input"]
         known = self._known.get(id(scores))
-        if isinstance(known, _Scores) and out.dim() in {3, 4}:
-            self._remember(out, _Probabilities(out, known))
+        if not isinstance(known, _Scores) or out.dim() not in {3, 4}:
+            return out
+        if self._rewrite is not None:
+            changed = self._rescored(scores, known)
+            if changed is not None:
+                scores, known = changed
+                out = func(scores, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+        self._remember(out, _Probabilities(out, known, scores))
+        return out
+
+    def _rescored(self, scores: Tensor, known: _Scores) -> tuple[Tensor, _Scores] | None:
+        """Return the scores of other queries and keys, which differ by what the products do; None for no others."""
+        assert self._rewrite is not None
+        module, rows = self._modules[-1], self._n_rows()
+        query, key = _by_head(known.left, scores, rows), _by_head(known.right, scores, rows).transpose(-1, -2)
+        new_query, new_key = self._rewrite(module, "query", query), self._rewrite(module, "key", key)
+        if new_query is query and new_key is key:
+            return None
+        difference = known.scale * (new_query @ new_key.transpose(-1, -2) - query @ key.transpose(-1, -2))
+        differs = (new_query != query).any(-1)[..., None] | (new_key != key).any(-1)[..., None, :]
+        difference = torch.where(differs, difference, 0).reshape(scores.shape).to(scores.dtype)
+        left, right = new_query.reshape(known.left.shape), new_key.transpose(-1, -2).reshape(known.right.shape)
+        return scores + difference, replace(known, left=left, right=right)
 
     def _follow(self, name: str, args: Any, out: Tensor) -> None:
         """Carry what is known of an argument over to the result of an operation that keeps its meaning."""
@@ -220,6 +270,10 @@ class _Letters:
         """Return the right factor of the mixing as (batch, head, key, d)."""
         return _ordered(right, self.right, self.left[:2] + self._summed() + self._mixed()[3])
 
+    def as_right(self, value: Tensor) -> Tensor:
+        """Return (batch, head, key, d) in the form of the right factor of the mixing."""
+        return _ordered(value, self.left[:2] + self._summed() + self._mixed()[3], self.right)
+
     def mixed(self, out: Tensor) -> Tensor:
         """Return what the mixing gives as (batch, head, query, d)."""
         return _ordered(out, self.out, self._mixed())
@@ -245,27 +299,30 @@ def _factor(name: str, args: Any) -> float | None:
     return float(number) if name in _TIMES else 1.0 / float(number)
 
 
+def _rows(attention: Tensor, n_rows: int | None) -> int:
+    """Return the rows of the batch in scores or probabilities: (batch, head, ...), or (batch * head, ...) all along."""
+    rows = attention.shape[0]
+    return n_rows if attention.dim() == 3 and n_rows is not None and rows % n_rows == 0 else rows
+
+
+def _by_head(tensor: Tensor, attention: Tensor, n_rows: int | None) -> Tensor:
+    """Return a factor of attention as (batch, head, ...)."""
+    return tensor if tensor.dim() == 4 else tensor.view(_rows(attention, n_rows), -1, *tensor.shape[-2:])
+
+
 def _call(module: nn.Module, known: _Probabilities, value: Tensor, out: Tensor, n_rows: int | None) -> AttentionCall:
-    probabilities = known.value
-    if probabilities.dim() == 3:  # (batch * heads, query, key) all along
-        rows = probabilities.shape[0]
-        if n_rows is not None and rows % n_rows == 0:
-            rows = n_rows
-        probabilities = probabilities.view(rows, -1, *probabilities.shape[1:])
+    probabilities, scores = _by_head(known.value, known.value, n_rows), known.scores
     batch, heads = probabilities.shape[:2]
-
-    def by_head(tensor: Tensor) -> Tensor:
-        return tensor if tensor.dim() == 4 else tensor.view(batch, -1, *tensor.shape[-2:])
-
-    scores = known.scores
     return AttentionCall(
         module=module,
-        query=by_head(scores.left),
-        key=by_head(scores.right).transpose(-1, -2),
-        value=by_head(value),
+        query=_by_head(scores.left, known.value, n_rows),
+        key=_by_head(scores.right, known.value, n_rows).transpose(-1, -2),
+        value=_by_head(value, known.value, n_rows),
         scaling=scores.scale,
         output=out.view(batch, heads, *out.shape[-2:]).transpose(1, 2) if out.dim() == 3 else out.transpose(1, 2),
         probabilities=probabilities,
+        product=scores.product,
+        scores=known.read,
     )
 
 
@@ -275,7 +332,7 @@ def _as_made(replaced: Tensor, out: Tensor) -> Tensor:
 
 
 @contextmanager
-def watch_softmax(modules: Sequence[nn.Module], watcher: Watcher) -> Iterator[None]:
+def watch_softmax(modules: Sequence[nn.Module], watcher: Watcher, rewrite: Rewriter | None = None) -> Iterator[None]:
     """Call `watcher` after every attention operation inside these modules; nothing stays behind.
 
     Attention that goes through transformers' interface is left to `watch_attention`, which sees it as a whole.
@@ -283,8 +340,9 @@ def watch_softmax(modules: Sequence[nn.Module], watcher: Watcher) -> Iterator[No
     Args:
         modules: Where attention may happen; the innermost of them around an operation is named as its module.
         watcher: As for `watch_attention`.
+        rewrite: As for `watch_attention`.
     """
-    mode = SoftmaxAttention(watcher)
+    mode = SoftmaxAttention(watcher, rewrite)
     with ExitStack() as stack:
         for module in dict.fromkeys(modules):
             before = module.register_forward_pre_hook(
