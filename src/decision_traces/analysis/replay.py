@@ -22,8 +22,8 @@ from decision_traces.model.structure import Anatomy
 from decision_traces.store import StoredArray, TraceStore
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 from decision_traces.tracing.buffers import BatchBuffers
-from decision_traces.tracing.recorder import Recorder
 from decision_traces.tracing.self_check.evidence import logits_of
+from decision_traces.tracing.session import Session
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
 """Arrays of one example by name, in the form in which they are stored."""
@@ -117,7 +117,7 @@ class _Replay:
         kept = {side for side, dims in self.sides.items() if dims.positions != "all"}
         slots = {side: [self._slots(row, side, choice)] * times for side in kept}
         buffers.start(batch.lengths_by_side(self.sides), slots)
-        with torch.inference_mode(), Recorder(self.loaded.model, self.anatomy, buffers).recording():
+        with torch.inference_mode(), Session(self.loaded.model, self.anatomy).forward_pass(buffers):
             logits_of(self.loaded, batch)
         return {name: _like(array, buffers) for name, array in self.arrays.items()}
 

@@ -19,7 +19,7 @@ from decision_traces.memory import out_of_memory
 from decision_traces.store import OpenBlock, RunWriter
 from decision_traces.tokens import Encoding, TokenBatch, make_batch
 from decision_traces.tracing.buffers import TORCH_DTYPES, BatchBuffers
-from decision_traces.tracing.recorder import Recorder
+from decision_traces.tracing.session import Session
 
 IN_FLIGHT: Final = 2
 """Batches whose captures are in memory: one is computed while the other is written."""
@@ -57,7 +57,8 @@ class Engine:
             CaptureError: A site did not fire, or a value is not finite or too large for the storage type.
             RunError: The folder cannot be written, or the disk is full.
         """
-        with _Pipeline(self, workflow, writer, progress) as pipeline, torch.inference_mode():
+        session = Session(self.prepared.loaded.model, self.prepared.anatomy)
+        with session, _Pipeline(self, session, workflow, writer, progress) as pipeline, torch.inference_mode():
             for number in range(self.prepared.layout.n_blocks):
                 if number not in writer.done:
                     pipeline.block(number)
@@ -96,8 +97,11 @@ class _NotStorable(Exception):
 class _Pipeline:
     """Computes in this thread and writes beside it, with a bounded number of batches in between."""
 
-    def __init__(self, engine: Engine, workflow: Workflow, writer: RunWriter, progress: Progress) -> None:
-        self._engine, self._workflow, self._writer, self._progress = engine, workflow, writer, progress
+    def __init__(
+        self, engine: Engine, session: Session, workflow: Workflow, writer: RunWriter, progress: Progress
+    ) -> None:
+        self._engine, self._session, self._workflow = engine, session, workflow
+        self._writer, self._progress = writer, progress
         self._prepared = prepared = engine.prepared
         sites, layout = prepared.layout.places(), prepared.layout
         self._beside = Helpers.of(prepared.loaded.device)
@@ -169,7 +173,7 @@ class _Pipeline:
     def _forward(self, batch: TokenBatch, rows: Sequence[Encoding], buffers: BatchBuffers, first_row: int) -> None:
         """Run the model on a batch, of which these are the texts."""
         buffers.start(self._engine.lengths(rows), self._engine.slots(rows))
-        with Recorder(self._prepared.loaded.model, self._prepared.anatomy, buffers).recording():
+        with self._session.forward_pass(buffers):
             rest = self._workflow.forward(self._prepared.loaded, batch, first_row)
         buffers.written()
         if rest is not None:

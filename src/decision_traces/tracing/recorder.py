@@ -1,20 +1,20 @@
-"""The recorder: hooks and a watcher that live for one forward pass and copy what passes into the buffers.
+"""The recorder: hooks and a watcher that live for one forward pass, put edits into it and copy what passes.
 
-A hook returns nothing and keeps no reference, so the model computes what it would have computed, and a tensor
-that is overwritten later in the pass has been copied before. After the pass every site must have fired exactly
-once; anything else is an error, never a row of zeros.
+A reading hook returns nothing and keeps no reference, so the model computes what it would have computed, and a tensor
+that is overwritten later in the pass has been copied before. Where a site is both written and read, what was written is
+read. After the pass every site must have fired exactly once; anything else is an error, never a row of zeros.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from torch import Tensor, nn
 
 from decision_traces.errors import CaptureError
-from decision_traces.format.arrays import Side, site, stage_of
+from decision_traces.format.arrays import Side, Site, site, stage_of
 from decision_traces.format.stages import (
     CROSS_PARTS,
     EMBED,
@@ -24,21 +24,50 @@ from decision_traces.format.stages import (
     SELF_PARTS,
     STAGES,
 )
-from decision_traces.model.discovery.intercept import AttentionCall, Watcher, watch_attention
+from decision_traces.model.discovery.intercept import AttentionCall, Part, Watcher, watch_attention
 from decision_traces.model.discovery.softmax import watch_softmax
+from decision_traces.model.discovery.writing import NO_PROBABILITIES
 from decision_traces.model.structure import Anatomy, AttentionPlan, LayerPlan, Stack, Tap
-from decision_traces.tracing.buffers import BatchBuffers
+from decision_traces.tracing.writes import LOGITS_TAP, Writes
 
 Handler = Callable[[Tensor], None]
+HookPoint = tuple[Tap, Handler]
+"""A place, and what gets the tensor that is found there; for reading only."""
 
 _WATCHED: Final = frozenset({*SELF_PARTS, *CROSS_PARTS})
 
 
+class Reader(Protocol):
+    """Where the activations of a pass go."""
+
+    @property
+    def sites(self) -> Collection[Site]:
+        """The sites that are read."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Their names, without layers."""
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the pass."""
+
+    def put(self, name: str, layer: int, value: Tensor) -> None:
+        """Take a copy of one activation: (rows, positions, width), or (rows, heads, positions, d_head or keys)."""
+
+
 class Recorder:
-    """Copies the sites that its buffers hold during `recording(...)`."""
+    """Hooks a model's stages during `recording(...)`: writes, then reads."""
 
     def __init__(
-        self, model: nn.Module, anatomy: Anatomy, buffers: BatchBuffers, watcher: Watcher | None = None
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        buffers: Reader,
+        watcher: Watcher | None = None,
+        *,
+        writes: Writes | None = None,
+        beside: Iterable[HookPoint] = (),
     ) -> None:
         """Prepare to record.
 
@@ -47,13 +76,18 @@ class Recorder:
             anatomy: Where its inner path lies.
             buffers: Where the copies go; what they hold decides what is recorded.
             watcher: Sees every attention call besides; what it returns takes the place of the call's output.
+            writes: The edits of the pass.
+            beside: Other places to read.
         """
         self.anatomy, self.buffers, self._watcher = anatomy, buffers, watcher
+        self._writes, self._beside = writes or Writes(anatomy, {}), tuple(beside)
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._n_rows = 0
         self._fired: Counter[tuple[str, int]] = Counter()
         self._attended = 0
         self._streams: dict[Side, Tensor] = {}
+        self.paused = False
+        """Whether another pass is made in between, which is none of this recorder's business."""
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -64,19 +98,22 @@ class Recorder:
         """
         self._n_rows, self._attended = self.buffers.n_rows, 0
         self._fired.clear()
+        self._writes.start(self._n_rows)
         with ExitStack() as stack:
             for remove in self._attach():
                 stack.callback(remove)
-            if self._watcher or any(stage_of(name) in _WATCHED for name in self.buffers.names):
+            seen = any(stage_of(name) in _WATCHED for name in self.buffers.names)
+            if self._watcher or seen or self._writes.of_attention:
                 for watching in self._watching():
                     stack.enter_context(watching)
             stack.callback(self._streams.clear)
             yield
+        self._writes.check()
         self._check_fired()
 
     # -- residual stream ------------------------------------------------------------------------------------
 
-    def _taps(self) -> Iterator[tuple[Tap, Handler]]:
+    def _taps(self) -> Iterator[HookPoint]:
         for side, stack in self.anatomy.stacks.items():
             if site(side, EMBED) in self.buffers.names:
                 yield stack.layers[0].pre_attn, partial(self._put, site(side, EMBED), 0)
@@ -87,14 +124,14 @@ class Recorder:
             if side == "dec" or len(self.anatomy.stacks) == 1:
                 yield from self._logits_tap(side)
 
-    def _layer_taps(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[tuple[Tap, Handler]]:
+    def _layer_taps(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[HookPoint]:
         if (site(side, POST_ATTN), layer) in self.buffers.sites:
             yield from self._post_attn_taps(side, layer, plan)
         for stage, tap in plan.taps().items():
             if stage != POST_ATTN and (site(side, stage), layer) in self.buffers.sites:
                 yield tap, partial(self._put, site(side, stage), layer)
 
-    def _post_attn_taps(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[tuple[Tap, Handler]]:
+    def _post_attn_taps(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[HookPoint]:
         name = site(side, POST_ATTN)
         if plan.post_attn is not None:
             yield plan.post_attn, partial(self._put, name, layer)
@@ -110,16 +147,17 @@ class Recorder:
             raise CaptureError("attention wrote before its layer began")
         return self._streams[side]
 
-    def _logits_tap(self, side: Side) -> Iterator[tuple[Tap, Handler]]:
+    def _logits_tap(self, side: Side) -> Iterator[HookPoint]:
         if site(side, LOGITS) in self.buffers.names:
-            yield Tap("", "output", "logits", 0), partial(self._put, site(side, LOGITS), 0)
+            yield LOGITS_TAP, partial(self._put, site(side, LOGITS), 0)
 
     def _attach(self) -> Iterator[Callable[[], None]]:
-        by_place: dict[tuple[str, str], list[tuple[Tap, Handler]]] = {}
-        for tap, handler in self._taps():
+        by_place: dict[tuple[str, str], list[HookPoint]] = {}
+        reads = ((tap, partial(_read, tap, handler)) for tap, handler in (*self._taps(), *self._beside))
+        for tap, handler in (*self._writes.hooks(), *reads):
             by_place.setdefault((tap.module, tap.side), []).append((tap, handler))
-        for (name, side), taps in by_place.items():
-            hook = _Hook(taps)
+        for (name, side), points in by_place.items():
+            hook = _Hook(self, points)
             module = self._modules[name]
             if side == "input":
                 yield module.register_forward_pre_hook(hook.on_input, with_kwargs=True).remove
@@ -129,19 +167,31 @@ class Recorder:
     # -- attention ------------------------------------------------------------------------------------------
 
     def _watching(self) -> Iterator[AbstractContextManager[None]]:
+        rewrite = self._rewrite if self._writes.of_attention else None
         if any(not call.written_out for call in self.anatomy.calls):
-            yield watch_attention(self._on_attention)
+            yield watch_attention(self._on_attention, rewrite)
         if self.anatomy.written_out:
-            yield watch_softmax([self._modules[name] for name in self.anatomy.written_out], self._on_attention)
+            yield watch_softmax([self._modules[name] for name in self.anatomy.written_out], self._on_attention, rewrite)
+
+    def _rewrite(self, _module: nn.Module, part: Part, tensor: Tensor) -> Tensor:
+        """Return what the next attention call uses as its query, key or value."""
+        if self.paused or self._attended >= len(self.anatomy.calls):
+            return tensor
+        return self._writes.rewritten(self.anatomy.calls[self._attended], part, tensor)
 
     def _on_attention(self, call: AttentionCall) -> Tensor | None:
+        if self.paused:
+            return None
         at, plans = self._attended, self.anatomy.calls
         self._attended += 1
         if at >= len(plans) or self._modules[plans[at].module] is not call.module:
             raise CaptureError("the model called attention in another order than when it was probed")
+        output = call.output
         if plans[at].layer >= 0:
+            call = self._writes.attended(plans[at], call)
             self._keep(plans[at], call)
-        return self._watcher(call) if self._watcher else None
+        replaced = self._watcher(call) if self._watcher else None
+        return call.output if replaced is None and call.output is not output else replaced
 
     def _keep(self, plan: AttentionPlan, call: AttentionCall) -> None:
         values = (
@@ -156,10 +206,7 @@ class Recorder:
             if (name, plan.layer) not in self.buffers.sites:
                 continue
             if value is None:
-                raise CaptureError(
-                    f"layer {plan.layer} gave no attention probabilities. They exist only under eager attention; "
-                    "this model does not seem to use it when asked to."
-                )
+                raise CaptureError(f"{name} of layer {plan.layer} cannot be read: {NO_PROBABILITIES}.")
             self._put(name, plan.layer, value)
 
     # -- bookkeeping ----------------------------------------------------------------------------------------
@@ -182,36 +229,37 @@ class Recorder:
 class _Hook:
     """The hooks of one module, which may be called several times in one pass."""
 
-    def __init__(self, taps: list[tuple[Tap, Handler]]) -> None:
-        self._taps, self._calls = taps, 0
+    def __init__(self, recorder: Recorder, points: list[HookPoint]) -> None:
+        self._recorder, self._points, self._calls = recorder, points, 0
 
     def on_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hand the tapped arguments on."""
         for tap, handler in self._due():
-            handler(_adapted(tap, kwargs[tap.key] if isinstance(tap.key, str) else args[tap.key or 0]))
+            handler(kwargs[tap.key] if isinstance(tap.key, str) else args[tap.key or 0])
 
     def on_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """Hand the tapped results on."""
         for tap, handler in self._due():
             if isinstance(tap.key, int):  # into a tuple, or a ModelOutput, which is a dict with an order
                 output_of = tuple(output.values()) if isinstance(output, dict) else output
-                handler(_adapted(tap, output_of[tap.key]))
+                handler(output_of[tap.key])
             else:
-                handler(_adapted(tap, output[tap.key] if isinstance(tap.key, str) else output))
+                handler(output[tap.key] if isinstance(tap.key, str) else output)
 
-    def _due(self) -> list[tuple[Tap, Handler]]:
-        due = [(tap, handler) for tap, handler in self._taps if tap.call == self._calls]
+    def _due(self) -> list[HookPoint]:
+        if self._recorder.paused:
+            return []
+        due = [(tap, handler) for tap, handler in self._points if tap.call == self._calls]
         self._calls += 1
         return due
 
 
-def _adapted(tap: Tap, value: Tensor) -> Tensor:
-    """Return a tapped tensor as (batch, position, ...), with what the model does to it next."""
-    turned = value if tap.axes == "bpd" else value.transpose(0, 1) if tap.axes == "pbd" else value.transpose(1, 2)
-    scaled = turned if tap.factor == 1.0 else turned * tap.factor
-    if tap.made is None:
-        return scaled
-    return scaled.float().softmax(-1) if tap.made == "softmax" else scaled.float().sigmoid()
+def _read(tap: Tap, handler: Handler, value: Tensor) -> None:
+    """Hand a tapped tensor on as (batch, position, ...), with what the model does to it next."""
+    scaled = tap.turned(value) if tap.factor == 1.0 else tap.turned(value) * tap.factor
+    if tap.made is not None:
+        scaled = scaled.float().softmax(-1) if tap.made == "softmax" else scaled.float().sigmoid()
+    handler(scaled)
 
 
 def sites_of_stack(side: Side, stack: Stack, stages: Sequence[str]) -> list[tuple[str, int]]:

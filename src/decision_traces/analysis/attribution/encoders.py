@@ -7,7 +7,6 @@ the slope misses stands in the remainder. What parts do to one another on the wa
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Final
@@ -28,13 +27,14 @@ from decision_traces.format.stages import EMBED, FINAL, POST_ATTN, POST_MLP
 from decision_traces.model.choice_head import ChoiceHead, choice_head
 from decision_traces.model.discovery.probe import find_anatomy
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import IDENTITY, Anatomy
+from decision_traces.model.structure import IDENTITY, Anatomy, Tap
 from decision_traces.store import TraceStore
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 from decision_traces.tracing.buffers import BatchBuffers
 from decision_traces.tracing.forward import all_logits
-from decision_traces.tracing.recorder import Recorder, sites_of_stack
+from decision_traces.tracing.recorder import HookPoint, sites_of_stack
 from decision_traces.tracing.self_check.evidence import stack_dims
+from decision_traces.tracing.session import Session
 
 _ROWS_AT_ONCE: Final = 64
 _ROUNDINGS: Final = 16  # how many roundings the parts may be off together before it is an error
@@ -154,8 +154,9 @@ class _Splitter:
         dims = stack_dims(stack, len(encodings), batch.input_ids.shape[1])
         buffers = BatchBuffers(sites_of_stack("enc", stack, _SITES), {"enc": dims}, "float32")
         buffers.start({"enc": batch.lengths})
-        recorder = Recorder(self.loaded.model, self.anatomy, buffers)
-        with torch.inference_mode(), self._summed() as sums, recorder.recording():
+        sums, taps = self._summed()
+        session = Session(self.loaded.model, self.anatomy)
+        with torch.inference_mode(), session.forward_pass(buffers, beside=taps):
             scores = all_logits(self.loaded.model, batch, self.loaded.device, self.loaded.task)[:, 0]
         final = buffers.stack(site("enc", FINAL))[0]
         slopes = self.head.slopes(final, batch.attention_mask).cpu()
@@ -167,16 +168,18 @@ class _Splitter:
         first = {stage: buffers.stack(site("enc", stage))[:, :, 0].double().numpy() for stage in _SITES}
         return self._back(first, sums, slopes[:, 0].double().numpy(), scores.double().cpu().numpy())
 
-    @contextmanager
-    def _summed(self) -> Iterator[dict[str, list[Tensor]]]:
-        """Keep what goes into every norm between the layers, at the first token, in the order of the calls."""
+    def _summed(self) -> tuple[dict[str, list[Tensor]], list[HookPoint]]:
+        """Return room for what goes into every norm between the layers, at the first token, and what fills it.
+
+        A norm that several layers share is called several times: its sums stand in the order of the calls.
+        """
         names = [name for p in self.anatomy.layers for name in (p.post_attn_norm, p.post_mlp_norm) if name]
         sums: dict[str, list[Tensor]] = {name: [] for name in names}
-        with ExitStack() as stack:
-            for name, kept in sums.items():
-                hook = partial(_keep_first, kept)
-                stack.callback(self.loaded.model.get_submodule(name).register_forward_pre_hook(hook).remove)
-            yield sums
+        calls = [(name, names[:number].count(name)) for number, name in enumerate(names)]
+        taps: list[HookPoint] = [
+            (Tap(name, "input", 0, call), partial(_keep_first, sums[name])) for name, call in calls
+        ]
+        return sums, taps
 
     def _back(
         self,
@@ -206,8 +209,8 @@ class _Splitter:
         return ChoiceParts((direction * before).sum(1), attn, mlp, constant, scores)
 
 
-def _keep_first(kept: list[Tensor], _module: object, args: tuple[Tensor, ...]) -> None:
-    kept.append(args[0][:, 0].clone())
+def _keep_first(kept: list[Tensor], value: Tensor) -> None:
+    kept.append(value[:, 0].clone())
 
 
 def _through(

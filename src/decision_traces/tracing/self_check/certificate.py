@@ -25,12 +25,13 @@ from decision_traces.format.stages import (
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
 from decision_traces.tokens import Encoding, TokenBatch, make_batch
+from decision_traces.tracing.edits import Edit
 from decision_traces.tracing.recorder import sites_of_stack
 from decision_traces.tracing.self_check import attention as attention_checks
 from decision_traces.tracing.self_check import router as router_checks
 from decision_traces.tracing.self_check import stream as stream_checks
 from decision_traces.tracing.self_check.check import Check, Proof
-from decision_traces.tracing.self_check.evidence import outputs_of, record, silenced, zeroed
+from decision_traces.tracing.self_check.evidence import outputs_of, record, zeroed
 from decision_traces.tracing.self_check.whole_rows import whole_rows
 
 ROWS: Final = 3
@@ -284,10 +285,9 @@ class _Certifier:
         for side, stack in self.anatomy.stacks.items():
             if side not in self._with_neurons():
                 continue
-            names = [layer.mlp_last for layer in stack.layers if layer.mlp_last]
             places = sites_of_stack(side, stack, (*STREAM, MLP_OUT))
-            with silenced(self.loaded.model, names):
-                silent = record(self.loaded, self.anatomy, places, batch, lambda _call: None)
+            silence = dict.fromkeys(sites_of_stack(side, stack, (MLP_ACT,)), Edit.set(0.0))
+            silent = record(self.loaded, self.anatomy, places, batch, write=silence)
             yield stream_checks.neurons(proof, silent, side)
 
     # -- what else is in the batch --------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Recorded passes of a few rows: what the certificate compares."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decision_traces.format.arrays import Dims, Side, site, stage_of
+from decision_traces.format.arrays import Dims, Side, Site, site, stage_of
 from decision_traces.format.stages import EMBED, LOGITS, POST_MLP
 from decision_traces.model.discovery.intercept import AttentionCall
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy, Stack
 from decision_traces.tokens import TokenBatch
 from decision_traces.tracing.buffers import BatchBuffers
+from decision_traces.tracing.edits import Change
 from decision_traces.tracing.forward import all_logits, batch_inputs, project_only, projects
-from decision_traces.tracing.recorder import Recorder
+from decision_traces.tracing.session import Session
 
 
 @dataclass(slots=True)
@@ -80,6 +81,7 @@ def record(
     batch: TokenBatch,
     replace_attention: Callable[[AttentionCall], Tensor | None] | None = None,
     *,
+    write: Mapping[Site, Change] | None = None,
     with_logits: bool = False,
     watched: bool = True,
 ) -> Pass:
@@ -90,7 +92,8 @@ def record(
         anatomy: Where its inner path lies.
         places: The sites and layers to record.
         batch: The rows.
-        replace_attention: What takes the place of an attention output.
+        replace_attention: What takes the place of an attention output, of whatever layer, or of none.
+        write: Site to what is done there (`Session.run`).
         with_logits: Whether to compute the logits of all positions, which can cost as much as the layers.
         watched: Whether to look into attention calls, which takes a number for every pair of positions.
     """
@@ -112,13 +115,13 @@ def record(
         fused.append(_by_hand(call).float().cpu() if call.fused else None)
         return None if replace_attention is None else replace_attention(call)
 
-    with Recorder(loaded.model, anatomy, buffers, watch if watched else None).recording():
+    with Session(loaded.model, anatomy).forward_pass(buffers, write=write, watch=watch if watched else None):
         if with_logits or LOGITS in map(stage_of, buffers.names):
             logits = logits_of(loaded, batch)
         else:
             logits = None
             run_layers(loaded, batch)
-    if replace_attention is None:
+    if replace_attention is None and not write:
         buffers.check_finite()
     return Pass(
         {name: buffers.stack(name) for name in dict.fromkeys(name for name, _ in places)},
@@ -179,17 +182,3 @@ def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, lis
             )
             stack.callback(handle.remove)
         yield found
-
-
-@contextmanager
-def silenced(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Let these modules read zeros."""
-
-    def blank(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        zeros = tuple(torch.zeros_like(a) if isinstance(a, Tensor) else a for a in args)
-        return zeros, {k: torch.zeros_like(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-
-    with ExitStack() as stack:
-        for name in dict.fromkeys(names):
-            stack.callback(model.get_submodule(name).register_forward_pre_hook(blank, with_kwargs=True).remove)
-        yield
