@@ -12,6 +12,7 @@ from torch import Tensor
 from decision_traces.data.example import Example
 from decision_traces.errors import UsageError
 from decision_traces.format.arrays import Side, Task
+from decision_traces.format.heads import HEADS
 
 _TOKENISE_AT_ONCE = 1000
 SpecialTokens = Literal["auto", "yes", "no"]
@@ -296,5 +297,5 @@ def random_encodings(vocab_size: int, task: Task, seed: int = 1) -> list[Encodin
         ids = random.integers(min(3, vocab_size - 1), vocab_size, n, dtype=np.int32)
         return Encoding(ids, np.zeros((n, 2), np.int32), truncated=False, target=target)
 
-    targets = [row(n, None) if task == "seq2seq" else None for n in _TRIAL_TARGETS]
+    targets = [row(n, None) if HEADS[task].target else None for n in _TRIAL_TARGETS]
     return [row(n, target) for n, target in zip(_TRIAL_LENGTHS, targets, strict=True)]

@@ -62,7 +62,7 @@ def need_choices(store: TraceStore, *columns: str) -> None:
     Raises:
         UsageError: It is no such run, or its table lacks a column.
     """
-    if store.n_choices is None or not {"label_idx", *columns} <= set(store.columns):
+    if not store.task.reads_choices or not {"label_idx", *columns} <= set(store.columns):
         raise UsageError(f"{store.run_dir} is no multiple-choice run of an encoder.")
 
 

@@ -1,6 +1,6 @@
 """`trace`: a run from Python, of a model by name, by folder, or already in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
@@ -34,6 +34,11 @@ from decision_traces.tokens import SpecialTokens
 
 ConfigT = TypeVar("ConfigT", bound=ExtractConfig)
 Task = Literal["auto", "causal", "masked", "encode", "seq2seq", "answers", "multiple_choice"]
+_QUESTIONS: Final[Mapping[Task, tuple[type[Any], Callable[[Any], Job]]]] = {
+    "answers": (AnswerConfig, answer_job),
+    "multiple_choice": (MultipleChoiceConfig, multiple_choice_job),
+}
+"""Tasks that are about questions of a data set: their flags, and what makes the job."""
 _LOADING: Final = frozenset({"model_path", "gguf_file", "revision", "device", "model_dtype", "trust_remote_code"})
 _NOT_HERE: Final = frozenset({"model", "task", "dataset", "command", "plan", "quiet", "text_file"})
 """Fields of the commands that `trace` takes in another form, or that mean nothing in Python."""
@@ -164,12 +169,11 @@ def _job(task: Task, data: Mapping[str, Any], model: Mapping[str, Any], options:
     """Return the job that the command of a task would do."""
     if task not in get_args(Task):
         raise UsageError(f"task={task!r}: the choices are {', '.join(get_args(Task))}.")
-    if task in {"answers", "multiple_choice"} and "dataset" not in data:
-        raise UsageError(f"task={task!r} asks questions of a dataset (csqa or tinyworld), not texts of your own.")
-    if task == "answers":
-        return answer_job(_config(AnswerConfig, options, **data, **model))
-    if task == "multiple_choice":
-        return multiple_choice_job(_config(MultipleChoiceConfig, options, **data, **model))
+    if task in _QUESTIONS:
+        if "dataset" not in data:
+            raise UsageError(f"task={task!r} asks questions of a dataset (csqa or tinyworld), not texts of your own.")
+        config, make = _QUESTIONS[task]
+        return make(_config(config, options, **data, **model))
     return text_job(_config(TextConfig, options, **data, **model, task=task))
 
 

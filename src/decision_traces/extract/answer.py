@@ -54,8 +54,7 @@ def extract_answers(config: AnswerConfig, progress: Progress | None = None) -> P
 def answer_job(config: AnswerConfig) -> Job:
     """Return workflow B as a job."""
     return Job(
-        objective="csqa_choice",
-        kind="csqa-dec",
+        task=PROMPT_CHOICE,
         model=config.model_source(),
         data=DataSource(config.dataset, config.split, config.data_dir, None, config.limit),
         config=config,

@@ -15,11 +15,12 @@ from decision_traces.errors import UsageError
 from decision_traces.extract.batching import batch_cost, token_budget
 from decision_traces.extract.config import ExtractConfig
 from decision_traces.extract.selection import Selection
-from decision_traces.format.arrays import Task
-from decision_traces.format.stages import VOCAB, Prefix
+from decision_traces.format.arrays import Task as ModelTask
+from decision_traces.format.stages import VOCAB
 from decision_traces.model.load import LoadedModel, ModelSource, load_model
 from decision_traces.model.structure import Anatomy
 from decision_traces.store import RunLayout
+from decision_traces.tasks import Task
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, batches, encode
 from decision_traces.tracing.self_check.certificate import Certificate
 
@@ -141,14 +142,11 @@ class Job:
     """One extraction.
 
     Attributes:
-        objective: Goes into the meta: next_token, csqa_choice, multiple_choice.
-        kind: Last part of the run's name.
+        task: Kind of decision.
         model, data: What the user asked for.
         config: The flags.
         decisive: Those of the flags that decide the workflow's numbers; a resumed run must have the same.
         workflow: Makes the workflow once data and model are there.
-        task: What the model's head must do.
-        prefixes: Which of the schema's arrays are filled.
         next_position: Where an example's prediction is made; None where there is no one such position.
         read: Gives the examples; `text` is what a row is about, `fields` become columns.
         encode: Tokenises them; with choices, to as many encodings for each example.
@@ -159,22 +157,19 @@ class Job:
         selection: What is to be kept.
     """
 
-    objective: str
-    kind: str
+    task: Task
     model: ModelSource
     data: DataSource
     config: ExtractConfig
     decisive: tuple[str, ...]
     workflow: WorkflowFactory
-    task: Task = "causal"
-    prefixes: tuple[Prefix, ...] = ("dec",)
     next_position: NextPosition | None = last_known
     read: Callable[[DataSource], list[Example]] = load_examples
     encode: Encoder = encode_texts
     cuts: bool = True
     n_target: int | None = None
     n_tables: int = 1
-    load: Callable[[ModelSource, Task], LoadedModel] = load_model
+    load: Callable[[ModelSource, ModelTask], LoadedModel] = load_model
     selection: Selection = field(init=False)
 
     def __post_init__(self) -> None:
@@ -193,4 +188,4 @@ class Job:
     @property
     def arch(self) -> Literal["dec", "enc", "encdec"]:
         """Goes into the meta."""
-        return "encdec" if len(self.prefixes) > 1 else "dec" if self.prefixes == ("dec",) else "enc"
+        return "encdec" if len(self.task.prefixes) > 1 else "dec" if self.task.prefixes == ("dec",) else "enc"

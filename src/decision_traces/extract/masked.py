@@ -3,7 +3,8 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,8 @@ import torch
 
 from decision_traces.data.example import Example
 from decision_traces.errors import ModelError
-from decision_traces.extract.job import Prepared, encode_texts
+from decision_traces.extract.job import Job, Prepared, encode_texts
+from decision_traces.extract.next_token import text_source
 from decision_traces.extract.tables import field_columns, field_types, to_table, token_columns
 from decision_traces.format.arrays import TOKENS_FILE
 from decision_traces.model.load import LoadedModel
@@ -19,6 +21,9 @@ from decision_traces.outcomes.next_token import UNKNOWN, NextTokenOutcomes, next
 from decision_traces.tasks import MASKED_TOKEN
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch
 from decision_traces.tracing.forward import all_logits
+
+if TYPE_CHECKING:
+    from decision_traces.extract.texts import TextConfig
 
 DEFAULT_SHARE = 0.15
 _COLUMNS: Mapping[str, str] = {
@@ -33,6 +38,20 @@ _COLUMNS: Mapping[str, str] = {
 
 
 _OF_TRUTH = frozenset({"true_ids", "true_probs", "true_ranks", "correct"})
+
+
+def masked_job(config: "TextConfig") -> Job:
+    """Return the job of an encoder with a masked-language-modelling head."""
+    return Job(
+        task=MASKED_TOKEN,
+        model=config.model_source(),
+        data=text_source(config),
+        config=config,
+        decisive=("mask_prob", "seed", "next_topk", "add_special_tokens"),
+        workflow=partial(MaskedWorkflow, topk=config.next_topk),
+        next_position=None,
+        encode=partial(mask_some, share=config.mask_prob, seed=config.seed, special=config.add_special_tokens),
+    )
 
 
 def mask_some(

@@ -77,7 +77,7 @@ def run_plan(job: Job, prepared: Prepared) -> dict[str, Any]:
     """Return what decides the numbers of a run; a resumed run must agree with all of it."""
     layout, loaded = prepared.layout, prepared.loaded
     return {
-        "objective": job.objective,
+        "objective": job.task.objective,
         "model": job.model.name,
         "weights_digest": weights_digest(loaded.model),
         "adapter_digest": loaded.adapter_digest,
@@ -138,14 +138,14 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         attention_rows_sum_to_one=_sums(prepared),
         final_norm=anatomy.final_norm,
         post_attn=None if "post_attn" in anatomy.main.missing else anatomy.main.post_attn_kind,
-        task=job.task,
+        task=job.task.model,
         arch=job.arch,
-        objective=job.objective,
+        objective=job.task.objective,
         dataset=job.data.name,
         split=job.data.split_name,
         dataset_fingerprint=plan["dataset_fingerprint"],
         n_examples=dims.n_examples,
-        n_choices=dims.n_choices if "enc_mc" in job.prefixes else None,
+        n_choices=dims.n_choices if job.task.reads_choices else None,
         n_truncated=sum(e.truncated for e in prepared.encodings),
         max_seq_len=dims.n_positions,
         dtype=layout.dtype,

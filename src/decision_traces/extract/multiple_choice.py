@@ -52,15 +52,12 @@ def extract_multiple_choice(config: MultipleChoiceConfig, progress: Progress | N
 def multiple_choice_job(config: MultipleChoiceConfig) -> Job:
     """Return the second half of workflow C as a job."""
     return Job(
-        objective="multiple_choice",
-        kind="csqa-enc",
+        task=MULTIPLE_CHOICE,
         model=config.model_source(default=DEFAULT_ENCODER),
         data=DataSource(config.dataset, config.split, config.data_dir, None, config.limit),
         config=config,
         decisive=(),
         workflow=MultipleChoiceWorkflow,
-        task="multiple_choice",
-        prefixes=("enc_mc",),
         next_position=None,
         read=read_questions,
         encode=_encode,

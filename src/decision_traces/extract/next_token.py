@@ -67,17 +67,21 @@ def next_token_job(config: NextTokenConfig) -> Job:
     if config.next_topk < 1:
         raise UsageError(f"--next_topk {config.next_topk}: needs at least 1.")
     return Job(
-        objective="next_token",
-        kind="nexttok",
+        task=NEXT_TOKEN,
         model=config.model_source(),
-        data=DataSource(
-            config.dataset, config.split, config.data_dir, config.text_file, config.limit, config.skip_headings
-        ),
+        data=text_source(config),
         config=config,
         decisive=("next_topk", "all_positions", "add_special_tokens"),
         workflow=partial(NextTokenWorkflow, topk=config.next_topk, all_positions=config.all_positions),
         encode=partial(encode_texts, special=config.add_special_tokens),
         n_tables=2 if config.all_positions else 1,
+    )
+
+
+def text_source(config: NextTokenConfig) -> DataSource:
+    """Return where the texts come from that the flags name."""
+    return DataSource(
+        config.dataset, config.split, config.data_dir, config.text_file, config.limit, config.skip_headings
     )
 
 

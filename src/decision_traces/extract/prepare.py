@@ -17,6 +17,7 @@ from decision_traces.extract.reading import refuse_cut, refuse_unread, token_lim
 from decision_traces.extract.selection import choose
 from decision_traces.extract.turning import refuse_turned, refuse_turning
 from decision_traces.format.arrays import Side
+from decision_traces.format.heads import HEADS
 from decision_traces.memory import out_of_memory
 from decision_traces.model.checkpoint import described
 from decision_traces.model.discovery.probe import find_anatomy
@@ -45,7 +46,7 @@ def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     examples = job.read(job.data)
     clock.lap("read_s")
     progress.say(f"Loading {job.model.location}")
-    loaded = job.load(_source(job), job.task)
+    loaded = job.load(_source(job), job.task.model)
     clock.lap("load_s")
     for line in _remarks(loaded, job.model.location):
         progress.say(line)
@@ -87,7 +88,7 @@ def _remarks(loaded: LoadedModel, location: str) -> Iterator[str]:
         yield f"{location}: the {loaded.adapter.kind} adapter is applied to {loaded.adapter.base}"
     if loaded.unused:
         yield described(loaded.model, loaded.unused, loaded.task)
-    if loaded.fresh and loaded.task == "multiple_choice":  # an encoder's new pooler only reads what is traced
+    if loaded.fresh and HEADS[loaded.task].choices:  # an encoder's new pooler only reads what is traced
         yield (
             f"WARNING: {location} has no trained multiple-choice head ({', '.join(loaded.fresh)} are random "
             "numbers). Its predictions mean nothing; fine-tune it first (decision-traces finetune)."
@@ -168,11 +169,11 @@ def _layout(
     kept = choose(
         job.selection,
         anatomy,
-        job.prefixes,
+        job.task.prefixes,
         lengths,
         n_examples=n_examples,
         n_choices=len(encodings) // n_examples,
-        vocab_size=0 if loaded.task in {"encode", "multiple_choice"} else loaded.vocab_size,
+        vocab_size=loaded.vocab_size if HEADS[loaded.task].words else 0,
     )
     one = RunLayout(kept.specs, kept.sides, options.dtype, 1)
     return replace(one, block_rows=block_rows(one, encodings, options.block_mb << 20)), kept.missing

@@ -30,6 +30,7 @@ from decision_traces.extract.progress import Progress
 from decision_traces.folders.disk import free_bytes
 from decision_traces.folders.place import FolderPlace
 from decision_traces.format.arrays import TOKENS_FILE, UNEMBED_DIR
+from decision_traces.format.heads import HEADS
 from decision_traces.memory import freed_memory_kept, give_back, out_of_memory
 from decision_traces.model.choice_head import choice_head
 from decision_traces.model.kernels import any_shape_of_batch
@@ -136,7 +137,7 @@ def _extract_and_commit(
 def _store_head(prepared: Prepared, writer: RunWriter) -> None:
     """Keep the model's head beside its traces: final norm and unembedding, or the multiple-choice head."""
     folder = writer.folder / UNEMBED_DIR
-    if prepared.loaded.task == "multiple_choice":
+    if HEADS[prepared.loaded.task].choices:
         choice_head(prepared.loaded, prepared.anatomy).save(folder)
         return
     ending = prepared.anatomy.logits
@@ -152,7 +153,7 @@ def _place(options: ExtractConfig, run: Path) -> FolderPlace:
 
 
 def _name(job: Job, now: datetime, n: int) -> str:
-    return run_id(now, job.model.name.split("/")[-1], job.data.name, job.data.split_name, n, job.kind)
+    return run_id(now, job.model.name.split("/")[-1], job.data.name, job.data.split_name, n, job.task.run_word)
 
 
 def _open_writer(job: Job, place: FolderPlace, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 from decision_traces.format.arrays import ARRAYS, FORMAT_VERSION, Dims, Side, StorageDtype, Task
+from decision_traces.format.heads import HEADS
 from decision_traces.format.meta_kinds import (
     Kind,
     anything_named,
@@ -286,7 +287,7 @@ class RunMeta:
     @property
     def random_head(self) -> bool:
         """Whether its predictions come from a head of random numbers; an encoder's new pooler predicts nothing."""
-        return self.task == "multiple_choice" and bool(self.fresh_parameters)
+        return self.task is not None and HEADS[self.task].choices and bool(self.fresh_parameters)
 
     @property
     def failed_checks(self) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as BARE
 
 from decision_traces.errors import ModelError
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import Task, TextTask
+from decision_traces.format.heads import HEADS
 
 _HEADS: Final[dict[Task, Any]] = {
     "causal": AutoModelForCausalLM,
@@ -31,8 +32,6 @@ _HEADS: Final[dict[Task, Any]] = {
     "encode": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-_WORDS: Final[frozenset[Task]] = frozenset({"causal", "masked", "seq2seq"})
-"""Tasks that predict words: their head must be the checkpoint's own."""
 _NEEDS: Final[Mapping[Task, tuple[str, str]]] = {
     "causal": ("a decoder", "a causal language model, such as gpt2"),
     "multiple_choice": ("an encoder with a multiple-choice head", f"one of {', '.join(sorted(CHOICE))}"),
@@ -82,7 +81,7 @@ class Weights:
 
 def auto_class(config: Any, task: Task) -> Any:
     """Return the class of transformers that loads a model for a task."""
-    return AutoModelForTextEncoding if task == "encode" and _has_encoder_alone(config) else _HEADS[task]
+    return AutoModelForTextEncoding if not HEADS[task].logits and _has_encoder_alone(config) else _HEADS[task]
 
 
 def _has_encoder_alone(config: Any) -> bool:
@@ -104,7 +103,7 @@ def brings(config: Any, task: Task) -> bool:
     return _HEADS[task].__name__ in (getattr(config, "auto_map", None) or {})
 
 
-def task_of(config: Any, location: str, has_head: Callable[[Task], bool]) -> Task:
+def task_of(config: Any, location: str, has_head: Callable[[Task], bool]) -> TextTask:
     """Return what a checkpoint is for.
 
     Args:
@@ -155,8 +154,8 @@ def refuse_other_kinds(config: Any, location: str, task: Task) -> None:
         ModelError: Says what it is.
     """
     kind, two = config.model_type, bool(config.is_encoder_decoder)
-    if two and task != "seq2seq" and not (task == "encode" and _has_encoder_alone(config)):
-        needs = "decoders" if task == "causal" else "encoders"
+    if two and not HEADS[task].target and not (not HEADS[task].logits and _has_encoder_alone(config)):
+        needs = "decoders" if HEADS[task].decoder else "encoders"
         raise ModelError(
             f"{location} is an encoder-decoder ({kind}); this command traces {needs}. "
             "`decision-traces extract` traces encoder-decoders."
@@ -170,7 +169,7 @@ def refuse_other_kinds(config: Any, location: str, task: Task) -> None:
     }[task]
     if not fits and not brings(config, task):
         what, needs = _NEEDS[task]
-        advice = "" if two or task == "encode" else f" {STATES_ALONE}."
+        advice = "" if two or not HEADS[task].logits else f" {STATES_ALONE}."
         raise ModelError(
             f"{location} is not {what}: model type {kind!r}, built as {_built(config) or 'unknown'}. "
             f"This command needs {needs}.{advice}"
@@ -184,7 +183,7 @@ def refuse_other_heads(config: Any, location: str, task: Task) -> None:
         ModelError: Says what it is and what traces it.
     """
     built = _built(config)
-    if task not in _WORDS or built not in _OTHER_HEADS:
+    if not HEADS[task].words or built not in _OTHER_HEADS:
         return
     if built in _classes(CHOICE):
         own = "`decision-traces csqa_enc` traces it over questions, and "
@@ -214,14 +213,14 @@ def refuse_unfit(model: Any, config: Any, weights: Weights, location: str, task:
     Raises:
         ModelError: Names the weights.
     """
-    body = [name for name in weights.missing if task in _WORDS or _in_body(model, name)]
-    advice = f" {STATES_ALONE}." if task in _WORDS and not any(_in_body(model, name) for name in body) else ""
+    body = [name for name in weights.missing if HEADS[task].words or _in_body(model, name)]
+    advice = f" {STATES_ALONE}." if HEADS[task].words and not any(_in_body(model, name) for name in body) else ""
     if body:
         raise ModelError(
             f"{location} lacks {len(body)} of the model's weights ({', '.join(body[:3])}, ...). "
             f"They would be random numbers, and so would the predictions.{advice}"
         )
-    if task not in _WORDS:
+    if not HEADS[task].words:
         return
     if not has_own_head(model, config, weights):
         raise ModelError(
@@ -256,7 +255,7 @@ def described(model: nn.Module, unused: Collection[str], task: Task) -> str:
     groups = Counter(_group(name.split(".")) for name in unused)
     shown = ", ".join(list(groups)[:4]) + (", ..." if len(groups) > 4 else "")
     layers = any(group.split(".")[-1].isdigit() for group in groups)
-    warning = "WARNING: " if layers or (task in _WORDS and _foreign(model, unused)) else ""
+    warning = "WARNING: " if layers or (HEADS[task].words and _foreign(model, unused)) else ""
     return f"{warning}{len(unused)} weights of the checkpoint are not used ({shown}); the meta names all of them"
 
 

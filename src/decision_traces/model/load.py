@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from decision_traces.errors import ModelError, UsageError, first_line
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import Task, TextTask
 from decision_traces.hub import hub_reachable
 from decision_traces.model.adapter import BASE_ALONE, Adapter, find_adapter, tokenizer_place
 from decision_traces.model.checkpoint import (
@@ -183,7 +183,7 @@ def load_decoder(source: ModelSource) -> LoadedModel:
     return load_model(source, "causal")
 
 
-def choose_task(source: ModelSource) -> Task:
+def choose_task(source: ModelSource) -> TextTask:
     """Return what a model is for: the task whose head its config names and its weights hold.
 
     Raises:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from decision_traces.format.arrays import Task
+from decision_traces.format.heads import HEADS
 from decision_traces.model.choice_head import HeadPlan, plan_of
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import Anatomy
@@ -41,7 +42,8 @@ class OwnHead(nn.Module):
 
 def own_head(loaded: LoadedModel, anatomy: Anatomy) -> OwnHead | None:
     """Return the head of a loaded model; None where its states cannot be put in front of one."""
-    plain = loaded.task in {"causal", "masked"} and all(layer.post_mlp.axes == "bpd" for layer in anatomy.layers)
+    head = HEADS[loaded.task]
+    plain = head.words and not head.target and all(layer.post_mlp.axes == "bpd" for layer in anatomy.layers)
     if not plain or loaded.model.get_output_embeddings() is None:  # type: ignore[operator]
         return None
     ids = torch.zeros(1, 2, dtype=torch.long, device=loaded.device)

@@ -1,6 +1,6 @@
 """What a model is asked to do, and how a model of each task is called."""
 
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import torch
 from jaxtyping import Int
@@ -28,14 +28,18 @@ def call_inputs(
     tensors: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
     if token_type_ids is not None:
         tensors["token_type_ids"] = token_type_ids
-    if task == "causal":
-        return {**tensors, "use_cache": False}
-    if task == "seq2seq":
-        target = {"decoder_input_ids": target_ids, "decoder_attention_mask": target_mask}
-        return {**tensors, **target, "use_cache": False}
-    if task == "multiple_choice":
-        return {name: value.unsqueeze(1) for name, value in tensors.items()}
-    return tensors
+    match task:
+        case "causal":
+            return {**tensors, "use_cache": False}
+        case "seq2seq":
+            target = {"decoder_input_ids": target_ids, "decoder_attention_mask": target_mask}
+            return {**tensors, **target, "use_cache": False}
+        case "multiple_choice":
+            return {name: value.unsqueeze(1) for name, value in tensors.items()}
+        case "masked" | "encode":
+            return tensors
+        case _:
+            assert_never(task)
 
 
 def probe_inputs(task: Task, vocab_size: int, device: torch.device, *, seed: int = 0, rows: int = 2) -> dict[str, Any]:

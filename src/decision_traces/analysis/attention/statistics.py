@@ -173,7 +173,7 @@ def attention_statistics(
 def attention_array(store: TraceStore) -> str:
     """Return the name of the attention a run has, or of what it would have: asking for that says what is there."""
     side = store.sides[0]
-    own = "enc_mc_attn" if store.n_choices is not None and side == "enc" else f"{side}_self_attn"
+    own = "enc_mc_attn" if store.task.reads_choices else f"{side}_self_attn"
     return next((name for name in ATTENTION_ARRAYS if store.has(name)), own)
 
 

@@ -8,16 +8,14 @@ residual stream itself: one from each self-attention to the next.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final
 
 from torch import nn
 
 from decision_traces.format.arrays import Side, Task
+from decision_traces.format.heads import HEADS
 from decision_traces.model.discovery.dataflow import AttentionNode, Dataflow, ModuleCall
 from decision_traces.model.discovery.stream import Refused, Step, Stream
 from decision_traces.model.structure import AttentionPlan, Tap
-
-_ENCODERS: Final = frozenset({"multiple_choice", "masked", "encode"})
 
 
 @dataclass(slots=True)
@@ -185,7 +183,7 @@ class LayerFinder:
         }
         layers = [layer for own in groups.values() for layer in own]
         if not crossing:
-            side: Side = "enc" if self.task in _ENCODERS else "dec"
+            side: Side = "enc" if HEADS[self.task].encoder else "dec"
             return {side: sorted(layers, key=lambda layer: layer.span)}
         sides: dict[Side, list[Layer]] = {"enc": [], "dec": []}
         for name, own in groups.items():
@@ -203,7 +201,7 @@ class LayerFinder:
 
     def _flat_layers(self) -> dict[Side, list[Layer]]:
         """Cut the stream of a model with one stack into layers, each from one self-attention to the next."""
-        if self.task == "seq2seq" or not self.flow.attention:
+        if HEADS[self.task].target or not self.flow.attention:
             raise Refused("there is no one stream to cut into layers")
         stream = Stream(self.flow, self.lengths)
         final = stream.last_state(self.flow.attention[-1].output)
@@ -220,7 +218,7 @@ class LayerFinder:
                 Layer(f"{node.module} (layer)", source, result, pre, post, self.flow.module_calls, span, [node])
             )
         self.stray = []
-        return {"enc" if self.task in _ENCODERS else "dec": layers}
+        return {"enc" if HEADS[self.task].encoder else "dec": layers}
 
     def _step_of(self, node: AttentionNode, steps: Sequence[Step]) -> int:
         output = self.flow.root(node.output)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from decision_traces.format.arrays import Dims, Side, Site, site, stage_of
+from decision_traces.format.heads import HEADS
 from decision_traces.format.stages import EMBED, LOGITS, POST_MLP
 from decision_traces.model.discovery.intercept import AttentionCall
 from decision_traces.model.load import LoadedModel
@@ -144,7 +145,7 @@ def _by_hand(call: AttentionCall) -> Tensor:
 
 def logits_of(loaded: LoadedModel, batch: TokenBatch) -> Tensor | None:
     """Run the model; return its logits, or None if it has no head."""
-    if loaded.task == "encode":
+    if not HEADS[loaded.task].logits:
         loaded.model(**batch_inputs(batch, loaded.device, loaded.task))
         return None
     return all_logits(loaded.model, batch, loaded.device, loaded.task)
@@ -152,7 +153,7 @@ def logits_of(loaded: LoadedModel, batch: TokenBatch) -> Tensor | None:
 
 def run_layers(loaded: LoadedModel, batch: TokenBatch) -> None:
     """Run the model for its layers' sake: of the vocabulary projection, one position a row, where there is one."""
-    if loaded.task in {"encode", "multiple_choice"} or not projects(loaded.model):
+    if not HEADS[loaded.task].words or not projects(loaded.model):
         logits_of(loaded, batch)
         return
     with project_only(loaded.model, torch.zeros(len(batch.rows), 1, dtype=torch.long, device=loaded.device)):

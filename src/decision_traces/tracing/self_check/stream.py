@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decision_traces.format.arrays import Side, side_of, site, stage_of
+from decision_traces.format.heads import HEADS
 from decision_traces.format.stages import (
     ATTN_OUT,
     CROSS_ATTN_OUT,
@@ -52,7 +53,7 @@ def reported(proof: Proof, batch: TokenBatch) -> Iterator[Check]:
     with _base_outputs(model) as outputs:
         out = model(**asked, output_hidden_states=True, **attended)
     base = outputs[-1] if outputs else None
-    if base is None and proof.loaded.task == "causal":  # heads that pass their base model by (OPT, BART's decoders)
+    if base is None and HEADS[proof.loaded.task].decoder:  # heads that pass their base model by (OPT, BART's decoders)
         base = model.base_model(**asked)
     yield exact("logits with capture equal logits without", getattr(out, "logits", None), proof.together.logits)
     both = len(proof.anatomy.stacks) == 2
