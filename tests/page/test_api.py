@@ -267,8 +267,8 @@ def test_what_nobody_foresaw_is_a_sentence(demo_run: Path, monkeypatch: pytest.M
 
 def test_one_head_is_read_alone(demo_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, read = PageRun("r0", ResultsPlace(demo_run)), []
-    whole = TraceStore.attn
-    monkeypatch.setattr(TraceStore, "attn", lambda *a, **k: read.append(a[-1]) or whole(*a, **k))
+    whole = type(run.store).attn
+    monkeypatch.setattr(type(run.store), "attn", lambda *a, **k: read.append(a[-1]) or whole(*a, **k))
     client = TestClient(create_app([run]), base_url="http://localhost")
     alone = client.get("/api/r0/e/1/c0/attn/2/3.u8").content
     client.get("/api/r0/e/1/c0/attn/2/thumbs.u8")
