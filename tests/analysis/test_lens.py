@@ -6,6 +6,7 @@ import numpy as np
 import plain
 import pytest
 import torch
+import zarr
 from support.models import byte_tokenizer
 from transformers import AutoTokenizer
 
@@ -13,6 +14,7 @@ from decision_traces import TraceStore
 from decision_traces.analysis import states
 from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.lens import unembedding
+from decision_traces.analysis.lens.grid import lens_and_grid
 from decision_traces.analysis.lens.logit_lens import logit_lens, with_competitors
 from decision_traces.analysis.lens.unembedding import Unembedding, load_unembedding
 from decision_traces.analysis.results import LensTrajectories, TokenPath
@@ -179,3 +181,16 @@ def test_trajectories_of_different_shapes_are_refused() -> None:
     short = TokenPath(path.logit[:, :1], path.prob[:, :1], path.rank[:, :1])
     with pytest.raises(ValueError, match="all trajectories need the shape"):
         LensTrajectories(**{**values, "pred": short})
+
+
+@pytest.mark.parametrize("all_positions", [False, True])
+def test_no_state_is_multiplied_by_the_unembedding_twice(demo_run, tmp_path, monkeypatch, all_positions) -> None:
+    store, rows = TraceStore(demo_run(limit=12)), []
+    multiply = Unembedding.logits
+    monkeypatch.setattr(Unembedding, "logits", lambda self, x, **how: rows.append(len(x)) or multiply(self, x, **how))
+    lens, _ = lens_and_grid(store, load_unembedding(store), tmp_path, all_positions=all_positions)
+    assert sum(rows) == 6 * (int(store.spans.n_tokens.sum()) if all_positions else 2 * 12)
+    grid = zarr.open_group(tmp_path / "lens.zarr", mode="r")
+    slot = (np.asarray(grid["positions"]) == lens.position[:, None]).argmax(1)
+    assert np.array_equal(np.asarray(grid["prob"])[np.arange(12), :, slot], lens.true.prob)
+    assert np.array_equal(np.asarray(grid["top_ids"])[np.arange(12), :, slot, :5], lens.topk_ids)

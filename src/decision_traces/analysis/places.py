@@ -11,6 +11,7 @@ from torch import Tensor
 from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.decisions import decisions_of, kinds_of
 from decision_traces.analysis.states import Point, path_of
+from decision_traces.errors import SelectionError
 from decision_traces.format.lists import entries_at
 from decision_traces.format.stages import EXAMPLE
 from decision_traces.store import TraceStore
@@ -37,6 +38,20 @@ class Places:
     true_id: Int64[np.ndarray, "n slot"]
     choices: Int64[np.ndarray, "n choice"] | None = None
     answer: np.ndarray | None = None
+
+    def slots_of(self, decisions: Decisions) -> Int64[np.ndarray, " m"]:
+        """Return the slot in which each decision is made.
+
+        Raises:
+            SelectionError: The run does not keep the position of one.
+        """
+        same = self.positions[decisions.row] == decisions.position[:, None]
+        lost = np.flatnonzero(~same.any(1))
+        if len(lost):
+            where = f"position {decisions.position[lost[0]]} of {decisions.example_id[lost[0]]}"
+            raise SelectionError(f"The run does not keep {where}, where a decision is made.")
+        found: np.ndarray = same.argmax(1).astype(np.int64)
+        return found
 
     @property
     def n_candidates(self) -> int:
@@ -70,6 +85,21 @@ class Block:
         """Return some of the places."""
         choices = None if self.choices is None else self.choices[rows]
         return Block(self.rows, (self.at[0][rows], self.at[1][rows]), self.stored[rows], self.true_id[rows], choices)
+
+    def chosen(
+        self, decisions: Decisions, slots: Int64[np.ndarray, " n"], n_slots: int
+    ) -> tuple[slice, Int64[np.ndarray, " k"]]:
+        """Return which decisions are made in these examples, and at which of the places, in order.
+
+        Args:
+            decisions: All of a run, at most one an example.
+            slots: The slot of each.
+            n_slots: How many slots an example has.
+        """
+        first, last = np.searchsorted(decisions.row, (self.rows.start, self.rows.stop))
+        here = slice(int(first), int(last))
+        place = self.spread(np.arange(len(self)), n_slots, NONE)
+        return here, place[decisions.row[here] - self.rows.start, slots[here]]
 
     def read(self, point: Point) -> Float[np.ndarray, "m ..."]:
         """Return one state of the stream at every place."""

@@ -1,17 +1,18 @@
 """The logit lens: what the model would predict if it ended after each layer."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, Int64
+from torch import Tensor
 
 from decision_traces.analysis.decisions import decisions_of
+from decision_traces.analysis.lens.look import Ask, Columns, look
 from decision_traces.analysis.lens.unembedding import Unembedding
-from decision_traces.analysis.lens.vocabulary import Vocabulary, in_order, in_strips
+from decision_traces.analysis.lens.vocabulary import Vocabulary
 from decision_traces.analysis.progress import Progress
 from decision_traces.analysis.results import LensTrajectories, TokenPath
 from decision_traces.analysis.rounding import resolution
@@ -25,7 +26,7 @@ from decision_traces.tasks.decisions import Decisions, Kind
 _MOST_ERROR: Final = (0.05, 16)  # and so many times the resolution of the run
 _MOST_RATIO: Final = (0.3, 64)  # of the logarithms, in nats
 _SMALL_PROB: Final = 1e-3  # below it a ratio says little: logits far below the top are rounded as coarsely
-Columns = dict[str, np.ndarray]
+_FOLLOWED: Final = ("true_", "pred_", "competitor_")
 
 
 @freed_memory_kept()
@@ -66,24 +67,16 @@ def logit_lens(
         raise UsageError(f"top_k {top_k}: needs at least 1.")
     path, end = path_of(store, stage), path_of(store, "hidden")[-1]
     decisions = with_competitors(decisions_of(store, kind), store, unembedding)
-    points = path if path[-1] == end else [*path, end]
-    looked: list[Columns] = []
-    rounding, wanted = resolution(store), max(2, top_k)
+    with_end = path[-1] == end
+    points = path if with_end else [*path, end]
+    table, rounding = DecisionTable(decisions, top_k), resolution(store)
     for here, states in states_at(points, decisions, unembedding.rows_at_once):
-        at_end = unembedding.logits(torch.from_numpy(states[-1]), normed=end.normed)
-        last = in_strips(at_end, wanted, lambda one, _number, _strip: one)
-        describe = partial(_statistics, last=last, tokens=_tokens(decisions, here), top_k=top_k)
-        depths = []
-        for point, state in zip(path, states, strict=False):
-            known = point == end
-            logits = at_end if known else unembedding.logits(torch.from_numpy(state), normed=point.normed)
-            depths.append(in_order(in_strips(logits, wanted, describe)))
-        columns = {name: np.stack([d[name] for d in depths], axis=1) for name in depths[0]}
-        looked.append(columns | {"error": _model_error(decisions, here, last, rounding)})
+        found = Followed(decisions, here, np.arange(here.stop - here.start), rounding)
+        way = [(torch.from_numpy(state), point.normed) for state, point in zip(states, points, strict=True)]
+        table.add(look(unembedding, way, max(2, top_k), found.begin, with_end=with_end), found)
         if progress is not None:
             progress(here.stop, len(decisions))
-    joined = {name: np.concatenate([columns[name] for columns in looked]) for name in looked[0]}
-    return _result(stage, decisions, joined)
+    return table.result(stage)
 
 
 def with_competitors(decisions: Decisions, store: TraceStore, unembedding: Unembedding) -> Decisions:
@@ -108,45 +101,117 @@ def with_competitors(decisions: Decisions, store: TraceStore, unembedding: Unemb
     return replace(decisions, competitor_id=found)
 
 
-def _tokens(decisions: Decisions, here: slice) -> dict[str, Int[np.ndarray, " n"]]:
-    ids = {"true": decisions.true_id, "competitor": decisions.competitor_id, "pred": decisions.pred_id}
-    return {name: values[here].astype(np.int64) for name, values in ids.items()}
+@dataclass(slots=True)
+class Followed:
+    """Some decisions among the places of a look, and the tokens that they are between.
 
-
-def _statistics(
-    one: Vocabulary,
-    number: int,
-    strip: slice,
-    *,
-    last: Sequence[Vocabulary],
-    tokens: Mapping[str, Int[np.ndarray, " n"]],
-    top_k: int,
-) -> Columns:
-    """Describe one state of some rows.
-
-    Args:
-        one: What the lens says there.
-        number: Which of the strips they are.
-        strip: And which rows.
-        last: What the model says at its end, by strip.
-        tokens: The tokens to follow, of all rows; -1 where a row has none.
-        top_k: How many of the most probable tokens to keep.
+    Attributes:
+        decisions: All decisions.
+        here: Which of them.
+        places: (m,) at which place of the look each is made, ascending.
+        rounding: See `rounding.resolution`.
+        error: (m, choice) how far the lens at the end is from what the run stored; known once the look has begun.
     """
-    kept, top = one.top_ids[:, :top_k], one.logit(one.top_ids)
-    columns = {
-        "topk_ids": kept.astype(np.int32),
-        "topk_probs": one.prob(kept),
-        "entropy": one.entropy(),
-        "margin": top[:, 0] - top[:, min(1, top.shape[1] - 1)],
-        "kl_to_final": one.divergence_from(last[number]),
-    }
-    ids = np.stack([tokens[name][strip] for name in tokens], axis=1)
-    there, at = ids >= 0, ids.clip(0)
-    values = {"logit": one.logit(at), "prob": one.prob(at), "rank": _ranks(one, at).astype(np.int32)}
-    for what, found in values.items():
-        found[~there] = -1 if what == "rank" else np.nan
-        columns |= {f"{name}_{what}": found[:, i] for i, name in enumerate(tokens)}
-    return columns
+
+    decisions: Decisions
+    here: slice
+    places: Int64[np.ndarray, " m"]
+    rounding: float
+    error: Float32[np.ndarray, "m choice"] = field(init=False)
+
+    def begin(self, _end: Tensor, last: Sequence[tuple[Vocabulary, slice]]) -> Ask:
+        """Take the end of the model, and return what is asked at every depth."""
+        self.error = self._model_error(last)
+        return self.ask
+
+    def ask(self, one: Vocabulary, strip: slice) -> Columns:
+        """Return logit, probability and rank of every token that is followed; -1 and NaN where a decision has none."""
+        mine, rows = self._within(strip)
+        some, ids = one.pick(rows), np.stack([values[mine] for values in self._tokens().values()], axis=1)
+        there, at = ids >= 0, ids.clip(0)
+        columns: Columns = {}
+        values = {"logit": some.logit(at), "prob": some.prob(at), "rank": _ranks(some, at).astype(np.int32)}
+        for what, found in values.items():
+            found[~there] = -1 if what == "rank" else np.nan
+            columns |= {f"{name}_{what}": found[:, i] for i, name in enumerate(self._tokens())}
+        return columns
+
+    def _tokens(self) -> dict[str, Int64[np.ndarray, " m"]]:
+        made = self.decisions
+        ids = {"true": made.true_id, "pred": made.pred_id, "competitor": made.competitor_id}
+        return {name: values[self.here].astype(np.int64) for name, values in ids.items()}
+
+    def _within(self, strip: slice) -> tuple[slice, Int64[np.ndarray, " k"]]:
+        """Return which of the decisions are made in a strip of places, and in which of its rows."""
+        first, last = np.searchsorted(self.places, (strip.start, strip.stop))
+        return slice(int(first), int(last)), self.places[first:last] - strip.start
+
+    def _model_error(self, last: Sequence[tuple[Vocabulary, slice]]) -> Float32[np.ndarray, "m choice"]:
+        """Return how far the lens at the end of the model is from what the run stored: `probability_error`."""
+        choices = self.decisions.choices
+        ids = self.decisions.pred_id[:, None] if choices is None else choices.token_ids
+        ids, seen = ids[self.here].astype(np.int64), []
+        for one, strip in last:
+            mine, rows = self._within(strip)
+            some = one.pick(rows)
+            seen.append(some.prob(ids[mine]) if choices is None else some.logit(ids[mine]))
+        found = np.concatenate(seen)
+        if choices is None:
+            return probability_error(found, self.decisions.pred_prob[self.here, None], self.rounding)
+        probs = torch.softmax(torch.from_numpy(found), dim=1).numpy()
+        return probability_error(probs, choices.probs[self.here], self.rounding)
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionTable:
+    """What looks have told of decisions so far.
+
+    Attributes:
+        decisions: All of them; they come in order.
+        top_k: How many of the most probable tokens are kept.
+    """
+
+    decisions: Decisions
+    top_k: int
+    _looked: list[Columns] = field(default_factory=list)
+
+    def add(self, columns: Columns, found: Followed) -> None:
+        """Take what a look told of the decisions among its places."""
+        common = {name: columns[name][found.places] for name in ("entropy", "margin", "kl")}
+        top = {name: columns[name][found.places, :, : self.top_k] for name in ("top_ids", "top_probs")}
+        followed = {name: values for name, values in columns.items() if name.startswith(_FOLLOWED)}
+        self._looked.append(common | top | followed | {"error": found.error})
+
+    def result(self, stage: Stage) -> LensTrajectories:
+        """Return all of it.
+
+        Raises:
+            ModelError: The end is not the model's own prediction.
+        """
+        columns = {name: np.concatenate([part[name] for part in self._looked]) for name in self._looked[0]}
+
+        def path(name: str) -> TokenPath:
+            return TokenPath(columns[f"{name}_logit"], columns[f"{name}_prob"], columns[f"{name}_rank"])
+
+        made = self.decisions
+        return LensTrajectories(
+            stage=stage,
+            example_id=made.example_id,
+            correct=made.correct,
+            true_id=made.true_id.astype(np.int32),
+            pred_id=made.pred_id.astype(np.int32),
+            competitor_id=made.competitor_id.astype(np.int32),
+            true=path("true"),
+            pred=path("pred"),
+            competitor=path("competitor"),
+            topk_ids=columns["top_ids"],
+            topk_probs=columns["top_probs"],
+            entropy=columns["entropy"],
+            margin=columns["margin"],
+            kl_to_final=columns["kl"],
+            model_error=checked_error(columns["error"]),
+            position=made.position,
+        )
 
 
 def _ranks(one: Vocabulary, ids: Int[np.ndarray, "n m"]) -> Int[np.ndarray, "n m"]:
@@ -161,22 +226,6 @@ def _ranks(one: Vocabulary, ids: Int[np.ndarray, "n m"]) -> Int[np.ndarray, "n m
         if not ranks[:, i].all():
             ranks[:, i] = one.rank(ids[:, i])
     return ranks
-
-
-def _model_error(
-    decisions: Decisions, here: slice, last: Sequence[Vocabulary], rounding: float
-) -> Float32[np.ndarray, "n choice"]:
-    """Return how far the lens at the end of the model is from what the run stored: `probability_error`."""
-    ids = decisions.pred_id[here, None] if decisions.choices is None else decisions.choices.token_ids[here]
-    by_strip = np.split(ids.astype(np.int64), np.cumsum([len(one.top_ids) for one in last])[:-1])
-    pairs = zip(last, by_strip, strict=True)
-    if decisions.choices is None:
-        seen = np.concatenate([one.prob(some) for one, some in pairs])
-        return probability_error(seen, decisions.pred_prob[here, None], rounding)
-    logits = np.concatenate([one.logit(some) for one, some in pairs])
-    return probability_error(
-        torch.softmax(torch.from_numpy(logits), dim=1).numpy(), decisions.choices.probs[here], rounding
-    )
 
 
 def probability_error(
@@ -215,23 +264,3 @@ def checked_error(errors: Float32[np.ndarray, "n choice"]) -> float:
             f"of {len(known)} cases by more than rounding explains: it is not the model of the run."
         )
     return worst
-
-
-def _result(stage: Stage, decisions: Decisions, columns: Columns) -> LensTrajectories:
-    def path(name: str) -> TokenPath:
-        return TokenPath(columns[f"{name}_logit"], columns[f"{name}_prob"], columns[f"{name}_rank"])
-
-    return LensTrajectories(
-        stage=stage,
-        example_id=decisions.example_id,
-        correct=decisions.correct,
-        true_id=decisions.true_id.astype(np.int32),
-        pred_id=decisions.pred_id.astype(np.int32),
-        competitor_id=decisions.competitor_id.astype(np.int32),
-        true=path("true"),
-        pred=path("pred"),
-        competitor=path("competitor"),
-        model_error=checked_error(columns["error"]),
-        position=decisions.position,
-        **{name: columns[name] for name in ("topk_ids", "topk_probs", "entropy", "margin", "kl_to_final")},
-    )

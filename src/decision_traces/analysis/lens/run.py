@@ -7,7 +7,7 @@ from decision_traces.analysis.grids import write_words
 from decision_traces.analysis.lens.by_choice import choice_race
 from decision_traces.analysis.lens.depth import decision_depth, race_depth
 from decision_traces.analysis.lens.encoders import encoder_race, load_head
-from decision_traces.analysis.lens.grid import PAGE_TOP_K, write_lens_grid
+from decision_traces.analysis.lens.grid import lens_and_grid
 from decision_traces.analysis.lens.logit_lens import logit_lens
 from decision_traces.analysis.lens.result import LensResult
 from decision_traces.analysis.lens.unembedding import Unembedding, find_tokenizer, load_unembedding
@@ -37,14 +37,18 @@ def run(store: TraceStore, options: LensOptions, counting: Counting, *, page: Pa
         return _of_choices(store, options, counting)
     trust = options.trust_remote_code
     unembedding = load_unembedding(store, options.model_path, options.device, trust_remote_code=trust)
-    lenses = tuple(_look(store, unembedding, stage, options, counting) for stage in _stages(store))
-    choices = choice_race(store, unembedding) if store.task.choices else None
-    depth = decision_depth(lenses[0]) if choices is None else race_depth(choices)
     several = store.task.many is not None
-    if page is not None and not several:  # the page draws one decision an example
-        _draw(store, unembedding, options, counting, page)
+    hidden = (
+        _look(store, unembedding, "hidden", options, counting)
+        if page is None or several  # the page draws one decision an example
+        else _look_and_draw(store, unembedding, options, counting, page)
+    )
+    written = any(store.has(f"{side}_res_post_attn") for side in ("dec", "enc"))  # the others are states of `hidden`
+    middle = (_look(store, unembedding, "post_attn", options, counting),) if written else ()
+    choices = choice_race(store, unembedding) if store.task.choices else None
+    depth = decision_depth(hidden) if choices is None else race_depth(choices)
     note = text_note(store)
-    return LensResult(lenses, choices, depth, several, () if note is None else (note,))
+    return LensResult((hidden, *middle), choices, depth, several, () if note is None else (note,))
 
 
 def write(result: LensResult, folder: Path) -> None:
@@ -64,12 +68,6 @@ def _of_choices(store: TraceStore, options: LensOptions, counting: Counting) -> 
     return LensResult((), choices, race_depth(choices))
 
 
-def _stages(store: TraceStore) -> list[Stage]:
-    """Return the stages to look at: what is missing of `pre_attn` and `post_mlp` are states of `hidden`."""
-    written = any(store.has(f"{side}_res_post_attn") for side in ("dec", "enc"))
-    return ["hidden", "post_attn"] if written else ["hidden"]
-
-
 def _look(
     store: TraceStore, unembedding: Unembedding, stage: Stage, options: LensOptions, counting: Counting
 ) -> LensTrajectories:
@@ -77,17 +75,21 @@ def _look(
         return logit_lens(store, unembedding, stage, top_k=options.top_k, kind=options.of, progress=progress)
 
 
-def _draw(store: TraceStore, unembedding: Unembedding, options: LensOptions, counting: Counting, folder: Path) -> None:
-    """Write what the page draws."""
-    with counting("lens: for the page") as progress:
-        ids = write_lens_grid(
+def _look_and_draw(
+    store: TraceStore, unembedding: Unembedding, options: LensOptions, counting: Counting, page: Path
+) -> LensTrajectories:
+    """Look, and write what the page draws."""
+    with counting("lens") as progress:
+        lens, ids = lens_and_grid(
             store,
             unembedding,
-            folder,
-            top_k=max(PAGE_TOP_K, options.top_k),
+            page,
+            top_k=options.top_k,
+            kind=options.of,
             all_positions=options.all_positions,
             progress=progress,
         )
     with quiet_transformers():
         tokenizer = find_tokenizer(store, options.model_path, trust_remote_code=options.trust_remote_code)
-        write_words(folder, store, ids, tokenizer)
+        write_words(page, store, ids, tokenizer)
+    return lens

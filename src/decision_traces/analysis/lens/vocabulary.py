@@ -55,6 +55,14 @@ class Vocabulary:
         mean = torch.linalg.vecdot(weights, centred) / total
         return cls(logits, centred, weights, total, mean, top.cpu().numpy())
 
+    def pick(self, rows: Int64[np.ndarray, " m"]) -> "Vocabulary":
+        """Return some of the rows; all of them as they are."""
+        if len(rows) == len(self.logits):
+            return self
+        at = torch.from_numpy(rows).to(self.logits.device)
+        large = self.logits[at], self.centred[at], self.weights[at]
+        return Vocabulary(*large, self.total[at], self.mean[at], self.top_ids[rows])
+
     def logit(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
         """Return the logits of some tokens of each row."""
         return _at(self.logits, ids)
