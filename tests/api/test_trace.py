@@ -1,6 +1,7 @@
 """`dt.trace`: models in memory and by name, the caller's model left as it was, and what is refused."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -145,3 +146,27 @@ def test_what_is_no_model_or_brings_its_own_tokenizer(model: Any, tokenizer: Any
         dt.trace("demo", tokenizer, TEXTS)
     with pytest.raises(ModelError, match="Linear is no model of transformers"):
         dt.trace(torch.nn.Linear(2, 2), tokenizer, TEXTS, progress=False)
+
+
+# -- analyses ------------------------------------------------------------------------------------------------
+
+
+def test_analyses_are_calls_with_the_options_of_their_commands(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    capture = ["hidden", "resid", "attn"]
+    run = dt.trace(model, tokenizer, TEXTS, capture=capture, out_dir=tmp_path / "run", **QUIET)
+    lens = run.lens(top_k=3)
+    assert lens.lenses[0].topk_ids.shape[-1] == 3 and (run.run_dir / "analysis" / "lens" / "lens.parquet").is_file()
+    found = run.attribution(of="next").leads.to_frame()
+    lead = found.groupby("example_id", sort=False)["logits"].sum()
+    with torch.inference_mode():  # the parts add up to the lead, which plain transformers gives
+        for text, total in zip(TEXTS, lead, strict=True):
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            logits = model.eval()(ids).logits[0, -2]
+            true = int(ids[0, -1])
+            rival = int(logits.index_fill(0, torch.tensor([true]), -torch.inf).argmax())
+            assert total == pytest.approx(float(logits[true] - logits[rival]), abs=1e-4)
+    assert run.attention().per_head().to_frame().shape[0] == run.L * run.H
+    assert dt.open_run(run.run_dir).analyses()["lens"].files
+    assert str(inspect.signature(run.lens)).startswith("(model_path")
+    with pytest.raises(UsageError, match="unexpected keyword argument .topk.\\. Its options are"):
+        run.lens(topk=3)

@@ -1,6 +1,25 @@
 """A progress bar that suits notebooks and terminals (tqdm)."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
 from tqdm.auto import tqdm
+
+_PATIENCE: Final = 1.0
+"""Seconds that pass before an analysis shows a bar."""
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while the block runs, where it takes long; yield the function to call with (done, of how many)."""
+    with tqdm(desc=what, delay=_PATIENCE, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 class TqdmBar:
