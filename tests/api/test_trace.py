@@ -168,5 +168,5 @@ def test_analyses_are_calls_with_the_options_of_their_commands(model: Any, token
     assert run.attention().per_head().to_frame().shape[0] == run.L * run.H
     assert dt.open_run(run.run_dir).analyses()["lens"].files
     assert str(inspect.signature(run.lens)).startswith("(model_path")
-    with pytest.raises(UsageError, match="unexpected keyword argument .topk.\\. Its options are"):
+    with pytest.raises(UsageError, match=r"unexpected keyword argument .topk.\. Its options are"):
         run.lens(topk=3)
