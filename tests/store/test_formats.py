@@ -128,6 +128,9 @@ def test_a_version_that_is_none_is_damage(changed, nonsense):
         {"arrays": {"dec_hidden": {"shape": [10**15]}}},
         {"arrays": 3},
         {"certificate": [1]},
+        {"n_predictions": -1},
+        {"next_accuracy": "high"},
+        {"mean_of_a_kind_to_come": [1]},
     ],
     ids=str,
 )

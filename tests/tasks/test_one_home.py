@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from decision_traces.format.arrays import Task as ModelTask
+from decision_traces.format.heads import HEADS
+from decision_traces.model import checkpoint
 from decision_traces.tasks import ENCODE, TASKS
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +71,9 @@ def test_the_page_asks_what_the_server_says_of_the_kind() -> None:
     assert {
         f.name: words.findall(f.read_text(encoding="utf-8")) for f in files if words.search(f.read_text("utf-8"))
     } == {}
+
+
+def test_every_head_has_its_rows() -> None:
+    heads = set(get_args(ModelTask))
+    assert set(HEADS) == set(checkpoint._HEADS) == set(checkpoint._NEEDS) == heads
+    assert {task.model for task in TASKS.values()} == heads

@@ -158,5 +158,5 @@ def _said(run: PageRun, row: int) -> str:
             return f"{run.store.example_id(row)}: {verdict}"
         return f"{run.store.example_id(row)}: {verdict}; right is {right['label']} {right['text']}"
     made = decisions(run, values, 0)[0]
-    went_on = f"; the text goes on {made['true']['text']!r}" if made["correct"] is False else ""
+    went_on = f"; {run.task.words.truth} {made['true']['text']!r}" if made["correct"] is False else ""
     return f"{run.store.example_id(row)}: says {made['pred']['text']!r} ({made['pred']['prob']:.2f}){went_on}"
