@@ -19,6 +19,7 @@ from decision_traces.errors import WriteError
 from decision_traces.format.arrays import Site
 from decision_traces.model.discovery.probe import find_anatomy_on
 from decision_traces.model.discovery.writing import DERIVED, MADE, NO_PROBABILITIES, UNREAD
+from decision_traces.model.structure import Tap
 from decision_traces.tracing.edits import Edit
 from decision_traces.tracing.session import Session
 from dev.architectures.matrix import task_of
@@ -192,6 +193,18 @@ def test_under_sdpa_all_but_the_probabilities_is_written(kind: Kind, model_type:
         own = case.session.run(case.one, read=sites)
         assert case.apart({at: Edit.set(own[at]) for at in sites}, case.logits) == 0.0
         _same(case, [sites, [(f"{side}.head_out", layer)]])
+
+
+def test_a_state_that_is_read_before_a_module_gives_it_is_written_where_it_is_made() -> None:
+    """Gemma 4 reads the embeddings for its layers' own inputs, SqueezeBERT's pooler the last state, before that."""
+    gemma = _case("causal", "gemma4_text").session.structure.stacks["dec"].write_points
+    squeeze = _case("multiple_choice", "squeezebert").session.structure.stacks["enc"].write_points
+    points = gemma["embed", 0], gemma["pre_attn", 0], squeeze["final", 0]
+    assert [(point.module, point.side) for point in points if isinstance(point, Tap)] == [
+        ("model.embed_tokens", "output"),
+        ("model.embed_tokens", "output"),
+        ("transformer.encoder.layers.3.output", "output"),
+    ]
 
 
 def test_a_wrapped_module_is_no_other_family() -> None:

@@ -188,6 +188,24 @@ def test_each_row_has_positions_of_its_own_and_edits_follow_one_another() -> Non
     _assert_same(session, {("dec.post_mlp", 1): edits}, by_hand, atol=1e-5)
 
 
+@pytest.mark.parametrize(("stage", "module"), [("dec.attn_out", "self_attn"), ("dec.mlp_out", "mlp")])
+def test_a_factor_behind_a_module_is_taken_back(stage: str, module: str) -> None:
+    model = tiny_decoder("granite", attn_implementation="eager")
+    for layer in model.model.layers:
+        layer.residual_multiplier = 0.22  # as trained ones have; y / 0.22 * 0.22 is not always y in bfloat16
+    session = Session(model, find_anatomy(model, 99))
+    given = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    with _hooked(
+        session.model.get_submodule(f"model.layers.1.{module}"),
+        lambda t: _at(t, slice(None), 3, lambda _: given / 0.22),
+    ):
+        by_hand = _plain(session.model)
+    _assert_same(session, {(stage, 1): Edit.set(given[:, None], positions=3)}, by_hand, atol=1e-6)
+    model.to(torch.bfloat16)
+    own = session.run(BATCH, read=[(stage, 1)])[(stage, 1)]
+    assert torch.equal(session.run(BATCH, write={(stage, 1): Edit.set(own)}).logits, _plain(model))
+
+
 # -- reading -------------------------------------------------------------------------------------------------
 
 
