@@ -207,6 +207,21 @@ def test_a_state_that_is_read_before_a_module_gives_it_is_written_where_it_is_ma
     ]
 
 
+def test_probabilities_are_handed_on_in_the_layout_of_the_output() -> None:
+    """JetMoE takes a view of what attention gives, as if it were contiguous."""
+    case = _case("causal", "jetmoe")
+    at = ("dec.attn", 1)
+    own = case.session.run(case.one, read=[at])[at]
+    assert case.apart({at: Edit.set(own)}, case.logits) == 0.0
+    _same(case, [[at, ("dec.v", 1)], [("dec.head_out", 1)]])
+
+
+def test_the_last_state_of_an_encoder_is_written_before_its_pooler_reads_it() -> None:
+    case = _case("multiple_choice", "bert")
+    theirs = case.session.run(case.other).logits
+    assert case.apart(case.donated([("enc.final", 0)]), theirs) == 0.0 != case.apart({}, theirs)
+
+
 def test_a_wrapped_module_is_no_other_family() -> None:
     """The hook points come from what the model does: one more module around every MLP changes nothing."""
 

@@ -207,8 +207,8 @@ class Writes:
             raise WriteError(f"{write.words} cannot be written: attention's output is not its probabilities times v.")
         new = write.of(now, self._n_rows)
         differs = (new != now).any(-1, keepdim=True)
-        output = torch.where(differs, new.to(value.dtype) @ value, output)
-        return replace(call, probabilities=new, output=output.transpose(1, 2))
+        mixed = torch.where(differs, new.to(value.dtype) @ value, output)
+        return replace(call, probabilities=new, output=_laid_out(mixed, output).transpose(1, 2))
 
     def _write_of(self, plan: AttentionPlan, part: int) -> Write | None:
         return self._calls.get((site(plan.side, (CROSS_PARTS if plan.cross else SELF_PARTS)[part]), plan.layer))
