@@ -6,12 +6,14 @@ import numpy as np
 import plain
 import pytest
 import torch
+import zarr
 from support.models import byte_tokenizer
 from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis import states
+from decision_traces.analysis import places, states
 from decision_traces.analysis.attribution.direct import direct_attribution
+from decision_traces.analysis.attribution.grid import attribution_and_grid
 from decision_traces.analysis.attribution.heads import find_head_writers
 from decision_traces.analysis.lens.unembedding import Unembedding, load_run_model, load_unembedding, of_model
 from decision_traces.demo import MODEL_DIR
@@ -86,9 +88,18 @@ def _by_hand(model, family: str, ids: list[int]):
     return last(pre[0]) @ along, attn, mlp, heads, biases, remainder, logits[ids[-1]] - logits[rival]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_equals_the_formulas_by_hand(family: str, traced, tiny_folder) -> None:
-    store = TraceStore(traced(family))
+STATES = ("attn", "qkv", "hidden", "resid")
+WRITES = ("hidden", "attn_out", "mlp_out", "head_out")
+CAPTURED = [
+    *((family, STATES) for family in FAMILIES),
+    *((family, ("resid", "head_out")) for family in ("qwen3", "gemma3")),
+    *((family, WRITES) for family in ("gpt2", "qwen3", "gemma3", "phi")),
+]
+
+
+@pytest.mark.parametrize(("family", "capture"), CAPTURED)
+def test_equals_the_formulas_by_hand(family: str, capture: tuple[str, ...], traced, tiny_folder) -> None:
+    store = TraceStore(traced(family, capture=capture))
     loaded = load_run_model(store)
     result = direct_attribution(store, of_model(loaded, store.meta["final_norm"]), find_head_writers(store, loaded))
     model = plain.load(tiny_folder(family))
@@ -121,6 +132,49 @@ def test_the_demo_model_adds_up_in_float16(demo_run) -> None:
         np.testing.assert_allclose(result.running()[row, -1], difference, atol=0.01)
     assert 0 < result.sum_error < 0.01 and 0 < result.head_error < 0.01
     assert (result.difference > 0).tolist() == result.correct.tolist()
+
+
+def test_what_was_captured_gives_what_is_recomputed(demo_run) -> None:
+    whole, without = (TraceStore(demo_run(dtype="float16", **more)) for more in ({}, {"capture": STATES}))
+    found = []
+    for store in (whole, without, TraceStore(demo_run(dtype="float16", capture=WRITES))):
+        loaded = load_run_model(store)
+        found.append(
+            direct_attribution(store, of_model(loaded, store.meta["final_norm"]), find_head_writers(store, loaded))
+        )
+    captured, recomputed, from_writes = found
+    assert np.array_equal(captured.attn, recomputed.attn) and np.array_equal(captured.mlp, recomputed.mlp)
+    assert 0 < np.abs(captured.heads - recomputed.heads).max() < 1e-3
+    for name in ("embed", "attn", "mlp", "heads", "attn_bias", "remainder"):
+        np.testing.assert_allclose(getattr(from_writes, name), getattr(recomputed, name), atol=0.01)
+
+
+@pytest.mark.parametrize("capture", [("hidden", "attn_out"), ("attn_out", "mlp_out"), ("hidden", "mlp_out")])
+def test_what_a_run_does_not_hold_of_its_stream_is_named(traced, capture: tuple[str, ...]) -> None:
+    store = TraceStore(traced("gpt2", capture=capture))
+    with pytest.raises(NotCapturedError, match="resid"):
+        direct_attribution(store, load_unembedding(store))
+
+
+def test_every_state_is_read_once_for_table_and_page(demo_run, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, read = TraceStore(demo_run(limit=12)), []
+    read_block = places.Block.read
+
+    def noted(block: places.Block, at: states.Point) -> np.ndarray:
+        read.append((at.array.spec.name, at.layer))
+        return read_block(block, at)
+
+    monkeypatch.setattr(places.Block, "read", noted)
+    loaded = load_run_model(store)
+    found, _ = attribution_and_grid(
+        store, of_model(loaded, store.meta["final_norm"]), find_head_writers(store, loaded), tmp_path
+    )
+    assert len(read) == len(set(read)) == 1 + 3 * store.L  # embedding; after attention, after the MLP, heads
+    grid = zarr.open_group(tmp_path / "contributions.zarr", mode="r")
+    ids = np.asarray(grid["candidates"])[:, 0]
+    at = np.arange(12), 0, (ids == found.competitor_id[:, None]).argmax(1)
+    np.testing.assert_allclose(np.asarray(grid["parts"])[at][:, 1:-1:2], found.attn, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(grid["heads"])[at], found.heads, atol=1e-6)
 
 
 def test_bfloat16_adds_up_within_its_rounding(traced) -> None:

@@ -13,7 +13,7 @@ from support.runs import copy_run, reseal
 
 from decision_traces import TraceStore
 from decision_traces.analysis.attribution.direct import direct_attribution
-from decision_traces.analysis.attribution.grid import write_contribution_grid
+from decision_traces.analysis.attribution.grid import attribution_and_grid
 from decision_traces.analysis.lens import unembedding
 from decision_traces.analysis.lens.logit_lens import logit_lens
 from decision_traces.analysis.lens.unembedding import load_unembedding
@@ -80,7 +80,7 @@ def test_the_parts_add_up_to_the_lead(family: str, traced, tiny_folder, tmp_path
     result = direct_attribution(store, head)
     assert result.logit_cap == (pytest.approx(CAP) if family == "gemma2" else None)
     total = result.embed + result.attn.sum(1) + result.mlp.sum(1) + result.remainder
-    write_contribution_grid(store, head, None, tmp_path)
+    attribution_and_grid(store, head, None, tmp_path)
     grid = zarr.open_group(tmp_path / "contributions.zarr", mode="r")
     assert ("logit_cap" in grid.attrs) == (family == "gemma2")
     for row, text in enumerate(TEXTS):

@@ -85,7 +85,7 @@ def test_questions_race(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert len(pd.read_parquet(folder / "analysis" / "lens" / "choice_race.parquet")) == 8 * 6 * 5
     assert (folder / "analysis" / "lens" / "choice_race.png").is_file()
     assert _exit_code(attribution.main, str(folder)) == 0  # captured hidden and resid alone
-    assert "not split by head: that needs --capture attn qkv resid" in capsys.readouterr().out
+    assert "not split by head: that needs --capture head_out, or attn qkv" in capsys.readouterr().out
 
 
 def test_what_cannot_be_done_is_one_line(run: Path, tiny_folder, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """What each analysis needs of a run: what is missing is said before a model is loaded. Needs no torch."""
 
 from decision_traces.analysis.attention.statistics import attention_array
+from decision_traces.analysis.attribution.stream import layer_writes
 from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.options import AttentionOptions, AttributionOptions, CompareOptions, LensOptions
 from decision_traces.analysis.probing.labels import labels_of
@@ -46,7 +47,7 @@ def of_attribution(store: TraceStore, options: AttributionOptions) -> None:
         return
     decisions_of(store, options.of)
     refuse_unsplit(store)
-    path_of(store, "post_mlp")
+    layer_writes(store)
 
 
 def of_attention(store: TraceStore, options: AttentionOptions) -> None:

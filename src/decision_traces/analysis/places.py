@@ -13,7 +13,7 @@ from decision_traces.analysis.decisions import decisions_of, kinds_of
 from decision_traces.analysis.states import Point, path_of
 from decision_traces.errors import SelectionError
 from decision_traces.format.lists import entries_at
-from decision_traces.format.stages import EXAMPLE
+from decision_traces.format.stages import EXAMPLE, HEAD
 from decision_traces.store import TraceStore
 from decision_traces.tasks.decisions import NONE, Decisions
 
@@ -107,8 +107,20 @@ class Block:
         axis = point.array.spec.layer_axis
         if axis is not None and point.layer is not None:
             picks[point.array.spec.axes[axis]] = point.layer
-        values: np.ndarray = point.array.read(**picks)[self.at[0], self.stored]
-        return values
+        values = point.array.read(**picks)
+        chosen: np.ndarray = (
+            values[self.row, :, self.stored] if HEAD in point.array.spec.axes else values[self.row, self.stored]
+        )
+        return chosen
+
+    @property
+    def row(self) -> Int64[np.ndarray, " m"]:
+        """Row of each place, counted from the first of `rows`."""
+        return self.at[0]
+
+    def slots(self, _point: Point) -> Int64[np.ndarray, " m"]:
+        """Return the slot of each place on the position axis, which is that of all arrays of one side."""
+        return self.stored
 
     def spread(self, values: np.ndarray, n_slots: int, empty: int = 0) -> np.ndarray:
         """Return (m, ...) as (row, slot, ...), `empty` where no place is."""

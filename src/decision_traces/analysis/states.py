@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -30,6 +30,26 @@ class Point:
     array: StoredArray
     layer: int | None
     normed: bool = False
+
+
+class Reader(Protocol):
+    """Some places of some consecutive examples, m in all, at which states are read.
+
+    Attributes:
+        rows: The examples.
+        row: (m,) row of each place, counted from the first of `rows`, ascending.
+    """
+
+    @property
+    def rows(self) -> slice: ...  # noqa: D102
+    @property
+    def row(self) -> Int64[np.ndarray, " m"]: ...  # noqa: D102
+
+    def read(self, point: Point) -> Float[np.ndarray, "m ..."]:
+        """Return one state at every place."""
+
+    def slots(self, point: Point) -> Int64[np.ndarray, " m"]:
+        """Return the slot of each place on an array's position axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +84,21 @@ class Part:
             picks[axis] = point.layer
         chosen: np.ndarray
         spec = point.array.spec
-        if KEY not in spec.axes and spec.capture != "qkv" and (np.diff(self.row) > 0).all():
+        if not {KEY, HEAD} & set(spec.axes) and spec.capture != "qkv" and (np.diff(self.row) > 0).all():
             # At most one decision a row: no more is read than these.
             slots = np.full(self.rows.stop - self.rows.start, -1, dtype=np.int64)
-            slots[self.row] = self._slots(point)
+            slots[self.row] = self.slots(point)
             chosen = point.array.read_slots(slots, **picks)[self.row]
             return chosen
         values = point.array.read(**picks)
         if spec.capture == "qkv":
             chosen = values[self.row]
             return chosen
-        slot = self._slots(point)
+        slot = self.slots(point)
         chosen = values[self.row, :, slot] if HEAD in spec.axes else values[self.row, slot]
         return chosen
 
-    def _slots(self, point: Point) -> Int64[np.ndarray, " m"]:
+    def slots(self, point: Point) -> Int64[np.ndarray, " m"]:
         """Return the slot of each decision on an array's position axis."""
         slots = point.array.slots(point.array.position_axis)
         found: np.ndarray = slots.find(self.position, self.rows.start + self.row)

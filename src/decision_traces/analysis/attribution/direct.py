@@ -1,28 +1,23 @@
 """Direct logit attribution: what each part of a model adds to the lead of the true token over its competitor."""
 
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 
-from decision_traces.analysis.attribution.frozen import FrozenNorm, freeze
-from decision_traces.analysis.attribution.heads import HeadWriter, head_points, split_attention
+from decision_traces.analysis.attribution.heads import HeadWriter
+from decision_traces.analysis.attribution.split import Leads, Split, split_leads
+from decision_traces.analysis.attribution.way import Way
 from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.lens.logit_lens import with_competitors
 from decision_traces.analysis.lens.unembedding import Unembedding
 from decision_traces.analysis.progress import Progress
-from decision_traces.analysis.requirements import refuse_unsplit
 from decision_traces.analysis.results import Attribution
-from decision_traces.analysis.rounding import resolution
-from decision_traces.analysis.states import Part, Point, parts, path_of
+from decision_traces.analysis.states import parts
 from decision_traces.errors import ModelError
 from decision_traces.store import TraceStore
 from decision_traces.tasks.decisions import Decisions, Kind
-
-_ROUNDINGS: Final = 16  # how many roundings a sum may be off before it is an error
-"""Errors of a sum of roundings are far smaller; a norm, a bias or a layer left out misses by far more."""
 
 Columns = dict[str, np.ndarray]
 
@@ -46,10 +41,10 @@ def direct_attribution(
     Memory: the result, and one layer of some examples (64 MB) of each array, a few times over in float64.
 
     Args:
-        store: A decoder run that captured `resid`.
+        store: A decoder run that captured `resid`, or `hidden`, `attn_out` and `mlp_out`.
         unembedding: The model's final norm and output embedding.
         heads: Each layer's way from heads to the stream (`heads.find_head_writers`), to split attention by head; the
-            run must have captured `attn` and `qkv` as well.
+            run must have captured `head_out`, or `attn` and `qkv`, as well.
         kind: Which decisions; the run's own where left out (`decisions.kinds_of`).
         progress: Called with (examples done, of how many).
 
@@ -60,113 +55,110 @@ def direct_attribution(
         UsageError: The run has no such decision, does not keep all layers, or not every layer has attention.
         ModelError: The parts do not add up to the model's logit difference.
     """
-    refuse_unsplit(store, bends=not unembedding.is_linear)
-    stream = {stage: path_of(store, stage) for stage in ("post_attn", "post_mlp")}
-    embed = Point(store.array("dec_res_embed"), None)
-    points = [embed, *stream["post_attn"], *stream["post_mlp"], *(head_points(store) if heads else ())]
+    way = Way.of(store, unembedding, heads)
     decisions = with_competitors(decisions_of(store, kind), store, unembedding)
-    norm = freeze(unembedding.norm, store.d_model)
-    looked: list[Columns] = []
-    for part in parts(points, decisions):
-        direction = _direction(part, decisions, unembedding, norm, stream["post_mlp"][-1])
-        columns = direction.columns | _writes(part, embed, stream, direction.before_norm)
-        if heads is not None:
-            columns |= split_attention(store, part, heads, direction.before_norm)
-        looked.append(columns)
+    table = LeadTable(way, decisions)
+    for part in parts(way.points, decisions):
+        final = way.final(part.read)
+        leads = table.leads(part.decisions, np.arange(len(part)), final)
+        table.add(leads, *split_leads(way, part, final, [leads]))
         if progress is not None:
             progress(part.rows.stop, store.n)
-    joined = {name: np.concatenate([columns[name] for columns in looked]) for name in looked[0]}
-    return _result(decisions, joined, resolution(store), unembedding.ending.cap)
+    return table.result()
 
 
 @dataclass(frozen=True, slots=True)
-class _Direction:
-    """What to project writes on, for some decisions.
+class LeadTable:
+    """What is known so far of the leads that decisions are about.
 
     Attributes:
-        before_norm: (m, d_model) the difference of two unembedding rows, pulled back through the frozen norm.
-        columns: remainder, difference by the unembedding (before a cap, and behind it), and the size of what is
-            rounded on the way, (m,) each.
+        way: From the stream to the logits.
+        decisions: All of them; they come in order.
     """
 
-    before_norm: Float64[np.ndarray, "m d_model"]
-    columns: Columns
+    way: Way
+    decisions: Decisions
+    _found: list[Columns] = field(default_factory=list)
 
+    def leads(self, here: slice, places: Int64[np.ndarray, " m"], final: Float32[np.ndarray, "n d_model"]) -> Leads:
+        """Return the leads of some decisions: of the target over its competitor.
 
-def _direction(part: Part, decisions: Decisions, unembedding: Unembedding, norm: FrozenNorm, end: Point) -> _Direction:
-    here = part.decisions
-    target, competitor = decisions.target_id[here], decisions.competitor_id[here]
-    (of_target, target_bias), (of_rival, rival_bias) = map(unembedding.token_rows, (target, competitor))
-    final = part.read(end)
-    x = final.astype(np.float64)
-    scale = norm.scale_at(x)
-    ids = torch.from_numpy(np.stack([target, competitor], axis=1))
-    uncapped = unembedding.token_logits(torch.from_numpy(final), ids, normed=False, capped=False).double().cpu()
-    logits, capped = uncapped.numpy(), unembedding.ending.capped(uncapped).numpy()
-    # Each product that a logit sums up is rounded for itself; their errors add like random steps.
-    products = np.square(scale[:, None] * norm.weight * x) * (np.square(of_target) + np.square(of_rival))
-    difference = of_target - of_rival
-    return _Direction(
-        norm.pull(difference, scale),
-        {
-            "remainder": difference @ norm.bias + target_bias - rival_bias,
+        Args:
+            here: Which decisions.
+            places: (m,) at which of the places that are read each is made.
+            final: What the final norm reads at all these places.
+        """
+        unembedding = self.way.unembedding
+        ids = np.stack([self.decisions.target_id[here], self.decisions.competitor_id[here]], axis=1)
+        at = torch.from_numpy(final[places]), torch.from_numpy(ids)
+        uncapped = unembedding.token_logits(*at, normed=False, capped=False).double().cpu()
+        return Leads(places, ids, uncapped.numpy())
+
+    def add(self, leads: Leads, split: Split) -> None:
+        """Take leads, and what they are split into."""
+        parts, logits = split.parts[:, 1], leads.logits
+        capped = self.way.unembedding.ending.capped(torch.from_numpy(logits)).numpy()
+        columns = {
+            "embed": parts[:, 0],
+            "attn": parts[:, 1:-1:2],
+            "mlp": parts[:, 2:-1:2],
+            "remainder": parts[:, -1],
             "by_unembedding": logits[:, 0] - logits[:, 1],
             "capped": capped[:, 0] - capped[:, 1],
-            "rounded": np.sqrt(products.sum(1)) + np.abs(logits).sum(1),
-        },
-    )
+            "allowed": split.allowed(self.way)[:, 1],
+        }
+        if split.heads is not None and split.attn_bias is not None:
+            columns |= {"heads": split.heads[:, 1], "attn_bias": split.attn_bias[:, 1]}
+        self._found.append(columns)
+
+    def result(self) -> Attribution:
+        """Return all of it.
+
+        Raises:
+            ModelError: The parts do not add up to the model's logit difference.
+        """
+        columns = {name: np.concatenate([part[name] for part in self._found]) for name in self._found[0]}
+        made, cap = self.decisions, self.way.unembedding.ending.cap
+        difference, missed = _checked(made, columns, cap)
+        result = Attribution(
+            example_id=made.example_id,
+            correct=made.correct,
+            known=made.true_id >= 0,
+            target_id=made.target_id.astype(np.int32),
+            competitor_id=made.competitor_id.astype(np.int32),
+            embed=_single(columns["embed"]),
+            attn=_single(columns["attn"]),
+            mlp=_single(columns["mlp"]),
+            remainder=_single(columns["remainder"]),
+            heads=None,
+            attn_bias=None,
+            difference=_single(difference),
+            sum_error=float(missed.max()),
+            logit_cap=cap,
+        )
+        if "heads" not in columns:
+            return result
+        apart = np.abs(columns["heads"].sum(2) + columns["attn_bias"] - columns["attn"])
+        heads, bias = _single(columns["heads"]), _single(columns["attn_bias"])
+        return replace(result, heads=heads, attn_bias=bias, head_error=float(apart.max()))
 
 
-def _writes(
-    part: Part, embed: Point, stream: dict[str, list[Point]], direction: Float64[np.ndarray, "m d_model"]
-) -> Columns:
-    """Return what the embedding, each attention and each MLP adds: the steps of the stream along the direction."""
-    start = before = _along(part.read(embed), direction)
-    attn, mlp = [], []
-    for after_attn, after_mlp in zip(stream["post_attn"], stream["post_mlp"], strict=True):
-        middle, after = (_along(part.read(point), direction) for point in (after_attn, after_mlp))
-        attn.append(middle - before)
-        mlp.append(after - middle)
-        before = after
-    return {"embed": start, "attn": np.stack(attn, axis=1), "mlp": np.stack(mlp, axis=1)}
+def _checked(
+    decisions: Decisions, columns: Columns, cap: float | None
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Return the model's logit differences, as stored where they were, and how far the sums of the parts are off.
 
-
-def _along(state: np.ndarray, direction: Float64[np.ndarray, "m d_model"]) -> Float64[np.ndarray, " m"]:
-    along: np.ndarray = np.einsum("md,md->m", state.astype(np.float64), direction)
-    return along
-
-
-def _result(decisions: Decisions, columns: Columns, rounding: float, cap: float | None) -> Attribution:
-    stored = decisions.difference.astype(np.float64)
-    known, allowed = ~np.isnan(stored), _ROUNDINGS * rounding * columns["rounded"]
+    Raises:
+        ModelError: One is off by more than rounding.
+    """
+    stored, allowed = decisions.difference.astype(np.float64), columns["allowed"]
+    known, difference = ~np.isnan(stored), columns["by_unembedding"]
     total = columns["embed"] + columns["attn"].sum(1) + columns["mlp"].sum(1) + columns["remainder"]
-    difference = columns["by_unembedding"]
     if cap is None:
         difference = np.where(known, stored, difference)
     else:
         _refuse_more(np.where(known, columns["capped"] - stored, 0.0), allowed, decisions)
-    missed = _refuse_more(total - difference, allowed, decisions)
-    result = Attribution(
-        example_id=decisions.example_id,
-        correct=decisions.correct,
-        known=decisions.true_id >= 0,
-        target_id=decisions.target_id.astype(np.int32),
-        competitor_id=decisions.competitor_id.astype(np.int32),
-        embed=_single(columns["embed"]),
-        attn=_single(columns["attn"]),
-        mlp=_single(columns["mlp"]),
-        remainder=_single(columns["remainder"]),
-        heads=None,
-        attn_bias=None,
-        difference=_single(difference),
-        sum_error=float(missed.max()),
-        logit_cap=cap,
-    )
-    if "heads" not in columns:
-        return result
-    apart = np.abs(columns["heads"].sum(2) + columns["attn_bias"] - columns["attn"])
-    heads, bias = _single(columns["heads"]), _single(columns["attn_bias"])
-    return replace(result, heads=heads, attn_bias=bias, head_error=float(apart.max()))
+    return difference, _refuse_more(total - difference, allowed, decisions)
 
 
 def _refuse_more(

@@ -21,7 +21,7 @@ from decision_traces.analysis.attribution.frozen import FrozenNorm, freeze
 from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.requirements import need_whole, refuse_cross_attention
 from decision_traces.analysis.rounding import resolution
-from decision_traces.analysis.states import Part, Point, parts, path_of
+from decision_traces.analysis.states import Part, Point, Reader, parts, path_of
 from decision_traces.errors import UnsupportedArchitecture
 from decision_traces.format.stages import V
 from decision_traces.model.load import LoadedModel
@@ -31,6 +31,19 @@ from decision_traces.tasks.decisions import Decisions
 _ROUNDINGS: Final = 16  # allowed, in units of the coarsest rounding; a wrong matrix is off by a thousand or more
 _ALIKE: Final = 0.1  # relative distance of a vector to that of another implementation in another type
 _ROWS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSplit:
+    """What attention of one layer adds along some directions, in logits.
+
+    Attributes:
+        heads: (m, head) of each head.
+        bias: (m,) of the biases behind them.
+    """
+
+    heads: Float64[np.ndarray, "m head"]
+    bias: Float64[np.ndarray, " m"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +73,7 @@ class HeadWriter:
         projected = self.project(heads)
         return self.factor * (projected if self.norm is None else self.norm.apply(projected))
 
-    def split(
-        self, heads: Float32[Tensor, "m head d_head"], direction: Float64[np.ndarray, "m d_model"]
-    ) -> tuple[Float64[np.ndarray, "m head"], Float64[np.ndarray, " m"]]:
+    def split(self, heads: Float32[Tensor, "m head d_head"], direction: Float64[np.ndarray, "m d_model"]) -> HeadSplit:
         """Return what each head adds along a direction of the stream, and what the biases add."""
         direction, constant = self.factor * direction, np.zeros(len(direction))
         if self.norm is not None:
@@ -70,45 +81,42 @@ class HeadWriter:
             direction = self.norm.pull(direction, self.norm.scale_at(self.project(heads)))
         at_heads = torch.from_numpy(direction).to(self.weight) @ self.weight.T
         of_heads = (heads.to(at_heads.device) * at_heads.reshape(heads.shape)).sum(2)
-        return of_heads.double().cpu().numpy(), direction @ self.bias + constant
+        return HeadSplit(of_heads.double().cpu().numpy(), direction @ self.bias + constant)
 
 
 def head_points(store: TraceStore) -> list[Point]:
-    """Return what the heads' outputs are made of.
+    """Return what the heads' outputs are read from: themselves, or the attention and the values that they are made of.
 
     Raises:
-        NotCapturedError: The run did not capture `attn` or `qkv`.
+        NotCapturedError: The run captured neither `head_out`, nor `attn` and `qkv`.
         UsageError: The run does not keep all layers and heads, and all positions of the values.
     """
-    arrays = (store.array("dec_self_attn"), store.array("dec_self_v"))
+    names = ("dec_head_out",) if store.has("dec_head_out") else ("dec_self_attn", "dec_self_v")
+    arrays = [store.array(name) for name in names]
     for array in arrays:
         need_whole(array, "attribution to heads", positions=array.spec.stage == V)
     return [Point(array, layer) for array in arrays for layer in range(store.L)]
 
 
-def head_outputs(store: TraceStore, part: Part, layer: int) -> Float32[Tensor, "m head d_head"]:
-    """Return attention row times values of every head at every decision of a part."""
-    probs = torch.from_numpy(part.read(Point(store.array("dec_self_attn"), layer))).float()
-    values = torch.from_numpy(part.read(Point(store.array("dec_self_v"), layer))).float()
-    grouped = probs.reshape(
-        len(probs), values.shape[1], -1, probs.shape[2]
-    )  # query head h reads from h // (H // n_kv_heads)
-    return torch.einsum("mkgt,mktd->mkgd", grouped, values).flatten(1, 2)
-
-
-def split_attention(
-    store: TraceStore, part: Part, writers: tuple[HeadWriter, ...], direction: Float64[np.ndarray, "m d_model"]
-) -> dict[str, np.ndarray]:
-    """Return what each head and each bias of attention adds along a direction: `heads` and `attn_bias`."""
-    split = [w.split(head_outputs(store, part, layer), direction) for layer, w in enumerate(writers)]
-    return {"heads": np.stack([s[0] for s in split], axis=1), "attn_bias": np.stack([s[1] for s in split], axis=1)}
+def head_outputs(store: TraceStore, reader: Reader, layer: int) -> Float32[Tensor, "m head d_head"]:
+    """Return the output of every head at every place: as captured, or attention row times values."""
+    if store.has("dec_head_out"):
+        return torch.from_numpy(reader.read(Point(store.array("dec_head_out"), layer))).float()
+    attn, value = (store.array(name).read(example=reader.rows, layer=layer) for name in ("dec_self_attn", "dec_self_v"))
+    slots, found = reader.slots(Point(store.array("dec_self_attn"), layer)), []
+    for row in np.unique(reader.row):
+        probs = torch.from_numpy(attn[row][:, slots[reader.row == row]]).float()
+        values = torch.from_numpy(value[row]).float()
+        grouped = probs.reshape(len(values), -1, *probs.shape[1:])  # query head h reads from h // (H // n_kv_heads)
+        found.append(torch.einsum("kgpt,ktd->pkgd", grouped, values).flatten(1, 2))
+    return torch.cat(found)
 
 
 def find_head_writers(store: TraceStore, loaded: LoadedModel) -> tuple[HeadWriter, ...]:
     """Find each layer's way from heads to the stream, and check it on rows of the run.
 
     Args:
-        store: A decoder run that captured `attn`, `qkv` and `resid`.
+        store: A decoder run that captured `head_out`, or `attn` and `qkv`, and of its stream `resid` or `attn_out`.
         loaded: Its model (`unembedding.load_run_model`).
 
     Raises:
@@ -117,23 +125,38 @@ def find_head_writers(store: TraceStore, loaded: LoadedModel) -> tuple[HeadWrite
             added to the stream; or the model is an encoder-decoder.
     """
     refuse_cross_attention(store, "attribution to heads")
-    stream = {stage: path_of(store, stage) for stage in ("pre_attn", "post_attn")}
+    writes = _writes(store)
     if store.about.post_attn == "post_norm":
         raise UnsupportedArchitecture("In a post-LN model heads do not add to the stream; a norm stands between.")
     decisions = decisions_of(store)
-    (part,) = islice(_samples(parts([*head_points(store), *stream["pre_attn"], *stream["post_attn"]], decisions)), 1)
+    points = [point for of_layer in writes for point in of_layer]
+    (part,) = islice(_samples(parts([*head_points(store), *points], decisions)), 1)
     longest = int(part.position.argmax())
     calls = _record(store, loaded, decisions, part.decisions.start + longest)
     writers = []
-    for layer in range(store.L):
+    for layer, of_layer in enumerate(writes):
         sample = _Sample(
             layer,
             longest,
             head_outputs(store, part, layer),
-            *(part.read(stream[stage][layer]).astype(np.float64) for stage in ("pre_attn", "post_attn")),
+            *(part.read(point).astype(np.float64) for point in of_layer),
         )
         writers.append(_proved(_candidates(calls, sample), sample, _ROUNDINGS * resolution(store)))
     return tuple(writers)
+
+
+def _writes(store: TraceStore) -> list[tuple[Point, ...]]:
+    """Return where each layer's attention wrote: the states after and before it, or what it wrote alone.
+
+    Raises:
+        NotCapturedError: The run holds neither.
+        UsageError: It does not keep all layers.
+    """
+    if store.has("dec_res_post_attn") or not store.has("dec_attn_out"):
+        return list(zip(path_of(store, "post_attn"), path_of(store, "pre_attn"), strict=True))
+    array = store.array("dec_attn_out")
+    need_whole(array, "attribution to heads")
+    return [(Point(array, layer),) for layer in range(store.L)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +175,16 @@ class _Call:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """One layer at some decisions of the run; `one` is the decision that the calls were recorded at."""
+    """One layer at some decisions of the run; `one` is the decision that the calls were recorded at.
+
+    The stream before and after attention; where what attention wrote is held itself, that after nothing.
+    """
 
     layer: int
     one: int
     heads: Float32[Tensor, "m head d_head"]
-    before: Float64[np.ndarray, "m d_model"]
     after: Float64[np.ndarray, "m d_model"]
+    before: Float64[np.ndarray, "m d_model"] | float = 0.0
 
     @property
     def write(self) -> Float64[np.ndarray, "m d_model"]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from decision_traces.analysis.attribution.direct import direct_attribution
 from decision_traces.analysis.attribution.encoders import choice_parts, lead_of_the_right
-from decision_traces.analysis.attribution.grid import write_choice_contributions, write_contribution_grid
+from decision_traces.analysis.attribution.grid import attribution_and_grid, write_choice_contributions
 from decision_traces.analysis.attribution.heads import HeadWriter, find_head_writers
 from decision_traces.analysis.attribution.result import AttributionResult
 from decision_traces.analysis.decisions import text_note
@@ -18,6 +18,7 @@ from decision_traces.analysis.lens.unembedding import (
 )
 from decision_traces.analysis.options import AttributionOptions
 from decision_traces.analysis.progress import Counting
+from decision_traces.analysis.results import Attribution
 from decision_traces.analysis.writing import write_examples
 from decision_traces.errors import ModelError, UnsupportedArchitecture, UsageError
 from decision_traces.format.analyses import ATTRIBUTION_TABLE
@@ -42,22 +43,36 @@ def run(
     if store.task.reads_choices:
         return _of_choices(store, options, counting, page)
     unembedding, heads, why = _load(store, options)
-    with counting("attribution") as progress:
-        leads = direct_attribution(store, unembedding, heads, kind=options.of, progress=progress)
     if page is not None:
-        with counting("for the page") as progress:
-            ids = write_contribution_grid(
-                store, unembedding, heads, page, all_positions=options.all_positions, progress=progress
-            )
-        with quiet_transformers():
-            tokenizer = find_tokenizer(store, options.model_path, trust_remote_code=options.trust_remote_code)
-            write_words(page, store, ids, tokenizer)
+        leads = _split_and_draw(store, unembedding, heads, options, counting, page)
+    else:
+        with counting("attribution") as progress:
+            leads = direct_attribution(store, unembedding, heads, kind=options.of, progress=progress)
     return AttributionResult(leads, "token", tuple(note for note in (text_note(store), why) if note))
 
 
 def write(result: AttributionResult, folder: Path) -> None:
     """Write the table of a result."""
     write_examples(folder / ATTRIBUTION_TABLE, result.leads)
+
+
+def _split_and_draw(
+    store: TraceStore,
+    unembedding: Unembedding,
+    heads: tuple[HeadWriter, ...] | None,
+    options: AttributionOptions,
+    counting: Counting,
+    page: Path,
+) -> Attribution:
+    """Split up, and write what the page draws."""
+    with counting("attribution") as progress:
+        leads, ids = attribution_and_grid(
+            store, unembedding, heads, page, kind=options.of, all_positions=options.all_positions, progress=progress
+        )
+    with quiet_transformers():
+        tokenizer = find_tokenizer(store, options.model_path, trust_remote_code=options.trust_remote_code)
+        write_words(page, store, ids, tokenizer)
+    return leads
 
 
 def _of_choices(
@@ -81,8 +96,8 @@ def _load(
     Heads need the model's output projections; what a run keeps of its model (`unembed/`) is not enough for them.
     """
     where, trust = (store, options.model_path, options.device), options.trust_remote_code
-    if not all(store.has(name) for name in ("dec_self_attn", "dec_self_v")):
-        why = "Attention is not split by head: that needs --capture attn qkv resid."
+    if not store.has("dec_head_out") and not all(store.has(name) for name in ("dec_self_attn", "dec_self_v")):
+        why = "Attention is not split by head: that needs --capture head_out, or attn qkv."
         return load_unembedding(*where, trust_remote_code=trust), None, why
     try:
         loaded = load_run_model(*where, trust_remote_code=trust)
