@@ -38,7 +38,8 @@ def decoder(folder: Path, column: str = "next_pos", truth: np.ndarray | None = N
             table["answer_pos"], table["is_correct"] = position, truth
         table["next_correct"] = ~truth if column == "answer_pos" else truth
 
-    build_run(folder, TinyRun(lengths=LENGTHS, **TINY), alter)
+    objective = "csqa_choice" if column == "answer_pos" else "next_token"
+    build_run(folder, TinyRun(lengths=LENGTHS, objective=objective, **TINY), alter)
     return TraceStore(folder)
 
 
