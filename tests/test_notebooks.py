@@ -76,7 +76,7 @@ def text(outputs: list[Any]) -> str:
         pytest.param(
             CHOICES,
             "notebook_choices",
-            ["attention_heads", "attribution", "calibration", "choice_race", "lens_trajectories"],
+            ["attention_heads", "attribution", "calibration", "lens_by_choice", "lens_trajectories"],
             ["demo on tinyworld/validation, 286 examples", "among the answers", "Heads that push most"],
             marks=pytest.mark.long,
         ),

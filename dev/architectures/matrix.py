@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 
 from decision_traces.errors import TraceError, first_line
 from decision_traces.format.arrays import Task
-from decision_traces.model.discovery.probe import find_anatomy_on
+from decision_traces.model.discovery.probe import find_structure_on
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import Anatomy
+from decision_traces.model.structure import ModuleStructure
 from decision_traces.tokens import Encoding
-from decision_traces.tracing.self_check.certificate import describe_failures, prove
+from decision_traces.tracing.self_check.certificate import check_structure, describe_failures
 from dev.architectures.overrides import NEEDS_MORE
 from dev.architectures.tiny import (
     ModelClass,
@@ -41,7 +41,7 @@ NO_ATTENTION: Final[Mapping[str, str]] = {
 }
 """Model types that have no attention. Only to tell them from those whose attention is not seen, which no probe can."""
 
-_PROBED: Final = ((6, 6), (5, 5))  # lengths of texts and targets that the anatomy is found on
+_PROBED: Final = ((6, 6), (5, 5))  # lengths of texts and targets that the structure is found on
 _CERTIFIED: Final = ((9, 6, 4), (7, 3, 5))  # lengths that it is certified on
 
 
@@ -140,8 +140,8 @@ def _trace(which: ModelClass, model: Any, attention: str) -> Verdict:
     if task in {"causal", "seq2seq"}:
         inputs["use_cache"] = False
     try:
-        found = find_anatomy_on(model, inputs, task)
-        anatomy, certificate = prove(loaded, found, _encodings(as_kind, model, task), _pad(model))
+        found = find_structure_on(model, inputs, task)
+        structure, certificate = check_structure(loaded, found, _encodings(as_kind, model, task), _pad(model))
     except TraceError as error:
         return Verdict(which, "refused", first_line(error))
     if certificate.failed_core:
@@ -149,22 +149,22 @@ def _trace(which: ModelClass, model: Any, attention: str) -> Verdict:
     verdict = Verdict(
         which,
         "supported",
-        missing={f"{side}.{stage}": reason for side, stage, reason in anatomy.missing()},
-        derived=_derived(anatomy),
-        hybrid=tuple(_hybrid(anatomy)),
-        padded=anatomy.pads,
+        missing={f"{side}.{stage}": reason for side, stage, reason in structure.missing()},
+        derived=_derived(structure),
+        hybrid=tuple(_hybrid(structure)),
+        padded=structure.pads,
         attention=(attention,),
         notes=certificate.notes,
     )
     return replace(verdict, status=_status(verdict.missing, verdict))
 
 
-def _derived(anatomy: Anatomy) -> bool:
-    return any(s.post_attn_kind == "derived" and "post_attn" not in s.missing for s in anatomy.stacks.values())
+def _derived(structure: ModuleStructure) -> bool:
+    return any(s.post_attn_kind == "derived" and "post_attn" not in s.missing for s in structure.stacks.values())
 
 
-def _hybrid(anatomy: Anatomy) -> Iterator[str]:
-    for side, stack in anatomy.stacks.items():
+def _hybrid(structure: ModuleStructure) -> Iterator[str]:
+    for side, stack in structure.stacks.items():
         n = len(stack.attention(cross=False))
         if 0 < n < stack.n_layers:
             yield f"{side}: {n} of {stack.n_layers} layers have attention"

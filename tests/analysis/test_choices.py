@@ -14,16 +14,16 @@ from transformers import AutoTokenizer
 from decision_traces import TraceStore
 from decision_traces.analysis.attribution.direct import direct_attribution
 from decision_traces.analysis.decisions import decisions_of
-from decision_traces.analysis.lens.by_choice import choice_race
+from decision_traces.analysis.lens.by_choice import lens_by_choice
 from decision_traces.analysis.lens.logit_lens import logit_lens
 from decision_traces.analysis.lens.unembedding import Unembedding, load_unembedding
 from decision_traces.demo import MODEL_DIR
 from decision_traces.errors import ModelError, UsageError
 
 
-def test_the_race_equals_plain_transformers(questions) -> None:
+def test_the_lens_by_choice_equals_plain_transformers(questions) -> None:
     store = TraceStore(questions)
-    race = choice_race(store, load_unembedding(store))
+    race = lens_by_choice(store, load_unembedding(store))
     model, tokenizer = plain.load(MODEL_DIR), AutoTokenizer.from_pretrained(MODEL_DIR)
     for row in range(6):
         outcome, ids = store.tokens.iloc[row], tokenizer(store.text(row))["input_ids"]
@@ -43,7 +43,7 @@ def test_the_race_equals_plain_transformers(questions) -> None:
 def test_the_lens_follows_the_answers_tokens(questions) -> None:
     store = TraceStore(questions)
     head = load_unembedding(store)
-    lens, race, table = logit_lens(store, head), choice_race(store, head), store.tokens
+    lens, race, table = logit_lens(store, head), lens_by_choice(store, head), store.tokens
     every = np.arange(store.n)
     np.testing.assert_allclose(lens.true.logit, race.logits[every, :, race.correct_idx], atol=1e-4)
     np.testing.assert_allclose(lens.pred.logit, race.logits[every, :, race.pred_idx], atol=1e-4)
@@ -69,7 +69,7 @@ def _without_answers(run: Path, target: Path) -> Path:
 def test_without_an_answer_the_prediction_is_followed(questions, tmp_path: Path) -> None:
     store = TraceStore(_without_answers(questions, tmp_path / "run"))
     head, known = load_unembedding(store), TraceStore(questions)
-    lens, race = logit_lens(store, head), choice_race(store, head)
+    lens, race = logit_lens(store, head), lens_by_choice(store, head)
     assert not lens.known.any() and not lens.correct.any()
     assert np.isnan(lens.true.logit).all() and np.isnan(lens.true.prob).all() and (lens.true.rank == -1).all()
     np.testing.assert_array_equal(lens.pred.logit, logit_lens(known, head).pred.logit)
@@ -84,13 +84,13 @@ def test_without_an_answer_the_prediction_is_followed(questions, tmp_path: Path)
     assert not result.known.any() and (result.difference >= 0).all() and result.sum_error < 1e-3
 
 
-def test_a_race_needs_answers_and_the_right_head(questions, traced, tmp_path: Path) -> None:
+def test_a_lens_by_choice_needs_answers_and_the_right_head(questions, traced, tmp_path: Path) -> None:
     store = TraceStore(traced("gpt2"))
     with pytest.raises(UsageError, match="it predicts next tokens"):
-        choice_race(store, load_unembedding(store))
+        lens_by_choice(store, load_unembedding(store))
     asked = TraceStore(questions)
     with pytest.raises(ModelError, match="not the model of the run"):
-        choice_race(asked, Unembedding(torch.nn.Identity(), torch.nn.Linear(asked.d_model, 5000)))
+        lens_by_choice(asked, Unembedding(torch.nn.Identity(), torch.nn.Linear(asked.d_model, 5000)))
     build_run(tmp_path / "encoder", CHOICES)
     with pytest.raises(UsageError, match="neither next_pos nor choice_token_ids"):
         decisions_of(TraceStore(tmp_path / "encoder"))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from decision_traces.analysis.lens.depth import decision_depth, race_depth
-from decision_traces.analysis.results import ChoiceRace, LensTrajectories, TokenPath
+from decision_traces.analysis.lens.depth import decision_depth, depth_by_choice
+from decision_traces.analysis.results import LensByChoice, LensTrajectories, TokenPath
 from decision_traces.errors import UsageError
 
 
@@ -65,8 +65,8 @@ def test_a_race_between_answers() -> None:
     )
     shares = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
     correct, pred = np.asarray([0, 2, -1], np.int32), np.asarray([0, 1, 1], np.int32)
-    race = ChoiceRace(("a", "b", "c"), (("A", "B", "C"),) * 3, logits, shares, correct, pred, correct == pred, 0.0)
-    depth = race_depth(race)
+    race = LensByChoice(("a", "b", "c"), (("A", "B", "C"),) * 3, logits, shares, correct, pred, correct == pred, 0.0)
+    depth = depth_by_choice(race)
     assert depth.stable_from.tolist() == [1, 3, 1]
     assert depth.flips.tolist() == [1, 3, 1]
     assert depth.ahead_from.tolist() == [1, -1, -1]
@@ -77,4 +77,4 @@ def test_a_race_between_answers() -> None:
     assert (row["label"], row["logit"], row["is_predicted"], row["is_true"]) == ("B", 3.0, True, False)
     assert frame.query("example_id == 'c'")["is_true"].isna().all()
     with pytest.raises(ValueError, match="needs 3 labels"):
-        ChoiceRace(("a",), (("A", "B"),), logits[:1], shares[:1], correct[:1], pred[:1], correct[:1] == 0, 0.0)
+        LensByChoice(("a",), (("A", "B"),), logits[:1], shares[:1], correct[:1], pred[:1], correct[:1] == 0, 0.0)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from decision_traces.errors import WriteError
 from decision_traces.format.arrays import Site
-from decision_traces.model.discovery.probe import find_anatomy_on
+from decision_traces.model.discovery.probe import find_structure_on
 from decision_traces.model.discovery.writing import DERIVED, MADE, NO_PROBABILITIES, UNREAD
-from decision_traces.model.structure import Tap
+from decision_traces.model.structure import HookPoint
 from decision_traces.tracing.edits import Edit
 from decision_traces.tracing.session import Session
 from dev.architectures.matrix import task_of
@@ -103,7 +103,7 @@ def _case(kind: Kind, model_type: str, attention: Literal["eager", "sdpa"] = "ea
     which = replace(which, kind="seq2seq") if task == "seq2seq" else which
     cached = {"use_cache": False} if task in {"causal", "seq2seq"} else {}
     probed = {**tiny_inputs(which, model, (6, 6), target_lengths=(5, 5)), **cached}
-    session = Session(model, find_anatomy_on(model, probed, task))
+    session = Session(model, find_structure_on(model, probed, task))
     one, other = (tiny_inputs(which, model, (7, 7), seed=seed, target_lengths=(6, 6)) for seed in (5, 6))
     return Case(session, one, other, session.run(one).logits)
 
@@ -200,7 +200,7 @@ def test_a_state_that_is_read_before_a_module_gives_it_is_written_where_it_is_ma
     gemma = _case("causal", "gemma4_text").session.structure.stacks["dec"].write_points
     squeeze = _case("multiple_choice", "squeezebert").session.structure.stacks["enc"].write_points
     points = gemma["embed", 0], gemma["pre_attn", 0], squeeze["final", 0]
-    assert [(point.module, point.side) for point in points if isinstance(point, Tap)] == [
+    assert [(point.module, point.side) for point in points if isinstance(point, HookPoint)] == [
         ("model.embed_tokens", "output"),
         ("model.embed_tokens", "output"),
         ("transformer.encoder.layers.3.output", "output"),
@@ -238,7 +238,7 @@ def test_a_wrapped_module_is_no_other_family() -> None:
     for layer in model.model.layers:
         layer.mlp = Wrapped(layer.mlp)
     inputs = tiny_inputs(which, model, (6, 6))
-    session = Session(model, find_anatomy_on(model, {**inputs, "use_cache": False}, "causal"))
+    session = Session(model, find_structure_on(model, {**inputs, "use_cache": False}, "causal"))
     for stage in ("mlp_act", "mlp_out", "post_mlp"):
         at = (f"dec.{stage}", 1)
         own = session.run(inputs, read=[at])

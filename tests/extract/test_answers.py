@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from decision_traces import TraceStore
 from decision_traces.analysis.decisions import text_note
-from decision_traces.analysis.lens.by_choice import choice_race
+from decision_traces.analysis.lens.by_choice import lens_by_choice
 from decision_traces.analysis.lens.unembedding import load_unembedding
 from decision_traces.cli import attribution, lens
 from decision_traces.data import tinyworld
@@ -210,7 +210,7 @@ def test_a_lens_sees_the_first_tokens_of_texts(data: Path, tmp_path: Path, capsy
     folder = word_folder(tmp_path / "model", "gpt2", questions)
     own = write_questions(tmp_path / "own", questions)
     store = run(folder, tmp_path / "run", own, answers="text", capture=("hidden", "resid"))
-    race = choice_race(store, load_unembedding(store, folder))
+    race = lens_by_choice(store, load_unembedding(store, folder))
     first = np.exp(np.asarray(store.tokens["choice_token_logits"][1]))
     np.testing.assert_allclose(race.probs[:, -1], [first / first.sum()], atol=1e-5)
     assert race.example_id == (store.tokens["example_id"][1],)
@@ -227,7 +227,7 @@ def test_a_lens_sees_the_first_tokens_of_texts(data: Path, tmp_path: Path, capsy
     assert candidates[1][0] == store.tokens["choice_token_ids"][1][0]
     alike = run(word_folder(tmp_path / "all", "gpt2"), tmp_path / "alike", data, answers="text")
     with pytest.raises(DataError, match="In every question two answers begin with the same token"):
-        choice_race(alike, load_unembedding(alike, tmp_path / "all"))
+        lens_by_choice(alike, load_unembedding(alike, tmp_path / "all"))
 
 
 def test_damaged_scores_of_texts_are_found(tiny_folder, data: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from support.encoder_decoders import tiny_encoder_decoder
 from support.encoders import tiny_masked_encoder
 from support.models import tiny_decoder
 
-from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.logit_map import LogitMap
 
 
@@ -21,13 +21,13 @@ from decision_traces.model.logit_map import LogitMap
     ],
 )
 def test_factor_and_cap_are_what_the_config_says(family: str, options: dict, factor: float, cap: float | None) -> None:
-    found = find_anatomy(tiny_decoder(family, **options), 258).logits
+    found = find_structure(tiny_decoder(family, **options), 258).logits
     assert found is not None and found.shift is None
     assert (found.factor, found.cap) == (pytest.approx(factor, rel=1e-6), cap and pytest.approx(cap, rel=1e-6))
 
 
 def test_a_factor_in_front_of_the_unembedding_counts() -> None:
-    found = find_anatomy(tiny_encoder_decoder("t5"), 259, "seq2seq").logits
+    found = find_structure(tiny_encoder_decoder("t5"), 259, "seq2seq").logits
     assert found == LogitMap(32**-0.5)
 
 
@@ -36,7 +36,7 @@ def test_a_shift_and_tokens_that_are_ruled_out_are_kept() -> None:
     bias = torch.linspace(-2, 2, 259)
     bias[[7, 9]] = torch.tensor([-torch.inf, torch.finfo(torch.float32).min])
     model.final_logits_bias = bias[None].clone()
-    found = find_anatomy(model, 259, "seq2seq").logits
+    found = find_structure(model, 259, "seq2seq").logits
     assert found is not None and (found.factor, found.cap) == (1.0, None)
     assert torch.equal(found.shift, bias)
     ids = torch.tensor([[0, 7], [258, 9]])
@@ -49,7 +49,7 @@ def test_what_is_no_factor_cap_or_shift_is_not_taken_for_one(change) -> None:
     model = tiny_decoder("llama")
     own = model.forward
     model.forward = lambda *args, **kwargs: _changed(own(*args, **kwargs), change)
-    assert find_anatomy(model, 258).logits is None
+    assert find_structure(model, 258).logits is None
 
 
 def _changed(output, change):
@@ -59,4 +59,4 @@ def _changed(output, change):
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_a_head_with_a_transform_is_none(family: str) -> None:
-    assert find_anatomy(tiny_masked_encoder(family), 260, "masked").logits is None
+    assert find_structure(tiny_masked_encoder(family), 260, "masked").logits is None

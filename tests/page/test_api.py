@@ -162,7 +162,7 @@ def test_every_position_has_its_truth(client: TestClient, demo_run: Path) -> Non
     assert [c[0] for c in head["candidates"][:-1]] == list(ids[1:]) and head["known"] == [1] * (len(ids) - 1) + [0]
 
 
-def test_the_race_ends_where_the_table_says(client: TestClient, question_run: Path, choice_run: Path) -> None:
+def test_the_lens_by_choice_ends_where_the_table_says(client: TestClient, question_run: Path, choice_run: Path) -> None:
     for key, run in (("r1", question_run), ("r2", choice_run)):
         probs = TraceStore(run).tokens["choice_probs"]
         for row in range(4):

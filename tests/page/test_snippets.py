@@ -97,7 +97,7 @@ def test_an_examples_id_is_one_literal(name: str, request: pytest.FixtureRequest
         snippets.attention(run, 0, 1),
         snippets.lens(run, 0),
         snippets.race(run, 0) if name == "question_run" else snippets.lens(run, 0, "kl"),
-        snippets.choice_race(run, 0),
+        snippets.lens_by_choice(run, 0),
         snippets.contributions(run, 0, 1, [0, 2]),
     ):
         parsed = list(ast.walk(ast.parse(snippet)))

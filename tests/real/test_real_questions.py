@@ -17,8 +17,8 @@ from transformers import AutoModelForMultipleChoice, AutoTokenizer
 from decision_traces import TraceStore
 from decision_traces.analysis.attribution.direct import direct_attribution
 from decision_traces.analysis.attribution.encoders import encoder_attribution
-from decision_traces.analysis.lens.by_choice import choice_race
-from decision_traces.analysis.lens.encoders import encoder_race, load_head
+from decision_traces.analysis.lens.by_choice import lens_by_choice
+from decision_traces.analysis.lens.encoders import encoder_lens_by_choice, load_head
 from decision_traces.analysis.lens.logit_lens import logit_lens
 from decision_traces.analysis.lens.unembedding import load_run_model, load_unembedding
 from decision_traces.extract.answer import AnswerConfig, extract_answers
@@ -84,8 +84,10 @@ def test_minilm_equals_each_choice_alone(encoded: TraceStore, minilm: Path, ques
         assert encoded.tokens["answerKey"][row] == questions[row]["answerKey"]
 
 
-def test_minilm_race_is_the_model_with_fewer_layers(encoded: TraceStore, minilm: Path, questions: list[dict]) -> None:
-    race = encoder_race(encoded, load_head(encoded))
+def test_minilm_lens_by_choice_is_the_model_with_fewer_layers(
+    encoded: TraceStore, minilm: Path, questions: list[dict]
+) -> None:
+    race = encoder_lens_by_choice(encoded, load_head(encoded))
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     for depth in (0, 2, 5):
         model = AutoModelForMultipleChoice.from_pretrained(minilm).eval()
@@ -126,12 +128,12 @@ def answered(smollm2: Path, shared_data: Path, tmp_path_factory: pytest.TempPath
     return TraceStore(extract_answers(config))
 
 
-def test_smollm2_answers_lens_race_and_attribution(
+def test_smollm2_answers_lens_by_choice_and_attribution(
     answered: TraceStore, smollm2: Path, questions: list[dict], tmp_path: Path
 ) -> None:
     assert not failures(validate_run(answered.run_dir))
     unembedding = load_unembedding(answered)  # the one in the run: the model itself is not asked
-    lens, race = logit_lens(answered, unembedding), choice_race(answered, unembedding)
+    lens, race = logit_lens(answered, unembedding), lens_by_choice(answered, unembedding)
     parts = direct_attribution(answered, unembedding)
     model, tokenizer = plain.load(smollm2), AutoTokenizer.from_pretrained(smollm2)
     letters = [tokenizer(f" {x}", add_special_tokens=False)["input_ids"][0] for x in "ABCDE"]

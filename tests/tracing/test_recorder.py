@@ -17,8 +17,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from decision_traces.errors import CaptureError
 from decision_traces.format.arrays import Task
-from decision_traces.model.discovery.probe import find_anatomy
-from decision_traces.model.structure import Anatomy
+from decision_traces.model.discovery.probe import find_structure
+from decision_traces.model.structure import ModuleStructure
 from decision_traces.tracing.buffers import BatchBuffers
 from decision_traces.tracing.recorder import Recorder, sites_of_stack
 from decision_traces.tracing.self_check.evidence import stack_dims
@@ -50,11 +50,11 @@ def _model(family: str) -> tuple[Any, Task, dict[str, Any]]:
     return model, task, inputs  # type: ignore[return-value]
 
 
-def _buffers(anatomy: Anatomy, inputs: Mapping[str, Any]) -> BatchBuffers:
+def _buffers(structure: ModuleStructure, inputs: Mapping[str, Any]) -> BatchBuffers:
     n = {"enc": inputs["input_ids"].shape[1], "dec": inputs.get("decoder_input_ids", inputs["input_ids"]).shape[1]}
     sides, places = {}, []
-    for side, stack in anatomy.stacks.items():
-        sides[side] = stack_dims(stack, 1, n[side], n["enc"] if side == "dec" and len(anatomy.stacks) > 1 else 0)
+    for side, stack in structure.stacks.items():
+        sides[side] = stack_dims(stack, 1, n[side], n["enc"] if side == "dec" and len(structure.stacks) > 1 else 0)
         places += sites_of_stack(side, stack, [s for s in STAGES if len(sides) > 1 or "cross" not in s])
     buffers = BatchBuffers(places, sides, "float32")
     buffers.start({side: [n[side]] for side in sides})
@@ -65,10 +65,10 @@ def _arrays(buffers: BatchBuffers) -> dict[str, np.ndarray]:
     return {name: buffers.stack(name)[:, 0].numpy() for name in buffers.names}
 
 
-def _capture(model: nn.Module, anatomy: Anatomy, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _capture(model: nn.Module, structure: ModuleStructure, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return every site of one row: (layers, ...)."""
-    buffers = _buffers(anatomy, inputs)
-    with torch.no_grad(), Recorder(model, anatomy, buffers).recording():
+    buffers = _buffers(structure, inputs)
+    with torch.no_grad(), Recorder(model, structure, buffers).recording():
         model(**inputs)
     return _arrays(buffers)
 
@@ -173,7 +173,7 @@ NAMES: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
 @pytest.mark.parametrize(("family", "side"), NAMES, ids=lambda v: v)
 def test_every_stage_equals_what_the_families_own_modules_read_and_return(family: str, side: str) -> None:
     model, task, inputs = _model(family)
-    captured = _capture(model, find_anatomy(model, 99, task), inputs)
+    captured = _capture(model, find_structure(model, 99, task), inputs)
     n_layers = captured[f"{side}.post_mlp"].shape[0]
     assert n_layers == (2 if (family, side) in {("t5", "enc"), ("bart", "enc")} else 3)
     names = [module.format(i) for module, _ in NAMES[family, side].values() for i in range(n_layers)]
@@ -192,7 +192,7 @@ def test_every_stage_equals_what_the_families_own_modules_read_and_return(family
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "bart"])
 def test_streams_and_probabilities_equal_those_that_transformers_returns(family: str) -> None:
     model, task, inputs = _model(family)
-    captured = _capture(model, find_anatomy(model, 99, task), inputs)
+    captured = _capture(model, find_structure(model, 99, task), inputs)
     with torch.no_grad():
         out = model(**inputs, output_hidden_states=True, output_attentions=True)
 
@@ -227,11 +227,11 @@ INSIDE = {"llama": "model.layers.1.mlp", "gptj": "transformer.h.1.mlp", "t5": "d
 def test_nothing_stays_behind_and_a_capture_can_be_made_again(family: str) -> None:
     before = AttentionInterface.get_interface
     model, task, inputs = _model(family)
-    anatomy = find_anatomy(model, 99, task)
+    structure = find_structure(model, 99, task)
     assert _nothing_is_left(model, before)
-    first = _capture(model, anatomy, inputs)
+    first = _capture(model, structure, inputs)
     assert _nothing_is_left(model, before)
-    second = _capture(model, anatomy, inputs)
+    second = _capture(model, structure, inputs)
     for name, value in first.items():
         np.testing.assert_array_equal(second[name], value)
 
@@ -240,18 +240,18 @@ def test_nothing_stays_behind_and_a_capture_can_be_made_again(family: str) -> No
 def test_nothing_stays_behind_after_the_model_raised_in_the_middle(family: str) -> None:
     before = AttentionInterface.get_interface
     model, task, inputs = _model(family)
-    anatomy = find_anatomy(model, 99, task)
-    good = _capture(model, anatomy, inputs)
+    structure = find_structure(model, 99, task)
+    good = _capture(model, structure, inputs)
 
     def fail(*_args: Any) -> None:
         raise MemoryError("in the middle")
 
     handle = model.get_submodule(INSIDE[family]).register_forward_pre_hook(fail)
     with pytest.raises(MemoryError, match="in the middle"):
-        _capture(model, anatomy, inputs)
+        _capture(model, structure, inputs)
     handle.remove()
     assert _nothing_is_left(model, before)
-    for name, value in _capture(model, anatomy, inputs).items():
+    for name, value in _capture(model, structure, inputs).items():
         np.testing.assert_array_equal(good[name], value)
 
 
@@ -259,7 +259,7 @@ def test_nothing_stays_behind_after_the_model_raised_in_the_middle(family: str) 
 def test_nothing_stays_behind_after_attention_raised(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = AttentionInterface.get_interface
     model, task, inputs = _model(family)
-    anatomy = find_anatomy(model, 99, task)
+    structure = find_structure(model, 99, task)
 
     def fail(*_args: Any) -> None:
         raise MemoryError("inside attention")
@@ -267,16 +267,16 @@ def test_nothing_stays_behind_after_attention_raised(family: str, monkeypatch: p
     with monkeypatch.context() as patched:
         patched.setattr(Recorder, "_keep", fail)
         with pytest.raises(MemoryError, match="inside attention"):
-            _capture(model, anatomy, inputs)
+            _capture(model, structure, inputs)
     assert _nothing_is_left(model, before)
 
 
 def test_a_pass_that_left_a_layer_out_is_an_error_and_no_row_of_zeros() -> None:
     model, task, inputs = _model("llama")
-    anatomy = find_anatomy(model, 99, task)
+    structure = find_structure(model, 99, task)
     model.config.num_hidden_layers = 2  # its forward goes over so many
     with pytest.raises(CaptureError, match=r"dec\.\w+ of layer 2 fired 0 times in one forward pass, not once"):
-        _capture(model, anatomy, inputs)
+        _capture(model, structure, inputs)
 
 
 # -- threads -------------------------------------------------------------------------------------------------
@@ -304,13 +304,13 @@ def _meeting(models: list[nn.Module], places: list[str]) -> Iterator[None]:
 def test_two_models_in_two_threads_each_get_their_own_tensors(one: str, other: str) -> None:
     before = AttentionInterface.get_interface
     made = [_model(family) for family in (one, other)]
-    anatomies = [find_anatomy(model, 99, task) for model, task, _ in made]
-    alone = [_capture(model, anatomy, inputs) for (model, _, inputs), anatomy in zip(made, anatomies, strict=True)]
-    places = [anatomy.layers[1].pre_attn.module for anatomy in anatomies]
+    structures = [find_structure(model, 99, task) for model, task, _ in made]
+    alone = [_capture(model, structure, inputs) for (model, _, inputs), structure in zip(made, structures, strict=True)]
+    places = [structure.layers[1].pre_attn.module for structure in structures]
 
     def several(i: int) -> list[dict[str, np.ndarray]]:
         model, _, inputs = made[i]
-        return [_capture(model, anatomies[i], inputs) for _ in range(5)]
+        return [_capture(model, structures[i], inputs) for _ in range(5)]
 
     with _meeting([model for model, *_ in made], places), ThreadPoolExecutor(2) as pool:
         results = list(pool.map(several, range(2)))
@@ -328,13 +328,13 @@ def test_two_models_in_two_threads_each_get_their_own_tensors(one: str, other: s
 @pytest.mark.parametrize("family", ["llama", "gptj", "t5", "bert"])
 def test_recorders_nest_and_each_gets_everything(family: str) -> None:
     model, task, inputs = _model(family)
-    anatomy = find_anatomy(model, 99, task)
-    alone = _capture(model, anatomy, inputs)
-    outer, inner = _buffers(anatomy, inputs), _buffers(anatomy, inputs)
+    structure = find_structure(model, 99, task)
+    alone = _capture(model, structure, inputs)
+    outer, inner = _buffers(structure, inputs), _buffers(structure, inputs)
     with (
         torch.no_grad(),
-        Recorder(model, anatomy, outer).recording(),
-        Recorder(model, anatomy, inner).recording(),
+        Recorder(model, structure, outer).recording(),
+        Recorder(model, structure, inner).recording(),
     ):
         model(**inputs)
     for arrays in (_arrays(outer), _arrays(inner)):
@@ -345,9 +345,9 @@ def test_recorders_nest_and_each_gets_everything(family: str) -> None:
 def test_a_capture_changes_nothing_that_the_model_computes() -> None:
     for family in ("llama", "gptj", "falcon", "t5", "bert"):
         model, task, inputs = _model(family)
-        anatomy = find_anatomy(model, 99, task)
+        structure = find_structure(model, 99, task)
         with torch.no_grad():
             plain = model(**inputs).logits
-            with Recorder(model, anatomy, _buffers(anatomy, inputs)).recording():
+            with Recorder(model, structure, _buffers(structure, inputs)).recording():
                 watched = model(**inputs).logits
         assert torch.equal(plain, watched), family

@@ -13,13 +13,13 @@ from support.models import byte_tokenizer, tiny_decoder
 from torch import Tensor
 
 from decision_traces.format.arrays import Task, site
-from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import Anatomy, LayerPlan, Tap
+from decision_traces.model.structure import HookPoint, LayerPlan, ModuleStructure
 from decision_traces.tokens import Encoding
 from decision_traces.tracing.buffers import BatchBuffers
 from decision_traces.tracing.recorder import Recorder
-from decision_traces.tracing.self_check.certificate import certify, prove, stages_to_prove
+from decision_traces.tracing.self_check.certificate import certify, check_structure, stages_to_check
 from dev.architectures.tiny import build_tiny, model_classes
 
 LENGTHS = ((9, 7), (6, 3), (4, 5))  # of source and target
@@ -51,24 +51,26 @@ def _encodings(task: Task) -> list[Encoding]:
     return rows
 
 
-def _failed(loaded: LoadedModel, anatomy: Anatomy) -> set[str]:
-    sites = [site(side, s) for side, stack in anatomy.stacks.items() for s in stages_to_prove(loaded, stack.missing)]
-    return {c.name for c in certify(loaded, anatomy, sites, _encodings(loaded.task), 0).failed}
+def _failed(loaded: LoadedModel, structure: ModuleStructure) -> set[str]:
+    sites = [site(side, s) for side, stack in structure.stacks.items() for s in stages_to_check(loaded, stack.missing)]
+    return {c.name for c in certify(loaded, structure, sites, _encodings(loaded.task), 0).failed}
 
 
-def _anatomy(loaded: LoadedModel) -> Anatomy:
-    return find_anatomy(loaded.model, 99, loaded.task)
+def _structure(loaded: LoadedModel) -> ModuleStructure:
+    return find_structure(loaded.model, 99, loaded.task)
 
 
-def _changed(anatomy: Anatomy, side: str, change: Callable[[tuple[LayerPlan, ...], int], LayerPlan]) -> Anatomy:
-    stack = anatomy.stacks[side]  # type: ignore[index]
-    return anatomy.with_stack(replace(stack, layers=tuple(change(stack.layers, i) for i in range(stack.n_layers))))
+def _changed(
+    structure: ModuleStructure, side: str, change: Callable[[tuple[LayerPlan, ...], int], LayerPlan]
+) -> ModuleStructure:
+    stack = structure.stacks[side]  # type: ignore[index]
+    return structure.with_stack(replace(stack, layers=tuple(change(stack.layers, i) for i in range(stack.n_layers))))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "bert", "t5", "bart"])
 def test_an_honest_capture_passes(family: str) -> None:
     loaded = _loaded(family)
-    assert _failed(loaded, _anatomy(loaded)) == set()
+    assert _failed(loaded, _structure(loaded)) == set()
 
 
 # -- the recorder stores something else ----------------------------------------------------------------------
@@ -128,9 +130,9 @@ OTHER_LAYERS = {
 @pytest.mark.parametrize(("family", "name"), OTHER_LAYERS, ids=lambda v: v)
 def test_two_layers_in_each_others_place_are_caught(family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = _loaded(family)
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     _instead(monkeypatch, name, _swap)
-    assert OTHER_LAYERS[family, name] in _failed(loaded, anatomy)
+    assert OTHER_LAYERS[family, name] in _failed(loaded, structure)
 
 
 SHIFTED = {
@@ -155,14 +157,14 @@ SHIFTED = {
 @pytest.mark.parametrize(("family", "name"), SHIFTED, ids=lambda v: v)
 def test_positions_shifted_by_one_are_caught(family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = _loaded(family)
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     _instead(monkeypatch, name, _roll)
-    assert SHIFTED[family, name] in _failed(loaded, anatomy)
+    assert SHIFTED[family, name] in _failed(loaded, structure)
 
 
 def test_everything_shifted_by_one_together_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = _loaded("llama")
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     _instead(monkeypatch, "", _roll)
     assert {
         "layer inputs are those transformers reports",
@@ -170,7 +172,7 @@ def test_everything_shifted_by_one_together_is_caught(monkeypatch: pytest.Monkey
         "attention: the probabilities are those transformers reports",
         "attention: no probability on later tokens",
         "mlp_act: the MLP's last matrix makes of it what it gave",
-    } <= _failed(loaded, anatomy)
+    } <= _failed(loaded, structure)
 
 
 @pytest.mark.parametrize("which", ["k", "q"])
@@ -179,7 +181,7 @@ def test_keys_or_queries_from_before_the_rotary_embedding_are_caught(
     family: str, which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = _loaded(family)
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     early: dict[int, Tensor] = {}
     for layer in loaded.model.model.layers:
         attention = layer.self_attn
@@ -195,16 +197,16 @@ def test_keys_or_queries_from_before_the_rotary_embedding_are_caught(
         keep(self, plan, replace(call, **{{"k": "key", "q": "query"}[which]: before}))
 
     monkeypatch.setattr(Recorder, "_keep", unrotated)
-    assert "attention: q·k gives the probabilities" in _failed(loaded, anatomy)
+    assert "attention: q·k gives the probabilities" in _failed(loaded, structure)
 
 
 @pytest.mark.parametrize(("family", "side", "word"), [("llama", "dec", ""), ("t5", "enc", "encoder: "),
                                                       ("t5", "dec", "decoder: ")])  # fmt: skip
 def test_a_last_hidden_state_without_its_norm_is_caught(family: str, side: str, word: str) -> None:
     loaded = _loaded(family)
-    anatomy = _anatomy(loaded)
-    stack = anatomy.stacks[side]  # type: ignore[index]
-    unnormed = anatomy.with_stack(replace(stack, final=stack.layers[-1].post_mlp))
+    structure = _structure(loaded)
+    stack = structure.stacks[side]  # type: ignore[index]
+    unnormed = structure.with_stack(replace(stack, final=stack.layers[-1].post_mlp))
     assert f"{word}hidden[L] is the base model's last hidden state" in _failed(loaded, unnormed)
 
 
@@ -230,9 +232,9 @@ def _keep_references(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reference_that_the_model_overwrites_later_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Falcon adds attention's output in place into what its MLP returned."""
     loaded = _loaded("falcon")
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     _keep_references(monkeypatch)
-    assert "post_mlp: the state before + what the MLP writes" in _failed(loaded, anatomy)
+    assert "post_mlp: the state before + what the MLP writes" in _failed(loaded, structure)
 
 
 @pytest.mark.parametrize("reference", [False, True])
@@ -241,7 +243,7 @@ def test_a_model_that_overwrites_the_input_of_its_layers_in_place(
 ) -> None:
     """With copies nothing is lost; with references every layer's input would be what the pass left behind."""
     loaded = _loaded("gpt2")
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     for block in loaded.model.transformer.h:
 
         def in_place(_module: Any, args: Any, output: Tensor) -> Tensor:
@@ -251,14 +253,14 @@ def test_a_model_that_overwrites_the_input_of_its_layers_in_place(
         block.register_forward_hook(in_place)
     if reference:
         _keep_references(monkeypatch)
-    failed = _failed(loaded, anatomy)
+    failed = _failed(loaded, structure)
     added = "post_attn: pre_attn + what attention writes"
     assert (added in failed) is reference
     if not reference:  # transformers' own hidden states are references, so these alone differ
         assert failed == {"layer inputs are those transformers reports"}
 
 
-# -- the anatomy names another place -------------------------------------------------------------------------
+# -- the structure names another place -------------------------------------------------------------------------
 
 PLACES = {
     "mlp_out": "post_mlp: the state before + what the MLP writes",
@@ -271,9 +273,9 @@ PLACES = {
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_place_of_another_layer_is_caught(family: str, stage: str) -> None:
     loaded = _loaded(family)
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     wrong = _changed(
-        anatomy, "dec", lambda layers, i: replace(layers[i], **{stage: getattr(layers[max(0, i - 1)], stage)})
+        structure, "dec", lambda layers, i: replace(layers[i], **{stage: getattr(layers[max(0, i - 1)], stage)})
     )
     assert PLACES[stage] in _failed(loaded, wrong)
 
@@ -281,10 +283,10 @@ def test_a_place_of_another_layer_is_caught(family: str, stage: str) -> None:
 def test_an_mlp_that_has_more_than_the_neurons_named_is_caught() -> None:
     """Attention's matrix named in place of the MLP's last: with its input silent, the MLP is not."""
     loaded = _loaded("gpt2")
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     module = "transformer.h.{}.attn.c_proj"
     wrong = _changed(
-        anatomy,
+        structure,
         "dec",
         lambda layers, i: replace(
             layers[i], mlp_act=replace(layers[i].mlp_act, module=module.format(i)), mlp_last=module.format(i)
@@ -299,11 +301,11 @@ def test_an_mlp_that_has_more_than_the_neurons_named_is_caught() -> None:
 # -- prove ---------------------------------------------------------------------------------------------------
 
 
-def test_proving_an_honest_anatomy_leaves_it_as_it_is() -> None:
+def test_checking_an_honest_structure_leaves_it_as_it_is() -> None:
     loaded = _loaded("llama")
-    anatomy = _anatomy(loaded)
-    proved, certificate = prove(loaded, anatomy, _encodings("causal"), 0)
-    assert proved == anatomy and certificate.passed is True
+    structure = _structure(loaded)
+    proved, certificate = check_structure(loaded, structure, _encodings("causal"), 0)
+    assert proved == structure and certificate.passed is True
 
 
 @pytest.mark.parametrize(
@@ -320,26 +322,26 @@ def test_a_stage_whose_check_fails_is_missing_with_the_check_as_the_reason(
     family: str, name: str, stages: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = _loaded(family)
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     check = OTHER_LAYERS[family, name]
     _instead(monkeypatch, name, _swap)
-    proved, certificate = prove(loaded, anatomy, _encodings(loaded.task), 0)
+    proved, certificate = check_structure(loaded, structure, _encodings(loaded.task), 0)
     assert {s for stack in proved.stacks.values() for s in stack.missing} == stages
     for stage in stages:
         reason = proved.main.missing[stage]
         assert reason.startswith(f"a check failed: {check} (worst ")
         assert reason.endswith((", allowed 0.001)", ", allowed 0)"))
     assert check in {c.name for c in certificate.failed}
-    assert anatomy.main.missing == {}
+    assert structure.main.missing == {}
 
 
 def test_what_is_wrong_with_the_stream_condemns_no_stage_and_is_left_to_the_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loaded = _loaded("llama")
-    anatomy = _anatomy(loaded)
+    structure = _structure(loaded)
     _instead(monkeypatch, "dec.post_mlp", _swap)
-    _, certificate = prove(loaded, anatomy, _encodings("causal"), 0)
+    _, certificate = check_structure(loaded, structure, _encodings("causal"), 0)
     core = [c.name for c in certificate.failed if not c.condemns]
     assert "layer inputs are those transformers reports" in core
 
@@ -359,19 +361,19 @@ def test_a_model_whose_numbers_change_with_padding_gets_rows_of_one_length(
         ]
     assert torch.allclose(alone, padded, atol=1e-4) is pads
     loaded = LoadedModel(model, byte_tokenizer(), model.config, torch.device("cpu"), None, "eager", "masked")
-    found = _anatomy(loaded)
-    proved, certificate = prove(loaded, found, [_encoding(np.arange(50, 50 + n)) for n in (9, 6, 4)], 0)
+    found = _structure(loaded)
+    proved, certificate = check_structure(loaded, found, [_encoding(np.arange(50, 50 + n)) for n in (9, 6, 4)], 0)
     assert found.pads and proved.pads is pads
     assert not [c for c in certificate.failed if not c.condemns]
 
 
 # -- the router of a mixture of experts ----------------------------------------------------------------------
 
-ROUTER_LIES: dict[str, Callable[[Tap], Tap]] = {
-    "another temperature": lambda tap: replace(tap, factor=0.5),
-    "sigmoids": lambda tap: replace(tap, made="sigmoid"),
-    "logits": lambda tap: replace(tap, made=None),
-    "another layer": lambda tap: replace(tap, module="model.layers.0.mlp.gate"),
+ROUTER_LIES: dict[str, Callable[[HookPoint], HookPoint]] = {
+    "another temperature": lambda point: replace(point, factor=0.5),
+    "sigmoids": lambda point: replace(point, made="sigmoid"),
+    "logits": lambda point: replace(point, made=None),
+    "another layer": lambda point: replace(point, module="model.layers.0.mlp.gate"),
 }
 
 
@@ -379,14 +381,14 @@ ROUTER_LIES: dict[str, Callable[[Tap], Tap]] = {
 def test_a_router_that_lies_is_left_out_with_the_check_as_the_reason(lie: str) -> None:
     model: Any = build_tiny(next(c for c in model_classes("causal") if c.model_type == "mixtral"))
     loaded = LoadedModel(model, byte_tokenizer(), model.config, torch.device("cpu"), None, "eager", "causal")
-    encodings, honest = _encodings("causal"), find_anatomy(model, 99)
-    assert prove(loaded, honest, encodings, 0)[0].main.missing.keys() == {"mlp_act"}
+    encodings, honest = _encodings("causal"), find_structure(model, 99)
+    assert check_structure(loaded, honest, encodings, 0)[0].main.missing.keys() == {"mlp_act"}
     last = honest.main.n_layers - 1
 
     def lying(layers: tuple[LayerPlan, ...], i: int) -> LayerPlan:
-        tap = layers[i].found["router"]
-        return replace(layers[i], found={"router": ROUTER_LIES[lie](tap)}) if i == last else layers[i]
+        point = layers[i].found["router"]
+        return replace(layers[i], found={"router": ROUTER_LIES[lie](point)}) if i == last else layers[i]
 
-    proved, certificate = prove(loaded, _changed(honest, "dec", lying), encodings, 0)
+    proved, certificate = check_structure(loaded, _changed(honest, "dec", lying), encodings, 0)
     assert proved.main.missing.keys() == {"mlp_act", "router"} and "router: " in proved.main.missing["router"]
     assert all(check.condemns == ("dec.router",) for check in certificate.failed)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from decision_traces.errors import SelectionError, UsageError, WriteError
-from decision_traces.model.discovery.probe import find_anatomy
-from decision_traces.model.structure import Tap
+from decision_traces.model.discovery.probe import find_structure
+from decision_traces.model.structure import HookPoint
 from decision_traces.tracing import session as session_module
 from decision_traces.tracing.edits import Edit
 from decision_traces.tracing.session import Session
@@ -29,7 +29,7 @@ HEADS = 4
 
 def _session(family: str, **overrides: Any) -> Session:
     model = tiny_decoder(family, attn_implementation="eager", **overrides)
-    return Session(model, find_anatomy(model, 99))
+    return Session(model, find_structure(model, 99))
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def test_a_vector_added_to_the_state_behind_attention_is_one_added_to_what_atten
 @pytest.mark.parametrize(("family", "layer"), [("falcon", "transformer.h.0"), ("gpt_neox", "gpt_neox.layers.0")])
 def test_the_input_of_a_parallel_block_is_written_for_attention_the_mlp_and_the_stream(family: str, layer: str) -> None:
     model = tiny_decoder(family)
-    session = Session(model, find_anatomy(model, 99))
+    session = Session(model, find_structure(model, 99))
     with _hooked(model.get_submodule(layer), lambda t: _at(t, slice(None), 3, lambda s: 2 * s)):
         by_hand = _plain(model)
     _assert_same(session, {("dec.pre_attn", 1): Edit.scale(2.0, positions=3)}, by_hand)
@@ -193,7 +193,7 @@ def test_a_factor_behind_a_module_is_taken_back(stage: str, module: str) -> None
     model = tiny_decoder("granite", attn_implementation="eager")
     for layer in model.model.layers:
         layer.residual_multiplier = 0.22  # as trained ones have; y / 0.22 * 0.22 is not always y in bfloat16
-    session = Session(model, find_anatomy(model, 99))
+    session = Session(model, find_structure(model, 99))
     given = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
     with _hooked(
         session.model.get_submodule(f"model.layers.1.{module}"),
@@ -231,7 +231,7 @@ def test_in_half_precision_own_values_change_no_bit_and_another_texts_state_give
     task = {"bert": "masked", "t5": "seq2seq"}.get(family, "causal")
     build = {"bert": tiny_masked_encoder, "t5": tiny_encoder_decoder}.get(family, tiny_decoder)
     model = build(family).to(dtype)
-    session = Session(model, find_anatomy(model, 99, task))  # type: ignore[arg-type]
+    session = Session(model, find_structure(model, 99, task))  # type: ignore[arg-type]
     more = {"decoder_input_ids": IDS[:1, :5]} if task == "seq2seq" else {}
     one, other = ({"input_ids": IDS[i : i + 1], **more} for i in (0, 1))
     side = "enc" if task != "causal" else "dec"
@@ -317,7 +317,7 @@ def test_no_write_touches_the_weights_or_one_element_for_several(what: str) -> N
     block.look = nn.Identity()
     given = table[None, :7] if what == "the weights" else torch.zeros(1, 1, 32).expand(1, 7, 32)
     block.ln_1.register_forward_hook(lambda *_: block.look(given) is None or None)
-    wrong = replace(stack.layers[1], mlp_out=Tap("transformer.h.1.look", "input", 0, 0))
+    wrong = replace(stack.layers[1], mlp_out=HookPoint("transformer.h.1.look", "input", 0, 0))
     structure = session.structure.with_stack(replace(stack, layers=(stack.layers[0], wrong, *stack.layers[2:])))
     before = table.clone()
     with pytest.raises(WriteError, match=f"dec.mlp_out of layer 1 cannot .*: its tensor shares memory with {what}"):
@@ -346,7 +346,7 @@ def _nothing_is_left(model: nn.Module, before: Any) -> bool:
 def test_nothing_stays_behind_after_an_edit_raised(family: str, at: Any) -> None:
     before = AttentionInterface.get_interface
     model = tiny_decoder(family, attn_implementation="eager")
-    session = Session(model, find_anatomy(model, 99))
+    session = Session(model, find_structure(model, 99))
     model.train()
     model.lm_head.eval()
 
@@ -364,7 +364,7 @@ def test_nothing_stays_behind_after_an_edit_raised(family: str, at: Any) -> None
 @pytest.mark.parametrize("family", ["llama", "gptj"])
 def test_an_edit_may_run_the_model_itself_and_a_session_be_entered_again(family: str) -> None:
     model = tiny_decoder(family)
-    session = Session(model, find_anatomy(model, 99))
+    session = Session(model, find_structure(model, 99))
     at = ("dec.head_out", 1)
     one, other = {"input_ids": IDS[:1]}, {"input_ids": IDS[1:]}
 
@@ -383,7 +383,13 @@ def test_an_edit_may_run_the_model_itself_and_a_session_be_entered_again(family:
 def test_the_example_of_the_module_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (indented,) = re.findall(r"\n\n((?:    .*\n)+)", session_module.__doc__ or "")
     code = "".join(line[4:] for line in indented.splitlines(keepends=True))
-    assert f"```python\n{code}```" in (Path(__file__).parents[2] / "docs" / "anatomy.md").read_text(encoding="utf-8")
-    known = {"Session": Session, "Edit": Edit, "find_anatomy": find_anatomy, "model": tiny_decoder("llama"), "ids": IDS}
+    assert f"```python\n{code}```" in (Path(__file__).parents[2] / "docs" / "structure.md").read_text(encoding="utf-8")
+    known = {
+        "Session": Session,
+        "Edit": Edit,
+        "find_structure": find_structure,
+        "model": tiny_decoder("llama"),
+        "ids": IDS,
+    }
     exec(compile(code, "example", "exec"), known)
     assert re.fullmatch(r"torch\.Size\(\[2, 7, 32\]\) tensor\(0\.\d*[1-9]\d*\)\n", capsys.readouterr().out)

@@ -16,9 +16,9 @@ from decision_traces.checks import CheckResult
 from decision_traces.errors import DamagedRunError, UsageError
 from decision_traces.format.arrays import ArraySpec, Side, Site
 from decision_traces.format.stages import CHOICE, DEPTH, EXAMPLE, LAYER
-from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import Anatomy
+from decision_traces.model.structure import ModuleStructure
 from decision_traces.store import StoredArray, TraceStore
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 from decision_traces.tracing.buffers import BatchBuffers
@@ -85,10 +85,10 @@ class _Replay:
 
     def __init__(self, store: TraceStore, loaded: LoadedModel) -> None:
         self.store, self.loaded = store, loaded
-        self.anatomy: Anatomy = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
+        self.structure: ModuleStructure = find_structure(loaded.model, loaded.vocab_size, loaded.task)
         self.arrays = {name: store.array(name) for name in store.stored()}
         self.found = {name: Distances() for name in self.arrays}
-        self.sides = {side: store.dims(side) for side in self.anatomy.stacks}
+        self.sides = {side: store.dims(side) for side in self.structure.stacks}
         self.places: list[Site] = [place for array in self.arrays.values() for place in _places(array)]
 
     def run(self, row: int, choice: int) -> None:
@@ -117,7 +117,7 @@ class _Replay:
         kept = {side for side, dims in self.sides.items() if dims.positions != "all"}
         slots = {side: [self._slots(row, side, choice)] * times for side in kept}
         buffers.start(batch.lengths_by_side(self.sides), slots)
-        with torch.inference_mode(), Session(self.loaded.model, self.anatomy).forward_pass(buffers):
+        with torch.inference_mode(), Session(self.loaded.model, self.structure).forward_pass(buffers):
             logits_of(self.loaded, batch)
         return {name: _like(array, buffers) for name, array in self.arrays.items()}
 
@@ -131,13 +131,13 @@ class _Replay:
             return self._pair(row, choice)
         chosen = choice if self.store.n_choices else None
         text = _encoding_of(self.store.encodings(row, chosen, side=self._sides()[0], trim=True))
-        if len(self.anatomy.stacks) == 1:
+        if len(self.structure.stacks) == 1:
             return text
         target = _encoding_of(self.store.encodings(row, side="dec", trim=True))
         return Encoding(text.ids, text.offsets, text.truncated, target=target)
 
     def _sides(self) -> Sequence[Side]:
-        return tuple(self.anatomy.stacks)
+        return tuple(self.structure.stacks)
 
     def _pair(self, row: int, choice: int) -> Encoding:
         """Return a question with a choice, tokenised again (older tables do not keep token types) and compared."""

@@ -206,7 +206,7 @@ class DecisionDepth:
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceRace:
+class LensByChoice:
     """The answers of multiple-choice questions racing through the layers.
 
     Attributes:
@@ -250,9 +250,9 @@ class ChoiceRace:
         """Number of layers; there is one depth more."""
         return int(self.probs.shape[1]) - 1
 
-    def rows(self, part: slice) -> "ChoiceRace":
+    def rows(self, part: slice) -> "LensByChoice":
         """Return the same for some of the examples."""
-        return ChoiceRace(**_part_of(self, part))
+        return LensByChoice(**_part_of(self, part))
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per (example, depth, choice)."""

@@ -57,7 +57,7 @@ class Engine:
             CaptureError: A site did not fire, or a value is not finite or too large for the storage type.
             RunError: The folder cannot be written, or the disk is full.
         """
-        session = Session(self.prepared.loaded.model, self.prepared.anatomy)
+        session = Session(self.prepared.loaded.model, self.prepared.structure)
         with session, _Pipeline(self, session, workflow, writer, progress) as pipeline, torch.inference_mode():
             for number in range(self.prepared.layout.n_blocks):
                 if number not in writer.done:
@@ -71,14 +71,14 @@ class Engine:
 
     def lengths(self, encodings: Sequence[Encoding]) -> dict[Side, list[int]]:
         """Return the number of tokens of each row, by side of the model."""
-        main = self.prepared.anatomy.main.side
+        main = self.prepared.structure.main.side
         return {
             side: [(e.main if side == main else e).n_tokens for e in encodings] for side in self.prepared.layout.sides
         }
 
     def slots(self, encodings: Sequence[Encoding]) -> dict[Side, list[tuple[int, ...]]]:
         """Return which token position stands in each slot of each row, for sides that do not keep all."""
-        main = self.prepared.anatomy.main.side
+        main = self.prepared.structure.main.side
         return {
             side: [kept_positions(dims, e.main if side == main else e, self.next_position) for e in encodings]
             for side, dims in self.prepared.layout.sides.items()

@@ -18,7 +18,7 @@ from decision_traces.extract.selection import Selection
 from decision_traces.format.arrays import Task as ModelTask
 from decision_traces.format.stages import VOCAB
 from decision_traces.model.load import LoadedModel, ModelSource, load_model
-from decision_traces.model.structure import Anatomy
+from decision_traces.model.structure import ModuleStructure
 from decision_traces.store import RunLayout
 from decision_traces.tasks import Task
 from decision_traces.tokens import Encoding, SpecialTokens, TokenBatch, batches, encode
@@ -59,7 +59,7 @@ class Prepared:
     Attributes:
         examples: The examples.
         encodings: They, tokenised; with choices, each choice of each.
-        loaded, anatomy: The model and its module structure.
+        loaded, structure: The model and its module structure.
         certificate: What it showed of itself.
         pad: Id that fills padding.
         layout: What the run will hold.
@@ -71,7 +71,7 @@ class Prepared:
     examples: list[Example]
     encodings: list[Encoding]
     loaded: LoadedModel
-    anatomy: Anatomy
+    structure: ModuleStructure
     certificate: Certificate
     pad: int
     layout: RunLayout
@@ -109,7 +109,7 @@ class Prepared:
             rows,
             token_budget(device),
             self.pad,
-            one_length=not self.anatomy.pads,
+            one_length=not self.structure.pads,
             switch=loaded.switch,
             batch_cost=batch_cost(device),
         )

@@ -25,7 +25,7 @@ from decision_traces.format.stages import (
 )
 from decision_traces.model.digest import weights_digest
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import Anatomy
+from decision_traces.model.structure import ModuleStructure
 from decision_traces.store import RunLayout
 
 _SAID_ELSEWHERE: Final = frozenset(
@@ -106,7 +106,7 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         plan: See `run_plan`.
         written: What is known once all blocks are there.
     """
-    layout, loaded, anatomy = prepared.layout, prepared.loaded, prepared.anatomy
+    layout, loaded, structure = prepared.layout, prepared.loaded, prepared.structure
     dims, anonymous = layout.dims, job.config.anonymous
     peaks = largest_values(layout, written.facts)
     return RunMeta(
@@ -127,17 +127,17 @@ def run_meta(job: Job, prepared: Prepared, plan: Mapping[str, Any], written: Wri
         d_model=dims.d_model,
         vocab_size=loaded.vocab_size,
         sides=layout.sides,
-        layer_heads=_layer_heads(anatomy),
-        rows_padded=anatomy.pads,
+        layer_heads=_layer_heads(structure),
+        rows_padded=structure.pads,
         pad_id=prepared.pad,
         pad_token=loaded.tokenizer.convert_ids_to_tokens([prepared.pad])[0] or "",
-        logits_are_unembedded=anatomy.logits_are_unembedded,
-        logit_factor=None if anatomy.logits is None else anatomy.logits.factor,
-        logit_cap=None if anatomy.logits is None else anatomy.logits.cap,
-        attention_scale=tuple(a.scale for a in anatomy.main.attention(cross=False)),
+        logits_are_unembedded=structure.logits_are_unembedded,
+        logit_factor=None if structure.logits is None else structure.logits.factor,
+        logit_cap=None if structure.logits is None else structure.logits.cap,
+        attention_scale=tuple(a.scale for a in structure.main.attention(cross=False)),
         attention_rows_sum_to_one=_sums(prepared),
-        final_norm=anatomy.final_norm,
-        post_attn=None if "post_attn" in anatomy.main.missing else anatomy.main.post_attn_kind,
+        final_norm=structure.final_norm,
+        post_attn=None if "post_attn" in structure.main.missing else structure.main.post_attn_kind,
         task=job.task.model,
         arch=job.arch,
         objective=job.task.objective,
@@ -232,7 +232,7 @@ def _conventions(job: Job, prepared: Prepared) -> dict[str, str]:
     if begun := sum(e.own_start for e in prepared.encodings):
         special += f"; {begun} texts begin with the start token themselves and got no second one"
     missing = {name: f"missing: {reason}" for name, reason in prepared.missing.items()}
-    stack = prepared.anatomy.main
+    stack = prepared.structure.main
     post_attn = {"post_attn": POST_ATTN_CONVENTIONS[stack.post_attn_kind]} if "post_attn" not in stack.missing else {}
     extra = further_conventions({spec.stage for spec in prepared.layout.specs})
     return {**CONVENTIONS, **post_attn, **extra, **missing, "special_tokens": special}
@@ -252,10 +252,10 @@ def _selection(layout: RunLayout) -> dict[str, Any]:
     return {"layers": dims.layers, "heads": dims.heads, "positions": dims.positions}
 
 
-def _layer_heads(anatomy: Anatomy) -> dict[str, list[dict[str, int]]] | None:
+def _layer_heads(structure: ModuleStructure) -> dict[str, list[dict[str, int]]] | None:
     """Return the heads of every layer where layers differ; smaller ones are filled up with zeros in the arrays."""
     found = {}
-    for side, stack in anatomy.stacks.items():
+    for side, stack in structure.stacks.items():
         plans = stack.attention(cross=False)
         sizes = [(p.n_heads, p.n_kv_heads, p.d_head, p.d_value) for p in plans]
         if len(set(sizes)) > 1:

@@ -20,15 +20,20 @@ from decision_traces.format.arrays import Side
 from decision_traces.format.heads import HEADS
 from decision_traces.memory import out_of_memory
 from decision_traces.model.checkpoint import described
-from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.faults import LOAD_ERRORS
 from decision_traces.model.load import DEMO_MODEL, LoadedModel, ModelSource
 from decision_traces.model.modes import Modes
-from decision_traces.model.structure import Anatomy
+from decision_traces.model.structure import ModuleStructure
 from decision_traces.model.task import probe_inputs
 from decision_traces.store import RunLayout
 from decision_traces.tokens import Encoding, pad_id, random_encodings
-from decision_traces.tracing.self_check.certificate import certify_as_padded, describe_failures, prove, require
+from decision_traces.tracing.self_check.certificate import (
+    certify_as_padded,
+    check_structure,
+    describe_failures,
+    require,
+)
 
 _MOST_POSITIONS: Final = 1 << 25
 """T at most, where no text is longer."""
@@ -65,21 +70,21 @@ def prepare(job: Job, progress: Progress, clock: Clock) -> Prepared:
     refuse_turning(loaded, modes, encodings, pad)
     modes = Modes(loaded.model)
     with _tried_on(loaded):
-        anatomy = _proved_anatomy(loaded, pad)
+        structure = _checked_structure(loaded, pad)
     clock.lap("probe_s")
-    layout, missing = _layout(job, anatomy, encodings, len(examples), loaded)
+    layout, missing = _layout(job, structure, encodings, len(examples), loaded)
     for name, reason in missing.items():
         progress.say(f"{name} is left out: {reason}")
     sites = tuple(dict.fromkeys(name for name, _ in layout.places()))
     with _tried_on(loaded):
-        anatomy, certificate = certify_as_padded(loaded, anatomy, sites, encodings, pad)
+        structure, certificate = certify_as_padded(loaded, structure, sites, encodings, pad)
     refuse_turned(loaded, modes)
     if certificate.failed and job.config.uncertified:
         progress.say(f"WARNING: the certificate failed, and the run says so: {describe_failures(certificate.failed)}")
     else:
         require(certificate, type(loaded.model).__name__)
     clock.lap("certificate_s")
-    return Prepared(examples, encodings, loaded, anatomy, certificate, pad, layout, options.batch_size, missing)
+    return Prepared(examples, encodings, loaded, structure, certificate, pad, layout, options.batch_size, missing)
 
 
 def _remarks(loaded: LoadedModel, location: str) -> Iterator[str]:
@@ -126,21 +131,23 @@ def _tried_on(loaded: LoadedModel) -> Iterator[None]:
         ) from error
 
 
-def _proved_anatomy(loaded: LoadedModel, pad: int) -> Anatomy:
+def _checked_structure(loaded: LoadedModel, pad: int) -> ModuleStructure:
     """Probe the model and prove what was found on other input; what fails is missing from then on.
 
     Raises:
         UnsupportedArchitecture: The layers could not be found, or their stream is not what the model computes.
     """
-    found = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
-    anatomy, certificate = prove(loaded, found, random_encodings(loaded.vocab_size, loaded.task), pad, thorough=False)
+    found = find_structure(loaded.model, loaded.vocab_size, loaded.task)
+    structure, certificate = check_structure(
+        loaded, found, random_encodings(loaded.vocab_size, loaded.task), pad, thorough=False
+    )
     if certificate.failed_core:
         figures = describe_failures(certificate.failed_core)
         raise UnsupportedArchitecture(
             f"{type(loaded.model).__name__} was probed, and what was found does not hold on other input: {figures}. "
             "Nothing was extracted, because the traces would not be what the model computed."
         )
-    return anatomy
+    return structure
 
 
 def _source(job: Job) -> ModelSource:
@@ -151,7 +158,7 @@ def _source(job: Job) -> ModelSource:
 
 
 def _layout(
-    job: Job, anatomy: Anatomy, encodings: Sequence[Encoding], n_examples: int, loaded: LoadedModel
+    job: Job, structure: ModuleStructure, encodings: Sequence[Encoding], n_examples: int, loaded: LoadedModel
 ) -> tuple[RunLayout, Mapping[str, str]]:
     """Return what the run will hold, and why it will not hold some of what was asked for."""
     options = job.config
@@ -163,12 +170,12 @@ def _layout(
             f"Give {_MOST_POSITIONS} or less, or auto."
         )
     target = max((e.target.n_tokens for e in encodings if e.target is not None), default=0)
-    lengths: dict[Side, int] = {side: main for side in anatomy.stacks}
-    if len(anatomy.stacks) > 1:
+    lengths: dict[Side, int] = {side: main for side in structure.stacks}
+    if len(structure.stacks) > 1:
         lengths["dec"] = max(1, target if job.n_target is None else job.n_target)
     kept = choose(
         job.selection,
-        anatomy,
+        structure,
         job.task.prefixes,
         lengths,
         n_examples=n_examples,

@@ -138,11 +138,13 @@ def _store_head(prepared: Prepared, writer: RunWriter) -> None:
     """Keep the model's head beside its traces: final norm and unembedding, or the multiple-choice head."""
     folder = writer.folder / UNEMBED_DIR
     if HEADS[prepared.loaded.task].choices:
-        choice_head(prepared.loaded, prepared.anatomy).save(folder)
+        choice_head(prepared.loaded, prepared.structure).save(folder)
         return
-    ending = prepared.anatomy.logits
+    ending = prepared.structure.logits
     try:
-        save_unembedding(prepared.loaded, prepared.anatomy.final_norm, folder, None if ending is None else ending.shift)
+        save_unembedding(
+            prepared.loaded, prepared.structure.final_norm, folder, None if ending is None else ending.shift
+        )
     except UnsupportedArchitecture:
         writer.discard()
         raise

@@ -17,7 +17,7 @@ from decision_traces.format.stages import (
     VOCAB,
     Prefix,
 )
-from decision_traces.model.structure import Anatomy, Stack
+from decision_traces.model.structure import ModuleStructure, Stack
 from decision_traces.tracing.self_check.evidence import stack_dims
 
 _WORDS: Final[Mapping[str, Positions]] = {"all": "all", "next": "next", "last": "last"}
@@ -185,7 +185,7 @@ class Kept:
 
 def choose(
     selection: Selection,
-    anatomy: Anatomy,
+    structure: ModuleStructure,
     prefixes: Iterable[Prefix],
     lengths: Mapping[Side, int],
     *,
@@ -197,7 +197,7 @@ def choose(
 
     Args:
         selection: What was asked for.
-        anatomy: What the model has.
+        structure: What the model has.
         prefixes: What the names of its arrays begin with; one a side.
         lengths: T of each side, in tokens.
         n_examples: Rows of the run.
@@ -209,13 +209,13 @@ def choose(
         UnsupportedArchitecture: The model gives nothing of a capture that was asked for.
     """
     sides = {
-        side: _dims(selection, anatomy, side, lengths, n_examples, n_choices, vocab_size) for side in anatomy.stacks
+        side: _dims(selection, structure, side, lengths, n_examples, n_choices, vocab_size) for side in structure.stacks
     }
     specs: list[ArraySpec] = []
     missing: dict[str, str] = {}
     for prefix in prefixes:
         for spec in arrays_for(prefix, selection.capture):
-            reason = _reason(spec, anatomy, sides[spec.side])
+            reason = _reason(spec, structure, sides[spec.side])
             if reason is None:
                 specs.append(spec)
             elif reason:
@@ -231,9 +231,9 @@ def _captured_by(name: str, word: str, prefixes: Iterable[Prefix]) -> bool:
     return any(spec.name == name for prefix in prefixes for spec in arrays_for(prefix, (word,)))
 
 
-def _reason(spec: ArraySpec, anatomy: Anatomy, dims: Dims) -> str | None:
+def _reason(spec: ArraySpec, structure: ModuleStructure, dims: Dims) -> str | None:
     """Return why an array is not kept: None if it is, empty if nobody would expect it of this model."""
-    stack = anatomy.stacks[spec.side]
+    stack = structure.stacks[spec.side]
     part = STAGES[spec.stage].part
     if spec.across and not stack.attention(cross=True):
         return stack.missing.get(spec.stage, "")
@@ -241,8 +241,8 @@ def _reason(spec: ArraySpec, anatomy: Anatomy, dims: Dims) -> str | None:
         return stack.missing[spec.stage]
     if part is not None and not stack.layers_having(part):
         return f"none of its layers has {part.words}"
-    if VOCAB in spec.axes and (spec.side != anatomy.main.side or not dims.vocab_size):
-        return "the decoder gives them" if spec.side != anatomy.main.side else "it has no language-modelling head"
+    if VOCAB in spec.axes and (spec.side != structure.main.side or not dims.vocab_size):
+        return "the decoder gives them" if spec.side != structure.main.side else "it has no language-modelling head"
     if part is not None and not dims.layers_of(spec.stage):
         return f"none of the layers kept (--layers) has {spec.stage}"
     return None
@@ -250,22 +250,22 @@ def _reason(spec: ArraySpec, anatomy: Anatomy, dims: Dims) -> str | None:
 
 def _dims(
     selection: Selection,
-    anatomy: Anatomy,
+    structure: ModuleStructure,
     side: Side,
     lengths: Mapping[Side, int],
     n_examples: int,
     n_choices: int,
     vocab_size: int,
 ) -> Dims:
-    stack = anatomy.stacks[side]
-    main = side == anatomy.main.side
-    which = "" if len(anatomy.stacks) == 1 else "decoder " if main else "encoder "
+    stack = structure.stacks[side]
+    main = side == structure.main.side
+    which = "" if len(structure.stacks) == 1 else "decoder " if main else "encoder "
     if selection.heads.values is not None:
         _refuse_heads(stack)
     captured = [stage for stage in STAGES.values() if stage.capture in selection.capture]
     parts = {stage.part for stage in captured if stage.part} | {SELF, CROSS, MLP}
     having = {part: _some(stack.layers_having(part), stack.n_layers) for part in PARTS if part in parts}
-    whole = stack_dims(stack, n_examples, lengths[side], lengths["enc"] if len(anatomy.stacks) > 1 and main else 0)
+    whole = stack_dims(stack, n_examples, lengths[side], lengths["enc"] if len(structure.stacks) > 1 and main else 0)
     return replace(
         whole.with_parts({**having, CROSS: having[CROSS] or None}),
         widths={axis: n for axis, n in whole.widths.items() if any(axis in stage.axes for stage in captured)},

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForMultipleChoice
 from decision_traces.errors import ModelError, first_line
 from decision_traces.format.arrays import CHOICE_HEAD_FILE, CHOICE_WEIGHTS_FILE, HEAD_CONFIG_FILE
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import IDENTITY, Anatomy
+from decision_traces.model.structure import IDENTITY, ModuleStructure
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,23 +127,23 @@ def _returning(module: nn.Module, value: Any) -> Any:
     return lambda: module.__dict__.pop("forward")
 
 
-def choice_head(loaded: LoadedModel, anatomy: Anatomy) -> ChoiceHead:
+def choice_head(loaded: LoadedModel, structure: ModuleStructure) -> ChoiceHead:
     """Return the head of a loaded multiple-choice model."""
     two = _blank(loaded.model, torch.ones(1, 2, dtype=torch.long, device=loaded.device))
-    return ChoiceHead(loaded.model, plan_of(loaded.model, anatomy, two))
+    return ChoiceHead(loaded.model, plan_of(loaded.model, structure, two))
 
 
-def plan_of(model: nn.Module, anatomy: Anatomy, inputs: Mapping[str, Any]) -> HeadPlan:
+def plan_of(model: nn.Module, structure: ModuleStructure, inputs: Mapping[str, Any]) -> HeadPlan:
     """Return where a hidden state has to be put into a model; `inputs` are arguments of its forward, for a trial."""
-    taps = [layer.post_mlp for layer in anatomy.layers]
-    place, returned = taps[0].key, []
-    first = model.get_submodule(taps[0].module)
+    hook_points = [layer.post_mlp for layer in structure.layers]
+    place, returned = hook_points[0].key, []
+    first = model.get_submodule(hook_points[0].module)
     handle = first.register_forward_hook(lambda _m, _a, out: returned.append(len(out) if isinstance(out, tuple) else 1))
     with torch.inference_mode():
         model(**inputs)
     handle.remove()
-    norm = None if anatomy.final_norm == IDENTITY else anatomy.final_norm
-    names = tuple(dict.fromkeys(tap.module for tap in taps))
+    norm = None if structure.final_norm == IDENTITY else structure.final_norm
+    names = tuple(dict.fromkeys(point.module for point in hook_points))
     return HeadPlan(names, place if isinstance(place, int) else None, returned[0], norm)
 
 

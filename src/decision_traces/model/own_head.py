@@ -14,7 +14,7 @@ from decision_traces.format.arrays import Task
 from decision_traces.format.heads import HEADS
 from decision_traces.model.choice_head import HeadPlan, plan_of
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import Anatomy
+from decision_traces.model.structure import ModuleStructure
 from decision_traces.model.task import call_inputs
 
 
@@ -40,12 +40,12 @@ class OwnHead(nn.Module):
         return logits[:, 0]
 
 
-def own_head(loaded: LoadedModel, anatomy: Anatomy) -> OwnHead | None:
+def own_head(loaded: LoadedModel, structure: ModuleStructure) -> OwnHead | None:
     """Return the head of a loaded model; None where its states cannot be put in front of one."""
     head = HEADS[loaded.task]
-    plain = head.words and not head.target and all(layer.post_mlp.axes == "bpd" for layer in anatomy.layers)
+    plain = head.words and not head.target and all(layer.post_mlp.axes == "bpd" for layer in structure.layers)
     if not plain or loaded.model.get_output_embeddings() is None:  # type: ignore[operator]
         return None
     ids = torch.zeros(1, 2, dtype=torch.long, device=loaded.device)
-    plan = plan_of(loaded.model, anatomy, call_inputs(loaded.task, ids, torch.ones_like(ids)))
+    plan = plan_of(loaded.model, structure, call_inputs(loaded.task, ids, torch.ones_like(ids)))
     return OwnHead(loaded.model, plan, loaded.task)

@@ -1,6 +1,6 @@
 """Where a model's inner path lies: stacks of layers, their attention, their residual stages. `probe` finds it.
 
-An anatomy names places ("taps"), never families. A model with an encoder and a decoder has two stacks, any other one.
+A structure names places ("hook_points"), never families. A model with an encoder and a decoder has two stacks, any other one.
 What a layer does not have, or what could not be found in it, is None, and `Stack.missing` says why.
 """
 
@@ -33,7 +33,7 @@ IDENTITY = "identity"
 
 
 @dataclass(frozen=True, slots=True)
-class Tap:
+class HookPoint:
     """A place where one tensor of the forward pass can be read.
 
     Attributes:
@@ -41,7 +41,7 @@ class Tap:
         side: Read the module's "input" or its "output".
         key: Position or keyword of the argument; index into a tuple of outputs; None for a bare output.
         call: Which call of that module in one forward pass (shared modules are called several times).
-        factor: What the model multiplies the tensor with before it does what the tap stands for.
+        factor: What the model multiplies the tensor with before it does what the hook point stands for.
         axes: The tensor's axes: b(atch), p(osition), d(_model); XLNet has pbd, SqueezeBERT bdp.
         made: What is made of it last, in float32: its softmax over the last axis, or each value's sigmoid.
     """
@@ -59,7 +59,7 @@ class Tap:
         return value if self.axes == "bpd" else value.transpose(0, 1) if self.axes == "pbd" else value.transpose(1, 2)
 
 
-WritePoint = Tap | str
+WritePoint = HookPoint | str
 """Where a stage can be written so that all that reads it reads what was written, or the reason why it cannot be."""
 
 
@@ -95,7 +95,7 @@ class AttentionPlan:
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """The taps of one layer, and what stands there.
+    """The hook_points of one layer, and what stands there.
 
     Attributes:
         pre_attn: The residual stream at the input of the layer.
@@ -114,25 +114,25 @@ class LayerPlan:
         weights: Names of the parameters that make such a stage, by its name.
     """
 
-    pre_attn: Tap
-    post_mlp: Tap
+    pre_attn: HookPoint
+    post_mlp: HookPoint
     attention: AttentionPlan | None = None
     cross: AttentionPlan | None = None
-    post_attn: Tap | None = None
-    post_cross: Tap | None = None
-    attn_out: Tap | None = None
-    cross_out: Tap | None = None
-    mlp_out: Tap | None = None
-    mlp_act: Tap | None = None
+    post_attn: HookPoint | None = None
+    post_cross: HookPoint | None = None
+    attn_out: HookPoint | None = None
+    cross_out: HookPoint | None = None
+    mlp_out: HookPoint | None = None
+    mlp_act: HookPoint | None = None
     mlp_last: str | None = None
     post_attn_kind: PostAttn = "stream"
     post_attn_norm: str | None = None
     post_cross_norm: str | None = None
     post_mlp_norm: str | None = None
-    found: Mapping[str, Tap] = field(default_factory=dict)
+    found: Mapping[str, HookPoint] = field(default_factory=dict)
     weights: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def taps(self) -> dict[str, Tap]:
+    def hook_points(self) -> dict[str, HookPoint]:
         """Return where each stage can be read that stands at one place, by its name."""
         named = {
             PRE_ATTN: self.pre_attn,
@@ -145,7 +145,7 @@ class LayerPlan:
             POST_MLP: self.post_mlp,
             **self.found,
         }
-        return {stage: tap for stage, tap in named.items() if tap is not None}
+        return {stage: point for stage, point in named.items() if point is not None}
 
     def has(self, part: Part) -> bool:
         """Return whether the layer has a part."""
@@ -160,19 +160,19 @@ class Stack:
     Attributes:
         side: Which.
         layers: One plan a layer, in the order of execution.
-        final: Tap of the last hidden state.
+        final: HookPoint of the last hidden state.
         final_norm: Name of the module that leads from the last layer's output to the last hidden state;
             `IDENTITY` where they are the same tensor, None where no single module does it.
         d_model: Width of the stream.
         d_mlp: Width of the MLP's hidden layer; 0 where no layer has one that could be found.
         widths: Lengths of further axes, by their name.
         missing: Stage to the reason why it cannot be had.
-        write_points: Stage and layer to where it is written, where that is not the tap that reads it.
+        write_points: Stage and layer to where it is written, where that is not the hook point that reads it.
     """
 
     side: Side
     layers: tuple[LayerPlan, ...]
-    final: Tap
+    final: HookPoint
     final_norm: str | None
     d_model: int
     d_mlp: int = 0
@@ -206,7 +206,7 @@ class Stack:
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
+class ModuleStructure:
     """The inner path of one model.
 
     Attributes:
@@ -268,11 +268,11 @@ class Anatomy:
             for stage, reason in stack.missing.items():
                 yield side, stage, reason
 
-    def with_stack(self, stack: Stack) -> "Anatomy":
-        """Return this anatomy with one of its stacks replaced."""
+    def with_stack(self, stack: Stack) -> "ModuleStructure":
+        """Return this structure with one of its stacks replaced."""
         return replace(self, stacks={**self.stacks, stack.side: stack})
 
-    def without(self, side: Side, stage: str, reason: str) -> "Anatomy":
-        """Return this anatomy without a stage that could not be proved."""
+    def without(self, side: Side, stage: str, reason: str) -> "ModuleStructure":
+        """Return this structure without a stage that could not be proved."""
         stack = self.stacks[side]
         return self.with_stack(replace(stack, missing={**stack.missing, stage: reason}))

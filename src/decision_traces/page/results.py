@@ -213,7 +213,7 @@ def race_json(run: PageRun, row: int) -> dict[str, Any]:
         "labels": table.column("label").to_pylist()[:n],
         "logits": _rounded(shaped["logit"]),
         "probs": _rounded(shaped["prob"]),
-        "python": snippets.choice_race(run, row),
+        "python": snippets.lens_by_choice(run, row),
     }
 
 

@@ -50,7 +50,7 @@ def race(run: "PageRun", row: int) -> str:
     return f"{_grid(run, row, LENS_GRID)}\ngrid['candidate_probs'][row][:, grid['positions'][row] == {place}][:, 0]"
 
 
-def choice_race(run: "PageRun", row: int) -> str:
+def lens_by_choice(run: "PageRun", row: int) -> str:
     """Return what gives the choices' logits and probabilities at every depth."""
     path = f"{ANALYSIS_OF[CHOICES_TABLE]}/{CHOICES_TABLE}"
     return (

@@ -27,11 +27,11 @@ from decision_traces.format.stages import (
 from decision_traces.model.discovery.intercept import AttentionCall, Part, Watcher, watch_attention
 from decision_traces.model.discovery.softmax import watch_softmax
 from decision_traces.model.discovery.writing import NO_PROBABILITIES
-from decision_traces.model.structure import Anatomy, AttentionPlan, LayerPlan, Stack, Tap
+from decision_traces.model.structure import AttentionPlan, HookPoint, LayerPlan, ModuleStructure, Stack
 from decision_traces.tracing.writes import LOGITS_TAP, Writes
 
 Handler = Callable[[Tensor], None]
-HookPoint = tuple[Tap, Handler]
+Hook = tuple[HookPoint, Handler]
 """A place, and what gets the tensor that is found there; for reading only."""
 
 _WATCHED: Final = frozenset({*SELF_PARTS, *CROSS_PARTS})
@@ -62,25 +62,25 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        anatomy: Anatomy,
+        structure: ModuleStructure,
         buffers: Reader,
         watcher: Watcher | None = None,
         *,
         writes: Writes | None = None,
-        beside: Iterable[HookPoint] = (),
+        beside: Iterable[Hook] = (),
     ) -> None:
         """Prepare to record.
 
         Args:
             model: The model.
-            anatomy: Where its inner path lies.
+            structure: Where its inner path lies.
             buffers: Where the copies go; what they hold decides what is recorded.
             watcher: Sees every attention call besides; what it returns takes the place of the call's output.
             writes: The edits of the pass.
             beside: Other places to read.
         """
-        self.anatomy, self.buffers, self._watcher = anatomy, buffers, watcher
-        self._writes, self._beside = writes or Writes(anatomy, {}), tuple(beside)
+        self.structure, self.buffers, self._watcher = structure, buffers, watcher
+        self._writes, self._beside = writes or Writes(structure, {}), tuple(beside)
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._n_rows = 0
         self._fired: Counter[tuple[str, int]] = Counter()
@@ -113,25 +113,25 @@ class Recorder:
 
     # -- residual stream ------------------------------------------------------------------------------------
 
-    def _taps(self) -> Iterator[HookPoint]:
-        for side, stack in self.anatomy.stacks.items():
+    def _hook_points(self) -> Iterator[Hook]:
+        for side, stack in self.structure.stacks.items():
             if site(side, EMBED) in self.buffers.names:
                 yield stack.layers[0].pre_attn, partial(self._put, site(side, EMBED), 0)
             for layer, plan in enumerate(stack.layers):
-                yield from self._layer_taps(side, layer, plan)
+                yield from self._layer_points(side, layer, plan)
             if site(side, FINAL) in self.buffers.names:
                 yield stack.final, partial(self._put, site(side, FINAL), 0)
-            if side == "dec" or len(self.anatomy.stacks) == 1:
-                yield from self._logits_tap(side)
+            if side == "dec" or len(self.structure.stacks) == 1:
+                yield from self._logits_point(side)
 
-    def _layer_taps(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[HookPoint]:
+    def _layer_points(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[Hook]:
         if (site(side, POST_ATTN), layer) in self.buffers.sites:
-            yield from self._post_attn_taps(side, layer, plan)
-        for stage, tap in plan.taps().items():
+            yield from self._post_attn_points(side, layer, plan)
+        for stage, point in plan.hook_points().items():
             if stage != POST_ATTN and (site(side, stage), layer) in self.buffers.sites:
-                yield tap, partial(self._put, site(side, stage), layer)
+                yield point, partial(self._put, site(side, stage), layer)
 
-    def _post_attn_taps(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[HookPoint]:
+    def _post_attn_points(self, side: Side, layer: int, plan: LayerPlan) -> Iterator[Hook]:
         name = site(side, POST_ATTN)
         if plan.post_attn is not None:
             yield plan.post_attn, partial(self._put, name, layer)
@@ -147,15 +147,15 @@ class Recorder:
             raise CaptureError("attention wrote before its layer began")
         return self._streams[side]
 
-    def _logits_tap(self, side: Side) -> Iterator[HookPoint]:
+    def _logits_point(self, side: Side) -> Iterator[Hook]:
         if site(side, LOGITS) in self.buffers.names:
             yield LOGITS_TAP, partial(self._put, site(side, LOGITS), 0)
 
     def _attach(self) -> Iterator[Callable[[], None]]:
-        by_place: dict[tuple[str, str], list[HookPoint]] = {}
-        reads = ((tap, partial(_read, tap, handler)) for tap, handler in (*self._taps(), *self._beside))
-        for tap, handler in (*self._writes.hooks(), *reads):
-            by_place.setdefault((tap.module, tap.side), []).append((tap, handler))
+        by_place: dict[tuple[str, str], list[Hook]] = {}
+        reads = ((point, partial(_read, point, handler)) for point, handler in (*self._hook_points(), *self._beside))
+        for point, handler in (*self._writes.hooks(), *reads):
+            by_place.setdefault((point.module, point.side), []).append((point, handler))
         for (name, side), points in by_place.items():
             hook = _Hook(self, points)
             module = self._modules[name]
@@ -168,21 +168,23 @@ class Recorder:
 
     def _watching(self) -> Iterator[AbstractContextManager[None]]:
         rewrite = self._rewrite if self._writes.of_attention else None
-        if any(not call.written_out for call in self.anatomy.calls):
+        if any(not call.written_out for call in self.structure.calls):
             yield watch_attention(self._on_attention, rewrite)
-        if self.anatomy.written_out:
-            yield watch_softmax([self._modules[name] for name in self.anatomy.written_out], self._on_attention, rewrite)
+        if self.structure.written_out:
+            yield watch_softmax(
+                [self._modules[name] for name in self.structure.written_out], self._on_attention, rewrite
+            )
 
     def _rewrite(self, _module: nn.Module, part: Part, tensor: Tensor) -> Tensor:
         """Return what the next attention call uses as its query, key or value."""
-        if self.paused or self._attended >= len(self.anatomy.calls):
+        if self.paused or self._attended >= len(self.structure.calls):
             return tensor
-        return self._writes.rewritten(self.anatomy.calls[self._attended], part, tensor)
+        return self._writes.rewritten(self.structure.calls[self._attended], part, tensor)
 
     def _on_attention(self, call: AttentionCall) -> Tensor | None:
         if self.paused:
             return None
-        at, plans = self._attended, self.anatomy.calls
+        at, plans = self._attended, self.structure.calls
         self._attended += 1
         if at >= len(plans) or self._modules[plans[at].module] is not call.module:
             raise CaptureError("the model called attention in another order than when it was probed")
@@ -229,36 +231,36 @@ class Recorder:
 class _Hook:
     """The hooks of one module, which may be called several times in one pass."""
 
-    def __init__(self, recorder: Recorder, points: list[HookPoint]) -> None:
+    def __init__(self, recorder: Recorder, points: list[Hook]) -> None:
         self._recorder, self._points, self._calls = recorder, points, 0
 
     def on_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hand the tapped arguments on."""
-        for tap, handler in self._due():
-            handler(kwargs[tap.key] if isinstance(tap.key, str) else args[tap.key or 0])
+        for point, handler in self._due():
+            handler(kwargs[point.key] if isinstance(point.key, str) else args[point.key or 0])
 
     def on_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """Hand the tapped results on."""
-        for tap, handler in self._due():
-            if isinstance(tap.key, int):  # into a tuple, or a ModelOutput, which is a dict with an order
+        for point, handler in self._due():
+            if isinstance(point.key, int):  # into a tuple, or a ModelOutput, which is a dict with an order
                 output_of = tuple(output.values()) if isinstance(output, dict) else output
-                handler(output_of[tap.key])
+                handler(output_of[point.key])
             else:
-                handler(output[tap.key] if isinstance(tap.key, str) else output)
+                handler(output[point.key] if isinstance(point.key, str) else output)
 
-    def _due(self) -> list[HookPoint]:
+    def _due(self) -> list[Hook]:
         if self._recorder.paused:
             return []
-        due = [(tap, handler) for tap, handler in self._points if tap.call == self._calls]
+        due = [(point, handler) for point, handler in self._points if point.call == self._calls]
         self._calls += 1
         return due
 
 
-def _read(tap: Tap, handler: Handler, value: Tensor) -> None:
+def _read(point: HookPoint, handler: Handler, value: Tensor) -> None:
     """Hand a tapped tensor on as (batch, position, ...), with what the model does to it next."""
-    scaled = tap.turned(value) if tap.factor == 1.0 else tap.turned(value) * tap.factor
-    if tap.made is not None:
-        scaled = scaled.float().softmax(-1) if tap.made == "softmax" else scaled.float().sigmoid()
+    scaled = point.turned(value) if point.factor == 1.0 else point.turned(value) * point.factor
+    if point.made is not None:
+        scaled = scaled.float().softmax(-1) if point.made == "softmax" else scaled.float().sigmoid()
     handler(scaled)
 
 

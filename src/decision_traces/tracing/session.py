@@ -1,6 +1,6 @@
 """A session: forward passes of a model whose stages are read and written by name.
 
-    with Session(model, find_anatomy(model, model.config.vocab_size)) as session:
+    with Session(model, find_structure(model, model.config.vocab_size)) as session:
         clean = session.run({"input_ids": ids}, read=[("dec.mlp_out", 1)])
         halved = Edit.scale(0.5, positions=3)
         changed = session.run({"input_ids": ids}, write={("dec.mlp_out", 1): halved})
@@ -23,9 +23,9 @@ from decision_traces.errors import SelectionError, UsageError
 from decision_traces.format.arrays import Side, Site, side_of, stage_of
 from decision_traces.format.stages import STAGES
 from decision_traces.model.discovery.intercept import Watcher
-from decision_traces.model.structure import Anatomy
+from decision_traces.model.structure import ModuleStructure
 from decision_traces.tracing.edits import Change, Edit, edits_of
-from decision_traces.tracing.recorder import HookPoint, Reader, Recorder
+from decision_traces.tracing.recorder import Hook, Reader, Recorder
 from decision_traces.tracing.writes import Writes, unreadable, write_point
 
 
@@ -62,12 +62,12 @@ class Session(AbstractContextManager["Session"]):
     again while it is open, and a function of an edit may run the model: hooks are there during one pass alone.
     """
 
-    def __init__(self, model: nn.Module, structure: Anatomy) -> None:
+    def __init__(self, model: nn.Module, structure: ModuleStructure) -> None:
         """Prepare.
 
         Args:
             model: The model.
-            structure: Where its stages lie (`find_anatomy`).
+            structure: Where its stages lie (`find_structure`).
         """
         self.model, self.structure = model, structure
         self._depth = 0
@@ -136,7 +136,7 @@ class Session(AbstractContextManager["Session"]):
         *,
         write: Mapping[Site, Change] | None = None,
         watch: Watcher | None = None,
-        beside: Iterable[HookPoint] = (),
+        beside: Iterable[Hook] = (),
     ) -> Iterator[None]:
         """Read and write the one forward pass that is made inside the block, however it is made.
 
@@ -213,7 +213,7 @@ class _Kept:
         self.activations[name, layer] = value.clone()
 
 
-def _tokens(inputs: Mapping[str, Any], structure: Anatomy) -> dict[Side, Tensor]:
+def _tokens(inputs: Mapping[str, Any], structure: ModuleStructure) -> dict[Side, Tensor]:
     """Return where each side has tokens, (rows, positions), where the batch says so."""
     names: dict[Side, str] = {"enc": "attention_mask", "dec": "attention_mask"}
     if len(structure.stacks) > 1:

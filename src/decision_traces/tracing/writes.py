@@ -19,7 +19,7 @@ from decision_traces.format.arrays import Site, site
 from decision_traces.format.stages import CROSS_PARTS, EMBED, FINAL, LOGITS, POST_ATTN, SELF_PARTS, STAGES
 from decision_traces.model.discovery.intercept import AttentionCall, Part
 from decision_traces.model.discovery.writing import NO_PROBABILITIES
-from decision_traces.model.structure import Anatomy, AttentionPlan, Tap, WritePoint
+from decision_traces.model.structure import AttentionPlan, HookPoint, ModuleStructure, WritePoint
 from decision_traces.tracing.edits import Edit, edited
 
 _PARTS: Final[Mapping[Part, int]] = {"query": 0, "key": 1, "value": 2}
@@ -27,32 +27,32 @@ _PROBABILITIES, _OUTPUT = 3, 4  # where they stand in SELF_PARTS and CROSS_PARTS
 _OFF: Final = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-LOGITS_TAP: Final = Tap("", "output", LOGITS, 0)
+LOGITS_TAP: Final = HookPoint("", "output", LOGITS, 0)
 
 
-def write_point(anatomy: Anatomy, at: Site) -> WritePoint | AttentionPlan:
-    """Return where a site is written: a tap, or an attention call; or the reason why it cannot be."""
-    place = _place(anatomy, at)
+def write_point(structure: ModuleStructure, at: Site) -> WritePoint | AttentionPlan:
+    """Return where a site is written: a hook point, or an attention call; or the reason why it cannot be."""
+    place = _place(structure, at)
     if at[0].endswith(f".{LOGITS}"):
         return "nothing that the model computes reads its logits"
     if isinstance(place, str):
         return place
     side, stage = at[0].split(".")
-    return anatomy.stacks[side].write_points.get((stage, at[1]), place)  # type: ignore[index]
+    return structure.stacks[side].write_points.get((stage, at[1]), place)  # type: ignore[index]
 
 
-def unreadable(anatomy: Anatomy, at: Site) -> str | None:
+def unreadable(structure: ModuleStructure, at: Site) -> str | None:
     """Return why a site cannot be read; None where it can."""
-    place = _place(anatomy, at)
+    place = _place(structure, at)
     return place if isinstance(place, str) else None
 
 
-def _place(anatomy: Anatomy, at: Site) -> WritePoint | AttentionPlan:
-    """Return the tap or the attention call of a site; or the reason why there is none."""
+def _place(structure: ModuleStructure, at: Site) -> WritePoint | AttentionPlan:
+    """Return the hook point or the attention call of a site; or the reason why there is none."""
     side, _, stage = at[0].partition(".")
-    stack, layer = anatomy.stacks.get(side), at[1]  # type: ignore[call-overload]
+    stack, layer = structure.stacks.get(side), at[1]  # type: ignore[call-overload]
     if stack is None:
-        return f"a site begins with {' or '.join(f'{known}.' for known in anatomy.stacks)} in this model"
+        return f"a site begins with {' or '.join(f'{known}.' for known in structure.stacks)} in this model"
     if stage not in STAGES:
         return f"there is no stage {stage!r}"
     last = 0 if STAGES[stage].once else stack.n_layers - 1
@@ -64,7 +64,7 @@ def _place(anatomy: Anatomy, at: Site) -> WritePoint | AttentionPlan:
     derived = plan.attn_out if plan.attention is not None else None
     calls = {**dict.fromkeys(SELF_PARTS, plan.attention), **dict.fromkeys(CROSS_PARTS, plan.cross)}
     once = {EMBED: plan.pre_attn, FINAL: stack.final, LOGITS: LOGITS_TAP}
-    found = {**once, POST_ATTN: derived, **plan.taps(), **calls}.get(stage)
+    found = {**once, POST_ATTN: derived, **plan.hook_points(), **calls}.get(stage)
     return f"layer {layer} has no such stage" if found is None else found
 
 
@@ -96,28 +96,28 @@ class Writes:
     """The edits of one forward pass."""
 
     def __init__(
-        self, anatomy: Anatomy, edits: Mapping[Site, tuple[Edit, ...]], kept: frozenset[int] = frozenset()
+        self, structure: ModuleStructure, edits: Mapping[Site, tuple[Edit, ...]], kept: frozenset[int] = frozenset()
     ) -> None:
         """Prepare.
 
         Args:
-            anatomy: Where the stages lie.
+            structure: Where the stages lie.
             edits: What is done to each site.
             kept: Addresses of memory that no write may touch: the weights'.
 
         Raises:
             WriteError: A site cannot be written; the message names the reason.
         """
-        self._taps: list[tuple[Tap, Write]] = []
+        self._hook_points: list[tuple[HookPoint, Write]] = []
         self._calls: dict[Site, Write] = {}
         self.edits, self._kept, self._n_rows = edits, kept, 0
         self._written: Counter[Site] = Counter()
         for at, changes in edits.items():
-            point, write = write_point(anatomy, at), Write(at, changes)
+            point, write = write_point(structure, at), Write(at, changes)
             if isinstance(point, str):
                 raise WriteError(f"{write.words} cannot be written: {point}.")
-            if isinstance(point, Tap):
-                self._taps.append((point, write))
+            if isinstance(point, HookPoint):
+                self._hook_points.append((point, write))
             else:
                 self._calls[at] = write
 
@@ -137,26 +137,26 @@ class Writes:
         Raises:
             WriteError: One was not.
         """
-        for write in (*(write for _, write in self._taps), *self._calls.values()):
+        for write in (*(write for _, write in self._hook_points), *self._calls.values()):
             times = self._written[write.at]
             if times != 1:
                 raise WriteError(f"{write.words} was written {times} times in one forward pass, not once.")
 
     # -- in memory -------------------------------------------------------------------------------------------
 
-    def hooks(self) -> Iterator[tuple[Tap, partial[None]]]:
-        """Yield the taps of writes and what is to be done with the tensor that is found there."""
-        for tap, write in self._taps:
-            yield tap, partial(self._overwrite, tap, write)
+    def hooks(self) -> Iterator[tuple[HookPoint, partial[None]]]:
+        """Yield the hook_points of writes and what is to be done with the tensor that is found there."""
+        for point, write in self._hook_points:
+            yield point, partial(self._overwrite, point, write)
 
-    def _overwrite(self, tap: Tap, write: Write, raw: Tensor) -> None:
+    def _overwrite(self, point: HookPoint, write: Write, raw: Tensor) -> None:
         self._written[write.at] += 1
         self._require_own_memory(raw, write)
-        here = tap.turned(raw if raw.dim() > 2 else raw.view(self._n_rows, -1, raw.shape[-1]))
-        now = here if tap.factor == 1.0 else here * tap.factor
+        here = point.turned(raw if raw.dim() > 2 else raw.view(self._n_rows, -1, raw.shape[-1]))
+        now = here if point.factor == 1.0 else here * point.factor
         new = write.of(now, self._n_rows)
-        if tap.factor != 1.0:
-            new = torch.where(new == now, here, new / tap.factor)
+        if point.factor != 1.0:
+            new = torch.where(new == now, here, new / point.factor)
         here.copy_(new)
 
     def _require_own_memory(self, raw: Tensor, write: Write) -> None:

@@ -29,13 +29,13 @@ from decision_traces.format.analyses import (
 from decision_traces.store import TraceStore
 from decision_traces.viz import comparison_tables
 from decision_traces.viz.attributions import save_attribution
+from decision_traces.viz.by_choice import save_lens_by_choice
 from decision_traces.viz.comparisons import save_forest
 from decision_traces.viz.head_maps import save_head_maps
 from decision_traces.viz.probes import save_probe
-from decision_traces.viz.races import save_race
 from decision_traces.viz.reliability import save_reliability
 from decision_traces.viz.style import run_title
-from decision_traces.viz.tables import attribution_table, decision_table, head_table, lens_table, race_table
+from decision_traces.viz.tables import attribution_table, decision_table, head_table, lens_by_choice_table, lens_table
 from decision_traces.viz.trajectories import save_trajectories
 
 _HEADS_SHOWN: Final = 12
@@ -69,7 +69,7 @@ def _(result: LensResult, _options: object) -> Iterator[Shown]:
     if result.lenses:
         yield lens_table(result.lenses)
     if result.choices is not None:
-        yield race_table(result.choices)
+        yield lens_by_choice_table(result.choices)
     seen = result.choices or result.lenses[0]
     yield decision_table(seen, result.depth)
     what, error = ("lens", result.lenses[0].model_error) if result.lenses else ("race", seen.model_error)
@@ -80,7 +80,7 @@ def _(result: LensResult, _options: object) -> Iterator[Shown]:
 def _(result: LensResult, store: TraceStore, folder: Path) -> None:
     if result.choices is not None:
         title = run_title("The race between the answers", store.meta)
-        save_race(result.choices, folder / CHOICES_PICTURE, title)
+        save_lens_by_choice(result.choices, folder / CHOICES_PICTURE, title)
     if result.lenses:
         title = f"{run_title('Logit lens', store.meta)}, {store.n} examples"
         save_trajectories(result.lenses[0], result.depth, folder / LENS_PICTURE, title)

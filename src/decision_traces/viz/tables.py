@@ -8,7 +8,7 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from decision_traces.analysis.results import Attribution, ChoiceRace, DecisionDepth, LensTrajectories
+from decision_traces.analysis.results import Attribution, DecisionDepth, LensByChoice, LensTrajectories
 from decision_traces.printable import printable
 from decision_traces.viz.groups import grouped
 
@@ -23,15 +23,15 @@ def _new_table(title: str, *headings: str) -> Table:
     return table
 
 
-def decision_table(seen: LensTrajectories | ChoiceRace, depth: DecisionDepth) -> Table:
+def decision_table(seen: LensTrajectories | LensByChoice, depth: DecisionDepth) -> Table:
     """Return how right and wrong predictions differ: certainty, and when they were made.
 
     Args:
-        seen: The lens, for certainty over the vocabulary; the race, for that among the answers.
+        seen: The lens, for certainty over the vocabulary; the by_choice, for that among the answers.
         depth: The decisions.
     """
     frame = depth.to_frame().assign(**_certainty(seen))
-    among = " among the answers" if isinstance(seen, ChoiceRace) else ""
+    among = " among the answers" if isinstance(seen, LensByChoice) else ""
     table = _new_table(
         f"Right against wrong predictions{among} (means)",
         "predictions", "share", "prob. of predicted", "prob. of actual", "entropy (nats)",
@@ -44,7 +44,7 @@ def decision_table(seen: LensTrajectories | ChoiceRace, depth: DecisionDepth) ->
     return table
 
 
-def _certainty(seen: LensTrajectories | ChoiceRace) -> dict[str, np.ndarray]:
+def _certainty(seen: LensTrajectories | LensByChoice) -> dict[str, np.ndarray]:
     """Return what the model is sure of in the end."""
     if isinstance(seen, LensTrajectories):
         return {"entropy": seen.entropy[:, -1], "pred_prob": seen.pred.prob[:, -1], "true_prob": seen.true.prob[:, -1]}
@@ -118,20 +118,20 @@ def _state(lens: LensTrajectories, index: int) -> list[str]:
     ]  # fmt: skip
 
 
-def race_table(race: ChoiceRace) -> Table:
+def lens_by_choice_table(by_choice: LensByChoice) -> Table:
     """Return who leads among the answers after each layer, over all questions."""
     table = _new_table(
         "If the model ended here, among the answers",
         "after", "answers as in the end", "right", "prob. of the answer given", "prob. of the right answer",
     )  # fmt: skip
-    every, leader, known = np.arange(len(race.pred_idx)), race.logits.argmax(2), race.known
-    given = race.probs[every, :, race.pred_idx]
-    for depth in range(race.n_layers + 1):
+    every, leader, known = np.arange(len(by_choice.pred_idx)), by_choice.logits.argmax(2), by_choice.known
+    given = by_choice.probs[every, :, by_choice.pred_idx]
+    for depth in range(by_choice.n_layers + 1):
         right, true = _NONE, _NONE
         if known.any():
-            right = f"{(leader[:, depth] == race.correct_idx)[known].mean():.1%}"
-            true = f"{race.probs[every, depth, race.correct_idx][known].mean():.3f}"
-        same = f"{(leader[:, depth] == race.pred_idx).mean():.1%}"
+            right = f"{(leader[:, depth] == by_choice.correct_idx)[known].mean():.1%}"
+            true = f"{by_choice.probs[every, depth, by_choice.correct_idx][known].mean():.3f}"
+        same = f"{(leader[:, depth] == by_choice.pred_idx).mean():.1%}"
         table.add_row(_place(float(depth), "hidden"), same, right, f"{given[:, depth].mean():.3f}", true)
     return table
 

@@ -25,14 +25,14 @@ from decision_traces.errors import ModelError, UnsupportedArchitecture
 from decision_traces.format.arrays import site
 from decision_traces.format.stages import EMBED, FINAL, POST_ATTN, POST_MLP
 from decision_traces.model.choice_head import ChoiceHead, choice_head
-from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import IDENTITY, Anatomy, Tap
+from decision_traces.model.structure import IDENTITY, HookPoint, ModuleStructure
 from decision_traces.store import TraceStore
 from decision_traces.tokens import Encoding, encode_pairs, make_batch, pad_id
 from decision_traces.tracing.buffers import BatchBuffers
 from decision_traces.tracing.forward import all_logits
-from decision_traces.tracing.recorder import HookPoint, sites_of_stack
+from decision_traces.tracing.recorder import Hook, sites_of_stack
 from decision_traces.tracing.self_check.evidence import stack_dims
 from decision_traces.tracing.session import Session
 
@@ -91,8 +91,8 @@ def choice_parts(store: TraceStore, loaded: LoadedModel, *, progress: Progress |
         UsageError, UnsupportedArchitecture: See `encoder_attribution`.
     """
     need_choices(store)
-    anatomy = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
-    splitter = _Splitter(loaded, anatomy, choice_head(loaded, anatomy), *_norms(loaded, anatomy))
+    structure = find_structure(loaded.model, loaded.vocab_size, loaded.task)
+    splitter = _Splitter(loaded, structure, choice_head(loaded, structure), *_norms(loaded, structure))
     found = []
     for start in range(0, store.n, _ROWS_AT_ONCE):
         rows = range(start, min(start + _ROWS_AT_ONCE, store.n))
@@ -124,15 +124,17 @@ def _encodings(store: TraceStore, loaded: LoadedModel, rows: range) -> Iterator[
         yield pairs if loaded.takes_types else [replace(pair, type_ids=None) for pair in pairs]
 
 
-def _norms(loaded: LoadedModel, anatomy: Anatomy) -> tuple[tuple[FrozenNorm, ...], tuple[FrozenNorm, ...], FrozenNorm]:
+def _norms(
+    loaded: LoadedModel, structure: ModuleStructure
+) -> tuple[tuple[FrozenNorm, ...], tuple[FrozenNorm, ...], FrozenNorm]:
     """Return the norms behind attention and MLP of each layer, and the last; `no norm` where there is none."""
 
     def frozen(name: str | None) -> FrozenNorm:
         known = name is not None and name != IDENTITY
-        return freeze(loaded.model.get_submodule(str(name)) if known else None, anatomy.d_model, name)
+        return freeze(loaded.model.get_submodule(str(name)) if known else None, structure.d_model, name)
 
-    attention = tuple(frozen(plan.post_attn_norm) for plan in anatomy.layers)
-    return attention, tuple(frozen(plan.post_mlp_norm) for plan in anatomy.layers), frozen(anatomy.final_norm)
+    attention = tuple(frozen(plan.post_attn_norm) for plan in structure.layers)
+    return attention, tuple(frozen(plan.post_mlp_norm) for plan in structure.layers), frozen(structure.final_norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class _Splitter:
     """Splits the scores of choices."""
 
     loaded: LoadedModel
-    anatomy: Anatomy
+    structure: ModuleStructure
     head: ChoiceHead
     attn_norms: tuple[FrozenNorm, ...]
     mlp_norms: tuple[FrozenNorm, ...]
@@ -150,13 +152,13 @@ class _Splitter:
         """Run the model on some choices and go back from the head to the embedding."""
         pad = pad_id(self.loaded.tokenizer, self.loaded.embedded)
         batch = make_batch(range(len(encodings)), encodings, pad)
-        stack = self.anatomy.stacks["enc"]
+        stack = self.structure.stacks["enc"]
         dims = stack_dims(stack, len(encodings), batch.input_ids.shape[1])
         buffers = BatchBuffers(sites_of_stack("enc", stack, _SITES), {"enc": dims}, "float32")
         buffers.start({"enc": batch.lengths})
-        sums, taps = self._summed()
-        session = Session(self.loaded.model, self.anatomy)
-        with torch.inference_mode(), session.forward_pass(buffers, beside=taps):
+        sums, hook_points = self._summed()
+        session = Session(self.loaded.model, self.structure)
+        with torch.inference_mode(), session.forward_pass(buffers, beside=hook_points):
             scores = all_logits(self.loaded.model, batch, self.loaded.device, self.loaded.task)[:, 0]
         final = buffers.stack(site("enc", FINAL))[0]
         slopes = self.head.slopes(final, batch.attention_mask).cpu()
@@ -168,18 +170,18 @@ class _Splitter:
         first = {stage: buffers.stack(site("enc", stage))[:, :, 0].double().numpy() for stage in _SITES}
         return self._back(first, sums, slopes[:, 0].double().numpy(), scores.double().cpu().numpy())
 
-    def _summed(self) -> tuple[dict[str, list[Tensor]], list[HookPoint]]:
+    def _summed(self) -> tuple[dict[str, list[Tensor]], list[Hook]]:
         """Return room for what goes into every norm between the layers, at the first token, and what fills it.
 
         A norm that several layers share is called several times: its sums stand in the order of the calls.
         """
-        names = [name for p in self.anatomy.layers for name in (p.post_attn_norm, p.post_mlp_norm) if name]
+        names = [name for p in self.structure.layers for name in (p.post_attn_norm, p.post_mlp_norm) if name]
         sums: dict[str, list[Tensor]] = {name: [] for name in names}
         calls = [(name, names[:number].count(name)) for number, name in enumerate(names)]
-        taps: list[HookPoint] = [
-            (Tap(name, "input", 0, call), partial(_keep_first, sums[name])) for name, call in calls
+        hook_points: list[Hook] = [
+            (HookPoint(name, "input", 0, call), partial(_keep_first, sums[name])) for name, call in calls
         ]
-        return sums, taps
+        return sums, hook_points
 
     def _back(
         self,
@@ -189,13 +191,13 @@ class _Splitter:
         scores: Float64[np.ndarray, " m"],
     ) -> ChoiceParts:
         """Follow the head's slope back through the frozen norms, and project on it what each part wrote."""
-        n_layers, after, before = self.anatomy.n_layers, first[POST_MLP], first[EMBED][0]
+        n_layers, after, before = self.structure.n_layers, first[POST_MLP], first[EMBED][0]
         constant = scores - (slope * first[FINAL][0]).sum(1)
         direction, bias = _through(self.final_norm, slope, after[-1])
         constant += bias
         writes: dict[str, list[np.ndarray]] = {"attn": [], "mlp": []}
         for layer in reversed(range(n_layers)):
-            plan, middle = self.anatomy.layers[layer], first[POST_ATTN][layer]
+            plan, middle = self.structure.layers[layer], first[POST_ATTN][layer]
             start = after[layer - 1] if layer else before
             norms = (self.mlp_norms[layer], plan.post_mlp_norm), (self.attn_norms[layer], plan.post_attn_norm)
             for part, (norm, name), source, end in zip(

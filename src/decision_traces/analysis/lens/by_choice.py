@@ -7,14 +7,14 @@ from decision_traces.analysis.decisions import decisions_of
 from decision_traces.analysis.lens.logit_lens import checked_error, probability_error
 from decision_traces.analysis.lens.unembedding import Unembedding, as_numpy
 from decision_traces.analysis.progress import Progress
-from decision_traces.analysis.results import ChoiceRace
+from decision_traces.analysis.results import LensByChoice
 from decision_traces.analysis.rounding import resolution
 from decision_traces.analysis.states import parts, path_of
 from decision_traces.errors import UsageError
 from decision_traces.store import TraceStore
 
 
-def choice_race(store: TraceStore, unembedding: Unembedding, *, progress: Progress | None = None) -> ChoiceRace:
+def lens_by_choice(store: TraceStore, unembedding: Unembedding, *, progress: Progress | None = None) -> LensByChoice:
     """Read at every depth how far each answer is ahead, as if the model ended there.
 
     Method: the logit lens (nostalgebraist 2020) on the tokens of the answers alone; probabilities are the softmax
@@ -43,7 +43,7 @@ def choice_race(store: TraceStore, unembedding: Unembedding, *, progress: Progre
             progress(part.rows.stop, store.n)
     logits = np.concatenate(looked)
     probs = torch.softmax(torch.from_numpy(logits), dim=2).numpy()
-    return ChoiceRace(
+    return LensByChoice(
         example_id=decisions.example_id,
         labels=choices.labels,
         logits=logits,

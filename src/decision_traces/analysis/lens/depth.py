@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Int
 
-from decision_traces.analysis.results import ChoiceRace, DecisionDepth, LensTrajectories
+from decision_traces.analysis.results import DecisionDepth, LensByChoice, LensTrajectories
 from decision_traces.errors import UsageError
 
 
@@ -12,7 +12,7 @@ def decision_depth(lens: LensTrajectories) -> DecisionDepth:
 
     The measure follows the "first layer where the prediction no longer changes" of early-exit work
     (Schuster et al. 2022, Confident Adaptive Language Modeling), read through the logit lens. On top means: of
-    the whole vocabulary; for answers to a question see `race_depth`.
+    the whole vocabulary; for answers to a question see `depth_by_choice`.
 
     Args:
         lens: The trajectories of the stage "hidden", from the embedding to the end of the model.
@@ -36,26 +36,26 @@ def decision_depth(lens: LensTrajectories) -> DecisionDepth:
     )
 
 
-def race_depth(race: ChoiceRace) -> DecisionDepth:
+def depth_by_choice(by_choice: LensByChoice) -> DecisionDepth:
     """Return when the answer given was ahead of all others for good, and the right one ahead of its strongest rival.
 
     The rival is the strongest other answer at the end, as for `Decisions`.
     """
-    every, leader = np.arange(len(race.example_id)), race.logits.argmax(2)
-    true = race.logits[every, :, np.maximum(race.correct_idx, 0)]
-    others = race.logits[:, -1].copy()
-    others[every, np.maximum(race.correct_idx, 0)] = -np.inf
-    rival = race.logits[every, :, others.argmax(1)]
-    ahead_from, lead_changes = _lead(true > rival, race.known)
+    every, leader = np.arange(len(by_choice.example_id)), by_choice.logits.argmax(2)
+    true = by_choice.logits[every, :, np.maximum(by_choice.correct_idx, 0)]
+    others = by_choice.logits[:, -1].copy()
+    others[every, np.maximum(by_choice.correct_idx, 0)] = -np.inf
+    rival = by_choice.logits[every, :, others.argmax(1)]
+    ahead_from, lead_changes = _lead(true > rival, by_choice.known)
     return DecisionDepth(
-        example_id=race.example_id,
-        correct=race.is_correct,
-        known=race.known,
+        example_id=by_choice.example_id,
+        correct=by_choice.is_correct,
+        known=by_choice.known,
         stable_from=_last_change(leader),
         flips=_changes(leader),
         ahead_from=ahead_from,
         lead_changes=lead_changes,
-        n_layers=race.n_layers,
+        n_layers=by_choice.n_layers,
     )
 
 

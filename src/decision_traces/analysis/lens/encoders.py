@@ -12,12 +12,12 @@ from decision_traces.analysis.lens.logit_lens import checked_error, probability_
 from decision_traces.analysis.lens.unembedding import load_run_model
 from decision_traces.analysis.progress import Progress
 from decision_traces.analysis.requirements import need_choice_states
-from decision_traces.analysis.results import ChoiceRace
+from decision_traces.analysis.results import LensByChoice
 from decision_traces.analysis.rounding import resolution
 from decision_traces.format.arrays import UNEMBED_DIR
 from decision_traces.format.stages import DEPTH, EXAMPLE
 from decision_traces.model.choice_head import ChoiceHead, choice_head, holds_choice_head, load_choice_head
-from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_structure
 from decision_traces.store import TraceStore
 
 # Bytes of hidden states of one depth at a time.
@@ -42,10 +42,10 @@ def load_head(
     if model_path is None and holds_choice_head(folder):
         return load_choice_head(folder)
     loaded = load_run_model(store, model_path, device, trust_remote_code=trust_remote_code)
-    return choice_head(loaded, find_anatomy(loaded.model, loaded.vocab_size, loaded.task))
+    return choice_head(loaded, find_structure(loaded.model, loaded.vocab_size, loaded.task))
 
 
-def encoder_race(store: TraceStore, head: ChoiceHead, *, progress: Progress | None = None) -> ChoiceRace:
+def encoder_lens_by_choice(store: TraceStore, head: ChoiceHead, *, progress: Progress | None = None) -> LensByChoice:
     """Score the choices at every depth as if the encoder ended there.
 
     Method: the logit lens (nostalgebraist 2020) with the classification head in place of the unembedding; the head
@@ -72,7 +72,7 @@ def encoder_race(store: TraceStore, head: ChoiceHead, *, progress: Progress | No
     stored = np.stack(list(tokens["choice_probs"])).astype(np.float32)
     correct_idx = tokens["label_idx"].to_numpy(dtype=np.int32)
     pred_idx = tokens["pred_idx"].to_numpy(dtype=np.int32)
-    return ChoiceRace(
+    return LensByChoice(
         example_id=tuple(tokens["example_id"]),
         labels=tuple(tuple(labels) for labels in tokens["choice_labels"]),
         logits=logits,

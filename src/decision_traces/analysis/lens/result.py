@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from decision_traces.analysis.results import ChoiceRace, DecisionDepth, LensTrajectories
+from decision_traces.analysis.results import DecisionDepth, LensByChoice, LensTrajectories
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class LensResult:
     """
 
     lenses: tuple[LensTrajectories, ...]
-    choices: ChoiceRace | None
+    choices: LensByChoice | None
     depth: DecisionDepth
     several: bool = False
     notes: tuple[str, ...] = ()

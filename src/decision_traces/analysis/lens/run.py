@@ -4,9 +4,9 @@ from pathlib import Path
 
 from decision_traces.analysis.decisions import text_note
 from decision_traces.analysis.grids import write_words
-from decision_traces.analysis.lens.by_choice import choice_race
-from decision_traces.analysis.lens.depth import decision_depth, race_depth
-from decision_traces.analysis.lens.encoders import encoder_race, load_head
+from decision_traces.analysis.lens.by_choice import lens_by_choice
+from decision_traces.analysis.lens.depth import decision_depth, depth_by_choice
+from decision_traces.analysis.lens.encoders import encoder_lens_by_choice, load_head
 from decision_traces.analysis.lens.grid import lens_and_grid
 from decision_traces.analysis.lens.logit_lens import logit_lens
 from decision_traces.analysis.lens.result import LensResult
@@ -31,7 +31,7 @@ def run(store: TraceStore, options: LensOptions, counting: Counting, *, page: Pa
         page: Folder for what the page draws, of decoders: every place at every depth.
 
     Raises:
-        TraceError: See `logit_lens`, `choice_race` and `encoder_race`.
+        TraceError: See `logit_lens`, `lens_by_choice` and `encoder_lens_by_choice`.
     """
     if store.task.reads_choices:
         return _of_choices(store, options, counting)
@@ -45,8 +45,8 @@ def run(store: TraceStore, options: LensOptions, counting: Counting, *, page: Pa
     )
     written = any(store.has(f"{side}_res_post_attn") for side in ("dec", "enc"))  # the others are states of `hidden`
     middle = (_look(store, unembedding, "post_attn", options, counting),) if written else ()
-    choices = choice_race(store, unembedding) if store.task.choices else None
-    depth = decision_depth(hidden) if choices is None else race_depth(choices)
+    choices = lens_by_choice(store, unembedding) if store.task.choices else None
+    depth = decision_depth(hidden) if choices is None else depth_by_choice(choices)
     note = text_note(store)
     return LensResult((hidden, *middle), choices, depth, several, () if note is None else (note,))
 
@@ -64,8 +64,8 @@ def write(result: LensResult, folder: Path) -> None:
 def _of_choices(store: TraceStore, options: LensOptions, counting: Counting) -> LensResult:
     head = load_head(store, options.model_path, options.device, trust_remote_code=options.trust_remote_code)
     with counting("choices") as progress:
-        choices = encoder_race(store, head, progress=progress)
-    return LensResult((), choices, race_depth(choices))
+        choices = encoder_lens_by_choice(store, head, progress=progress)
+    return LensResult((), choices, depth_by_choice(choices))
 
 
 def _look(

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from decision_traces.analysis.lens.by_choice import choice_race
-from decision_traces.analysis.lens.depth import decision_depth, race_depth
-from decision_traces.analysis.lens.encoders import encoder_race, load_head
+from decision_traces.analysis.lens.by_choice import lens_by_choice
+from decision_traces.analysis.lens.depth import decision_depth, depth_by_choice
+from decision_traces.analysis.lens.encoders import encoder_lens_by_choice, load_head
 from decision_traces.analysis.lens.logit_lens import logit_lens
 from decision_traces.analysis.lens.unembedding import load_unembedding
 from decision_traces.analysis.requirements import need_choice_states
@@ -26,14 +26,14 @@ def run_depth(
         trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
 
     Raises:
-        TraceError: See `decision_depth`, `choice_race` and `encoder_race`.
+        TraceError: See `decision_depth`, `lens_by_choice` and `encoder_lens_by_choice`.
     """
     if store.task.reads_choices:
         need_choice_states(store)
-        return race_depth(
-            encoder_race(store, load_head(store, model_path, device, trust_remote_code=trust_remote_code))
+        return depth_by_choice(
+            encoder_lens_by_choice(store, load_head(store, model_path, device, trust_remote_code=trust_remote_code))
         )
     unembedding = load_unembedding(store, model_path, device, trust_remote_code=trust_remote_code)
     if store.task.choices:
-        return race_depth(choice_race(store, unembedding))
+        return depth_by_choice(lens_by_choice(store, unembedding))
     return decision_depth(logit_lens(store, unembedding))

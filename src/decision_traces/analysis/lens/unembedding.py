@@ -23,7 +23,7 @@ from decision_traces.folders.plain import PlainFolder, refuse_strange_inside
 from decision_traces.format.arrays import UNEMBED_DIR, UNEMBED_FILE, Task
 from decision_traces.format.meta import RunMeta
 from decision_traces.model.digest import weights_digest
-from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.in_memory import loaded_from_memory, recall
 from decision_traces.model.load import (
     DEMO_MODEL,
@@ -159,14 +159,14 @@ def of_model(loaded: LoadedModel, final_norm: str | None, *, logits_are_unembedd
     norm = None if final_norm in {None, IDENTITY} else loaded.model.get_submodule(str(final_norm))
     if logits_are_unembedded and final_norm is not None:
         return Unembedding(norm, loaded.model.get_output_embeddings())  # type: ignore[operator]
-    anatomy = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
-    head = own_head(loaded, anatomy) if anatomy.logits is None else loaded.model.get_output_embeddings()  # type: ignore[operator]
+    structure = find_structure(loaded.model, loaded.vocab_size, loaded.task)
+    head = own_head(loaded, structure) if structure.logits is None else loaded.model.get_output_embeddings()  # type: ignore[operator]
     if final_norm is None or head is None:
         raise UnsupportedArchitecture(
             f"{type(loaded.model).__name__} has no single final norm, or no head that states can be put in front of: "
             "there is no lens for it, and its logits cannot be split up."
         )
-    return Unembedding(norm, head, anatomy.logits or _AS_IT_IS)
+    return Unembedding(norm, head, structure.logits or _AS_IT_IS)
 
 
 def of_run(store: TraceStore, loaded: LoadedModel) -> Unembedding:

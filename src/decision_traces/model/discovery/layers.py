@@ -15,7 +15,7 @@ from decision_traces.format.arrays import Side, Task
 from decision_traces.format.heads import HEADS
 from decision_traces.model.discovery.dataflow import AttentionNode, Dataflow, ModuleCall
 from decision_traces.model.discovery.stream import Refused, Step, Stream
-from decision_traces.model.structure import AttentionPlan, Tap
+from decision_traces.model.structure import AttentionPlan, HookPoint
 
 
 @dataclass(slots=True)
@@ -34,8 +34,8 @@ class Layer:
     name: str
     source: int
     result: int
-    pre: Tap
-    post: Tap
+    pre: HookPoint
+    post: HookPoint
     inside: Sequence[ModuleCall]
     span: tuple[int, int]
     attention: list[AttentionNode] = field(default_factory=list)
@@ -123,8 +123,8 @@ class LayerFinder:
             call.name,
             in_node,
             out_node,
-            stream.tap(call, "input", in_key),
-            stream.tap(call, "output", out_key),
+            stream.point(call, "input", in_key),
+            stream.point(call, "output", out_key),
             self.flow.module_calls[index + 1 : call.end],
             (index, call.end),
         )

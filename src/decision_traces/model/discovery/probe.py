@@ -1,4 +1,4 @@
-"""Finding a model's anatomy by probing: one recorded forward pass, and reasoning about it. No family names.
+"""Finding a model's structure by probing: one recorded forward pass, and reasoning about it. No family names.
 
 1. Every attention call belongs to the item of the outermost `ModuleList` it happened in: the layer. The other items of
    that list are layers too, without attention (hybrid models).
@@ -44,17 +44,17 @@ from decision_traces.model.discovery.writing import with_write_points
 from decision_traces.model.logit_map import LogitMap, find_logit_map
 from decision_traces.model.structure import (
     IDENTITY,
-    Anatomy,
     AttentionPlan,
+    HookPoint,
     LayerPlan,
+    ModuleStructure,
     Stack,
-    Tap,
 )
 from decision_traces.model.task import probe_inputs
 
 
-def find_anatomy(model: nn.Module, vocab_size: int, task: Task = "causal") -> Anatomy:
-    """Probe a model and return its anatomy.
+def find_structure(model: nn.Module, vocab_size: int, task: Task = "causal") -> ModuleStructure:
+    """Probe a model and return its structure.
 
     Args:
         model: A transformers model with the head of its task, in eval mode.
@@ -64,14 +64,14 @@ def find_anatomy(model: nn.Module, vocab_size: int, task: Task = "causal") -> An
     Raises:
         UnsupportedArchitecture: The layers or their stream could not be found; the message says which and why.
     """
-    return find_anatomy_on(model, probe_inputs(task, vocab_size, next(model.parameters()).device), task)
+    return find_structure_on(model, probe_inputs(task, vocab_size, next(model.parameters()).device), task)
 
 
-def find_anatomy_on(model: nn.Module, inputs: Mapping[str, Any], task: Task) -> Anatomy:
-    """As `find_anatomy`, on given arguments of the model's forward; two rows without padding."""
+def find_structure_on(model: nn.Module, inputs: Mapping[str, Any], task: Task) -> ModuleStructure:
+    """As `find_structure`, on given arguments of the model's forward; two rows without padding."""
     flow = record_forward(model, inputs)
     try:
-        return _Finder(model, flow, inputs, task).anatomy()
+        return _Finder(model, flow, inputs, task).structure()
     except Refused as reason:
         raise UnsupportedArchitecture(
             f"{type(model).__name__} is not understood: {reason}. "
@@ -80,7 +80,7 @@ def find_anatomy_on(model: nn.Module, inputs: Mapping[str, Any], task: Task) -> 
 
 
 class _Finder:
-    """The reasoning of `find_anatomy` over one record."""
+    """The reasoning of `find_structure` over one record."""
 
     def __init__(self, model: nn.Module, flow: Dataflow, inputs: Mapping[str, Any], task: Task) -> None:
         self.model, self.flow, self.inputs, self.task = model, flow, inputs, task
@@ -88,14 +88,14 @@ class _Finder:
         lengths = {k: v.shape[-1] for k, v in inputs.items() if isinstance(v, Tensor)}
         self.layers = LayerFinder(model, flow, lengths, task)
 
-    def anatomy(self) -> Anatomy:
+    def structure(self) -> ModuleStructure:
         sides = self.layers.sides()
         stacks = {side: _StackFinder(self, side, sides).stack() for side in sides}
         calls = self._calls(stacks, sides)
         main = stacks.get("dec") or stacks["enc"]
         logits = self._logits(main.final)
         stacks = with_write_points(self.model, self.inputs, self.layers, stacks, calls)
-        return Anatomy(stacks, calls, logits)
+        return ModuleStructure(stacks, calls, logits)
 
     def _calls(self, stacks: Mapping[Side, Stack], sides: Mapping[Side, Sequence[Layer]]) -> tuple[AttentionPlan, ...]:
         """Return the plans of all attention calls in the order in which they happen."""
@@ -110,7 +110,7 @@ class _Finder:
 
     # -- the end --------------------------------------------------------------------------------------------
 
-    def _logits(self, final: Tap) -> LogitMap | None:
+    def _logits(self, final: HookPoint) -> LogitMap | None:
         """Return what leads from the last hidden state to the logits, None where it is more than the output embedding.
 
         A transform in front of it (BERT's head) is more; a factor in front, or what `LogitMap` knows behind, is not.
@@ -245,12 +245,12 @@ class _StackFinder:
         )
         return 0
 
-    def _width(self, tap: Tap | None) -> int | None:
-        if tap is None:
+    def _width(self, point: HookPoint | None) -> int | None:
+        if point is None:
             return None
-        call = next(c for c in self.flow.module_calls if c.name == tap.module)
-        shape = call.shapes[call.inputs[tap.key]]  # type: ignore[index]
-        return int(dict(zip(tap.axes, shape, strict=True))["d"]) if len(shape) == 3 else int(shape[-1])
+        call = next(c for c in self.flow.module_calls if c.name == point.module)
+        shape = call.shapes[call.inputs[point.key]]  # type: ignore[index]
+        return int(dict(zip(point.axes, shape, strict=True))["d"]) if len(shape) == 3 else int(shape[-1])
 
     def _with_routers(self, plans: list[LayerPlan]) -> tuple[list[LayerPlan], dict[str, int]]:
         try:
@@ -261,8 +261,8 @@ class _StackFinder:
 
     # -- the end --------------------------------------------------------------------------------------------
 
-    def _final(self, d_model: int) -> tuple[Tap, str | None]:
-        """Return the tap of the last hidden state, and the name of the norm in front of it."""
+    def _final(self, d_model: int) -> tuple[HookPoint, str | None]:
+        """Return the hook point of the last hidden state, and the name of the norm in front of it."""
         before = self.flow.root(self.layers[-1].result)
         around = self._around()
         for call in around:
@@ -270,13 +270,13 @@ class _StackFinder:
                 shape = call.shapes[node]
                 if len(shape) != 3:
                     continue
-                tap = self.stream.tap(call, "output", key)
-                sizes = dict(zip(tap.axes, shape, strict=True))
+                point = self.stream.point(call, "output", key)
+                sizes = dict(zip(point.axes, shape, strict=True))
                 if (sizes["b"], sizes["p"], sizes["d"]) != (2, self.n_positions, d_model):
                     continue
                 after = self.flow.root(node)
                 if before in self.flow.ancestors(after, stop=before):
-                    return tap, IDENTITY if before == after else self._norm(before, after)
+                    return point, IDENTITY if before == after else self._norm(before, after)
         logits = {self.flow.root(n) for c in self.flow.module_calls if not c.name for n in c.outputs.values()}
         for call in self.flow.module_calls[self.layers[-1].span[1] :]:
             is_head = logits & set(map(self.flow.root, call.outputs.values()))
@@ -347,7 +347,7 @@ class _Halves:
             return plan  # nothing tells its mixer (of whatever kind) from its MLP
         return self._with_mlp(plan, after[0], after[0].writes) if len(after) == 1 else plan
 
-    def _state(self, plan: LayerPlan, state: int) -> Tap:
+    def _state(self, plan: LayerPlan, state: int) -> HookPoint:
         if state == self.steps[-1].after:
             return plan.post_mlp
         return self.stream.reader_of(self.inside, state)
@@ -376,16 +376,16 @@ class _Halves:
             post_attn_norm=None if others else step.norm,
         ), others
 
-    def _output(self, step: Step, terms: Sequence[int]) -> Tap | None:
+    def _output(self, step: Step, terms: Sequence[int]) -> HookPoint | None:
         total = self.stream.total_of(step, self.inside)
         write = self.stream.whole_write(step, terms, total)
         return None if write is None else self.stream.output_of(self.inside, write)
 
     def _with_mlp(self, plan: LayerPlan, step: Step, terms: Sequence[int]) -> LayerPlan:
-        tap = self._output(step, terms)
-        if tap is None:
+        point = self._output(step, terms)
+        if point is None:
             return plan
-        plan = replace(plan, mlp_out=tap)
+        plan = replace(plan, mlp_out=point)
         if len(terms) > 1:
             return plan
         for call in reversed(self.inside):
@@ -399,6 +399,6 @@ class _Halves:
                     # All of the term must come through this matrix.
                     alone = step.before not in behind and len(call.inputs) == 1
                     (key, *_) = call.inputs
-                    act = self.stream.tap(call, "input", key) if alone else None
+                    act = self.stream.point(call, "input", key) if alone else None
                     return replace(plan, mlp_act=act, mlp_last=call.name if act else None)
         return plan

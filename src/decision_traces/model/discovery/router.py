@@ -15,7 +15,7 @@ from decision_traces.format.stages import EXPERT, ROUTER
 from decision_traces.model.discovery.dataflow import Dataflow, ModuleCall
 from decision_traces.model.discovery.layers import Layer
 from decision_traces.model.discovery.stream import Refused, Stream
-from decision_traces.model.structure import LayerPlan, Tap
+from decision_traces.model.structure import HookPoint, LayerPlan
 
 _CHOICES: Final = frozenset({"aten::topk", "aten::max.dim", "aten::argmax"})
 _PRODUCTS: Final = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
@@ -31,12 +31,12 @@ class Router:
     """The router of one layer.
 
     Attributes:
-        tap: Where its logits are read, and what makes probabilities of them.
+        point: Where its logits are read, and what makes probabilities of them.
         weights: Names of its matrix, (n_experts, width), and of its bias, if any.
         n_experts: Width of the logits.
     """
 
-    tap: Tap
+    point: HookPoint
     weights: tuple[str, ...]
     n_experts: int
 
@@ -61,7 +61,7 @@ def with_routers(
     if len(numbers) > 1:
         raise Refused(f"its layers have routers of different numbers of experts ({numbers})")
     found = [
-        replace(plan, found={ROUTER: router.tap}, weights={ROUTER: router.weights}) if router else plan
+        replace(plan, found={ROUTER: router.point}, weights={ROUTER: router.weights}) if router else plan
         for plan, router in zip(plans, routers, strict=True)
     ]
     return found, {EXPERT: numbers[0]} if numbers else {}
@@ -150,12 +150,12 @@ def _router(
     if any(flow.nodes[node].operation in _OTHER_SCORES for node in between) or len(made) > 1:
         raise Refused("its layers choose by scores that are no softmax and no sigmoid of one matrix's product")
     logits = flow.root(flow.nodes[min(made)].parents[0]) if made else product
-    tap = stream.output_of(inside, logits)
+    point = stream.output_of(inside, logits)
     state = flow.root(flow.nodes[product].parents[-2])
-    call = next((c for c in inside if tap is not None and c.name == tap.module), None)
-    if tap is None or call is None or [state] != [*map(flow.root, call.inputs.values())][:1]:
+    call = next((c for c in inside if point is not None and c.name == point.module), None)
+    if point is None or call is None or [state] != [*map(flow.root, call.inputs.values())][:1]:
         raise Refused("no module takes the state that its router reads and returns the router's logits")
     kinds = {_PROBABILITIES[flow.nodes[score].operation] for score in made or of_chosen}
-    n_experts = int(call.shapes[call.outputs[tap.key]][-1])  # type: ignore[index]
-    tap = replace(tap, made="sigmoid" if kinds == {"sigmoid"} else "softmax")
-    return Router(tap, _weights(flow, product, names), n_experts)
+    n_experts = int(call.shapes[call.outputs[point.key]][-1])  # type: ignore[index]
+    point = replace(point, made="sigmoid" if kinds == {"sigmoid"} else "softmax")
+    return Router(point, _weights(flow, product, names), n_experts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from decision_traces.model.discovery.dataflow import Dataflow, ModuleCall
-from decision_traces.model.structure import Tap
+from decision_traces.model.structure import HookPoint
 
 _MAX_STEPS: Final = 8
 _MAX_ALL_STEPS: Final = 256
@@ -61,12 +61,12 @@ class Stream:
 
     # -- places ---------------------------------------------------------------------------------------------
 
-    def tap(
+    def point(
         self, call: ModuleCall, side: Literal["input", "output"], key: int | str | None, factor: float = 1.0
-    ) -> Tap:
-        """Return the tap of one argument or result of a module call."""
+    ) -> HookPoint:
+        """Return the hook point of one argument or result of a module call."""
         node = (call.inputs if side == "input" else call.outputs)[key]  # type: ignore[index]
-        return Tap(call.name, side, key, self._nth[id(call)], factor, self._axes(call.shapes[node]))
+        return HookPoint(call.name, side, key, self._nth[id(call)], factor, self._axes(call.shapes[node]))
 
     def _axes(self, shape: Sequence[int]) -> Literal["bpd", "pbd", "bdp"]:
         if len(shape) != 3 or shape[1] in self._lengths:
@@ -75,37 +75,37 @@ class Stream:
             return "pbd"
         return "bdp" if shape[0] == _BATCH and shape[2] in self._lengths else "bpd"
 
-    def shape_of(self, tap: Tap) -> dict[str, int]:
+    def shape_of(self, point: HookPoint) -> dict[str, int]:
         """Return the sizes of a tapped tensor of the stream by axis: b, p, d."""
-        calls = [c for c in self.flow.module_calls if c.name == tap.module]
-        call = calls[tap.call]
-        node = (call.inputs if tap.side == "input" else call.outputs)[tap.key]  # type: ignore[index]
+        calls = [c for c in self.flow.module_calls if c.name == point.module]
+        call = calls[point.call]
+        node = (call.inputs if point.side == "input" else call.outputs)[point.key]  # type: ignore[index]
         shape = tuple(call.shapes[node])
         if len(shape) == 2:  # flattened to (batch * position, d_model)
             return {"b": _BATCH, "p": shape[0] // _BATCH, "d": shape[1]}
         if len(shape) != 3:
             raise Refused(f"its layers do not work on one state a position (they return {shape})")
-        return dict(zip(tap.axes, shape, strict=True))
+        return dict(zip(point.axes, shape, strict=True))
 
-    def reader_of(self, inside: Sequence[ModuleCall], state: int) -> Tap:
+    def reader_of(self, inside: Sequence[ModuleCall], state: int) -> HookPoint:
         """Return where a module reads (or else returns) a state."""
         for call in inside:
             for key, node in call.inputs.items():
                 if self.flow.root(node) == state:
-                    return self.tap(call, "input", key)
-        tap = self.output_of(inside, state)
-        if tap is None:
+                    return self.point(call, "input", key)
+        point = self.output_of(inside, state)
+        if point is None:
             raise Refused("no module reads or returns the residual stream after attention has written")
-        return tap
+        return point
 
-    def output_of(self, inside: Sequence[ModuleCall], term: int) -> Tap | None:
+    def output_of(self, inside: Sequence[ModuleCall], term: int) -> HookPoint | None:
         """Return where a module returns a term, or the term but for a factor; None where none does."""
         factor = 1.0
         while True:
             for call in inside:
                 for key, node in call.outputs.items():
                     if self.flow.root(node) == term:
-                        return self.tap(call, "output", key, factor)
+                        return self.point(call, "output", key, factor)
             if self.flow.nodes[term].kind != "scale":
                 return None
             factor *= self.flow.nodes[term].factor

@@ -20,7 +20,7 @@ from decision_traces.model.discovery.intercept import AttentionCall, watch_atten
 from decision_traces.model.discovery.layers import LayerFinder
 from decision_traces.model.discovery.softmax import watch_softmax
 from decision_traces.model.discovery.stream import Stream
-from decision_traces.model.structure import AttentionPlan, Stack, Tap, WritePoint
+from decision_traces.model.structure import AttentionPlan, HookPoint, Stack, WritePoint
 
 DERIVED: Final = (
     "attention and MLP write in one step (a parallel block): the model has no state between them; write pre_attn, "
@@ -109,13 +109,13 @@ class Writing:
         self._unread = {id(flow.attention[number]) for number in unread}
         self._flow, self._stream = flow, Stream(flow, lengths)
         self._calls: dict[str, list[int]] = {}
-        self._holders: dict[int, list[tuple[int, Tap, int]]] = {}
+        self._holders: dict[int, list[tuple[int, HookPoint, int]]] = {}
         for number, call in enumerate(flow.module_calls):
             self._calls.setdefault(call.name, []).append(number)
             for key, node in call.inputs.items():
-                self._hold(node, call.began, self._stream.tap(call, "input", key))
+                self._hold(node, call.began, self._stream.point(call, "input", key))
             for out, node in call.outputs.items():
-                self._hold(node, call.ended, self._stream.tap(call, "output", out))
+                self._hold(node, call.ended, self._stream.point(call, "output", out))
         self._readers: dict[int, list[tuple[int, int]]] = {}
         for number, made in enumerate(flow.nodes):
             if made.kind != "alias":
@@ -126,8 +126,8 @@ class Writing:
             self._readers.setdefault(flow.root(node), []).append((len(flow.nodes), node))
             self._used |= flow.ancestors(node, stop=-1)
 
-    def _hold(self, node: int, time: int, tap: Tap) -> None:
-        self._holders.setdefault(self._flow.root(node), []).append((time, tap, node))
+    def _hold(self, node: int, time: int, point: HookPoint) -> None:
+        self._holders.setdefault(self._flow.root(node), []).append((time, point, node))
 
     def of_stack(self, stack: Stack, attention: Mapping[int, AttentionNode]) -> Stack:
         """Return a stack with the hook points of writes where they are not those of reads.
@@ -137,9 +137,9 @@ class Writing:
             attention: The record of its attention calls, by `id` of their plan.
         """
         found: dict[tuple[str, int], WritePoint] = {}
-        for stage, layer, tap in _taps(stack):
-            point = self._point(tap)
-            if point != tap:
+        for stage, layer, point in _hook_points(stack):
+            point = self._point(point)
+            if point != point:
                 found[stage, layer] = point
         for layer, plan in enumerate(stack.layers):
             if plan.attention is not None and plan.post_attn is None:
@@ -152,26 +152,26 @@ class Writing:
 
     # -- the stream, and what is written into it -------------------------------------------------------------
 
-    def _point(self, tap: Tap) -> WritePoint:
-        """Return where to write what a tap reads: there if it reaches all readers, else the first place that does."""
-        if tap.made is not None:
+    def _point(self, point: HookPoint) -> WritePoint:
+        """Return where to write what a hook point reads: there if it reaches all readers, else the first place that does."""
+        if point.made is not None:
             return MADE
-        time, node = self._time_and_node(tap)
+        time, node = self._time_and_node(point)
         root = self._flow.root(node)
         readers = self._readers.get(root, [])
         if root not in self._used:
             return UNREAD
         holders = sorted(self._holders[root], key=lambda holder: holder[0])
-        for began, holder, at in [(time, tap, node), *holders]:
+        for began, holder, at in [(time, point, node), *holders]:
             if all(self._reached(number, parent, at, began) for number, parent in readers):
-                return replace(holder, factor=tap.factor)
+                return replace(holder, factor=point.factor)
         return _TOO_EARLY
 
-    def _time_and_node(self, tap: Tap) -> tuple[int, int]:
-        call = self._flow.module_calls[self._calls[tap.module][tap.call]]
-        if tap.side == "input":
-            return call.began, call.inputs[tap.key]  # type: ignore[index]
-        return call.ended, call.outputs[tap.key]  # type: ignore[index]
+    def _time_and_node(self, point: HookPoint) -> tuple[int, int]:
+        call = self._flow.module_calls[self._calls[point.module][point.call]]
+        if point.side == "input":
+            return call.began, call.inputs[point.key]  # type: ignore[index]
+        return call.ended, call.outputs[point.key]  # type: ignore[index]
 
     def _memory(self, node: int) -> int:
         """Return the node whose memory this one is a view of."""
@@ -192,14 +192,14 @@ class Writing:
 
     # -- attention -------------------------------------------------------------------------------------------
 
-    def _refused(self, plan: AttentionPlan, node: AttentionNode, pre_attn: Tap) -> Sequence[str | None]:
+    def _refused(self, plan: AttentionPlan, node: AttentionNode, pre_attn: HookPoint) -> Sequence[str | None]:
         """Return why queries, keys, values, probabilities and head outputs cannot be written, in this order."""
         if id(node) in self._unread or self._flow.root(node.output) not in self._used:
             return [UNREAD] * 5
         other = _OTHER_TERMS if self._has_other_terms(node, pre_attn) else None
         return other, other, None, None if plan.has_probabilities else NO_PROBABILITIES, None
 
-    def _has_other_terms(self, node: AttentionNode, pre_attn: Tap) -> bool:
+    def _has_other_terms(self, node: AttentionNode, pre_attn: HookPoint) -> bool:
         """Return whether scores that the model sums itself depend on the layer's input beside q·k (DeBERTa, XLNet)."""
         if node.product is None or node.scores is None:
             return False
@@ -216,8 +216,8 @@ class Writing:
         return False
 
 
-def _taps(stack: Stack) -> Iterator[tuple[str, int, Tap]]:
+def _hook_points(stack: Stack) -> Iterator[tuple[str, int, HookPoint]]:
     yield EMBED, 0, stack.layers[0].pre_attn
     yield FINAL, 0, stack.final
     for layer, plan in enumerate(stack.layers):
-        yield from ((stage, layer, tap) for stage, tap in plan.taps().items())
+        yield from ((stage, layer, point) for stage, point in plan.hook_points().items())

@@ -10,7 +10,7 @@ from torch import Tensor
 from decision_traces.format.arrays import Side, stage_of
 from decision_traces.format.stages import STREAM
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import Anatomy
+from decision_traces.model.structure import ModuleStructure
 from decision_traces.tracing.self_check.evidence import Pass
 
 TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
@@ -39,17 +39,17 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Checked:
     """What all proofs look at.
 
     Attributes:
-        loaded, anatomy: The model and what is claimed of it.
+        loaded, structure: The model and what is claimed of it.
         together: All rows in one padded batch.
         notes: Where a proof says what it could not check.
     """
 
     loaded: LoadedModel
-    anatomy: Anatomy
+    structure: ModuleStructure
     together: Pass
     notes: list[str]
 
@@ -100,6 +100,6 @@ def within(name: str, worst: float, allowed: float, condemns: Sequence[str] = ()
     return Check(name, worst, allowed, worst <= allowed, tuple(c for c in condemns if stage_of(c) not in STREAM))
 
 
-def side_words(side: Side, proof: Proof) -> str:
+def side_words(side: Side, checked: Checked) -> str:
     """Return which side's a check is, in words, where a model has two."""
-    return "" if len(proof.anatomy.stacks) == 1 else {"enc": "encoder: ", "dec": "decoder: "}[side]
+    return "" if len(checked.structure.stacks) == 1 else {"enc": "encoder: ", "dec": "decoder: "}[side]

@@ -13,7 +13,7 @@ from decision_traces.format.heads import HEADS
 from decision_traces.format.stages import EMBED, LOGITS, POST_MLP
 from decision_traces.model.discovery.intercept import AttentionCall
 from decision_traces.model.load import LoadedModel
-from decision_traces.model.structure import Anatomy, Stack
+from decision_traces.model.structure import ModuleStructure, Stack
 from decision_traces.tokens import TokenBatch
 from decision_traces.tracing.buffers import BatchBuffers
 from decision_traces.tracing.edits import Change
@@ -77,7 +77,7 @@ def stack_dims(stack: Stack, rows: int, n_positions: int, n_source: int = 0) -> 
 
 def record(
     loaded: LoadedModel,
-    anatomy: Anatomy,
+    structure: ModuleStructure,
     places: Sequence[tuple[str, int]],
     batch: TokenBatch,
     replace_attention: Callable[[AttentionCall], Tensor | None] | None = None,
@@ -90,7 +90,7 @@ def record(
 
     Args:
         loaded: The model.
-        anatomy: Where its inner path lies.
+        structure: Where its inner path lies.
         places: The sites and layers to record.
         batch: The rows.
         replace_attention: What takes the place of an attention output, of whatever layer, or of none.
@@ -98,10 +98,10 @@ def record(
         with_logits: Whether to compute the logits of all positions, which can cost as much as the layers.
         watched: Whether to look into attention calls, which takes a number for every pair of positions.
     """
-    lengths = batch.lengths_by_side(anatomy.stacks)
+    lengths = batch.lengths_by_side(structure.stacks)
     n, longest = batch.input_ids.shape
     dims = {}
-    for side, stack in anatomy.stacks.items():
+    for side, stack in structure.stacks.items():
         target = side == "dec" and batch.target is not None
         sizes = stack_dims(stack, n, batch.main.input_ids.shape[1] if target else longest, longest if target else 0)
         dims[side] = replace(sizes, vocab_size=loaded.vocab_size)
@@ -116,7 +116,7 @@ def record(
         fused.append(_by_hand(call).float().cpu() if call.fused else None)
         return None if replace_attention is None else replace_attention(call)
 
-    with Session(loaded.model, anatomy).forward_pass(buffers, write=write, watch=watch if watched else None):
+    with Session(loaded.model, structure).forward_pass(buffers, write=write, watch=watch if watched else None):
         if with_logits or LOGITS in map(stage_of, buffers.names):
             logits = logits_of(loaded, batch)
         else:

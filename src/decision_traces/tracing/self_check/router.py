@@ -12,35 +12,35 @@ from decision_traces.format.arrays import Side, site
 from decision_traces.format.stages import EXPERT, ROUTER
 from decision_traces.model.structure import LayerPlan
 from decision_traces.tokens import TokenBatch
-from decision_traces.tracing.self_check.check import Check, Proof, relative_difference, side_words, within
+from decision_traces.tracing.self_check.check import Check, Checked, relative_difference, side_words, within
 from decision_traces.tracing.self_check.evidence import run_layers
 
 _SUM_TOLERANCE: Final = 1e-5  # of a softmax in float32, added up in float64
 
 
-def routed(proof: Proof, batch: TokenBatch) -> Iterator[Check]:
+def routed(checked: Checked, batch: TokenBatch) -> Iterator[Check]:
     """Router probabilities are what matrix and state give and what the model makes; a softmax sums to 1."""
-    stacks = {side: s for side, s in proof.anatomy.stacks.items() if site(side, ROUTER) in proof.together.sites}
+    stacks = {side: s for side, s in checked.structure.stacks.items() if site(side, ROUTER) in checked.together.sites}
     plans = {side: [plan for plan in stack.layers if ROUTER in plan.found] for side, stack in stacks.items()}
     names = [plan.found[ROUTER].module for own in plans.values() for plan in own]
     if not names:
         return
     made = _Shares(max(stack.widths[EXPERT] for stack in stacks.values()))
-    with _read_by(proof.loaded.model, names) as states, made:
-        run_layers(proof.loaded, batch)
+    with _read_by(checked.loaded.model, names) as states, made:
+        run_layers(checked.loaded, batch)
     for side in stacks:
-        yield from _of_side(proof, side, plans[side], states, made)
+        yield from _of_side(checked, side, plans[side], states, made)
 
 
 def _of_side(
-    proof: Proof, side: Side, plans: Sequence[LayerPlan], states: dict[str, list[Tensor]], made: "_Shares"
+    checked: Checked, side: Side, plans: Sequence[LayerPlan], states: dict[str, list[Tensor]], made: "_Shares"
 ) -> Iterator[Check]:
-    mask, condemned = proof.together.mask(side), [site(side, ROUTER)]
+    mask, condemned = checked.together.mask(side), [site(side, ROUTER)]
     worst = missed = apart = 0.0
     unseen = False
-    for plan, taken in zip(plans, proof.together.sites[site(side, ROUTER)], strict=True):
+    for plan, taken in zip(plans, checked.together.sites[site(side, ROUTER)], strict=True):
         ours, kind = taken[mask].double(), plan.found[ROUTER].made
-        by_hand = _by_hand(proof.loaded.model, plan, states).cpu()
+        by_hand = _by_hand(checked.loaded.model, plan, states).cpu()
         worst = max(worst, relative_difference(ours, by_hand.view(*mask.shape, -1)[mask]))
         if kind == "softmax":
             missed = max(missed, float((ours.sum(-1) - 1).abs().max()))
@@ -48,21 +48,21 @@ def _of_side(
         unseen |= kind == "softmax" and not figures
         apart = max(apart, min(figures, default=0.0 if kind == "softmax" else float("inf")))
     if unseen:
-        proof.notes.append(f"{side_words(side, proof)}router: the model makes no softmax to compare with")
-    word = f"{side_words(side, proof)}router: "
-    yield within(f"{word}its matrix and the state it reads give the probabilities", worst, proof.tolerance, condemned)
-    yield within(f"{word}the model makes these probabilities of its logits", apart, proof.tolerance, condemned)
+        checked.notes.append(f"{side_words(side, checked)}router: the model makes no softmax to compare with")
+    word = f"{side_words(side, checked)}router: "
+    yield within(f"{word}its matrix and the state it reads give the probabilities", worst, checked.tolerance, condemned)
+    yield within(f"{word}the model makes these probabilities of its logits", apart, checked.tolerance, condemned)
     if any(plan.found[ROUTER].made == "softmax" for plan in plans):
         yield within(f"{word}probabilities sum to 1", missed, _SUM_TOLERANCE, condemned)
 
 
 def _by_hand(model: nn.Module, plan: LayerPlan, states: dict[str, list[Tensor]]) -> Tensor:
     """Return the probabilities of all experts from the router's own weights: (tokens, n_experts), float64."""
-    tap = plan.found[ROUTER]
+    point = plan.found[ROUTER]
     matrix, *bias = (model.get_parameter(name).double() for name in plan.weights[ROUTER])
-    state = states[tap.module][tap.call].double()
-    logits = sum(bias, state @ (matrix.T if matrix.shape[1] == state.shape[-1] else matrix)) * tap.factor
-    return logits.softmax(-1) if tap.made == "softmax" else logits.sigmoid()
+    state = states[point.module][point.call].double()
+    logits = sum(bias, state @ (matrix.T if matrix.shape[1] == state.shape[-1] else matrix)) * point.factor
+    return logits.softmax(-1) if point.made == "softmax" else logits.sigmoid()
 
 
 def _difference(ours: Tensor, made: Tensor, kind: str) -> float:

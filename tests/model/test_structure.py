@@ -1,11 +1,11 @@
-"""The anatomy of known families, against what their source code says (literal), and refusals with reasons."""
+"""The module structure of known families, against what their source code says (literal), and refusals with reasons."""
 
 import pytest
 import transformers as hf
 from support.models import tiny_decoder
 
 from decision_traces.errors import UnsupportedArchitecture
-from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.structure import IDENTITY
 
 # family: (what post_attn is, module that reads it or None, module of the attention write or None, final norm)
@@ -52,23 +52,23 @@ ONE_KV_HEAD_PER_HEAD = {"gpt2", "opt", "opt_post_norm", "gpt_neox", "gpt_neox_se
 
 @pytest.mark.parametrize("family", LAST)
 def test_finds_the_path_that_the_source_shows(family: str) -> None:
-    anatomy = find_anatomy(tiny_decoder(family), 258)
+    structure = find_structure(tiny_decoder(family), 258)
     kind, reader, write, norm = LAST[family]
-    last = anatomy.layers[2]
-    assert anatomy.main.post_attn_kind == kind
+    last = structure.layers[2]
+    assert structure.main.post_attn_kind == kind
     assert (last.post_attn and last.post_attn.module) == reader
     assert last.attn_out is not None and last.attn_out.module == write
     assert last.attn_out.factor == (0.5 if family == "granite" else 1.0)
-    assert anatomy.final_norm == norm
-    attention = anatomy.calls[2]
-    assert (anatomy.n_layers, attention.n_heads, attention.d_head, anatomy.d_model) == (3, 4, 8, 32)
+    assert structure.final_norm == norm
+    attention = structure.calls[2]
+    assert (structure.n_layers, attention.n_heads, attention.d_head, structure.d_model) == (3, 4, 8, 32)
     assert attention.n_kv_heads == (4 if family in ONE_KV_HEAD_PER_HEAD else 2)
 
 
 def test_attention_scale_is_the_models_own() -> None:
-    assert [c.scale for c in find_anatomy(tiny_decoder("llama"), 258).calls] == pytest.approx([8**-0.5] * 3)
+    assert [c.scale for c in find_structure(tiny_decoder("llama"), 258).calls] == pytest.approx([8**-0.5] * 3)
     # OPT scales its queries itself, so its attention function gets a factor of one.
-    assert [c.scale for c in find_anatomy(tiny_decoder("opt"), 258).calls] == [1.0, 1.0, 1.0]
+    assert [c.scale for c in find_structure(tiny_decoder("opt"), 258).calls] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_attention_scale_is_the_models_own() -> None:
 def test_refuses_by_name_with_the_reason(config: hf.PretrainedConfig, reason: str) -> None:
     model = hf.AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UnsupportedArchitecture, match=rf"^{type(model).__name__} is not understood: .*{reason}"):
-        find_anatomy(model, 99)
+        find_structure(model, 99)

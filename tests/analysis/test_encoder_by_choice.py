@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis.lens.encoders import encoder_race, load_head
+from decision_traces.analysis.lens.encoders import encoder_lens_by_choice, load_head
 from decision_traces.data import tinyworld
 from decision_traces.errors import ModelError, NotCapturedError, UsageError
 from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
@@ -52,7 +52,7 @@ def scores_with_fewer_layers(folder: Path, family: str, depth: int, question: st
 def test_a_depth_is_the_model_with_so_many_layers(family: str, tiny_encoder_folder, tmp_path: Path) -> None:
     folder = tiny_encoder_folder(family)
     store = run(folder, tmp_path / "run")
-    race = encoder_race(store, load_head(store))
+    race = encoder_lens_by_choice(store, load_head(store))
     assert race.logits.shape == (4, 4, 5)
     assert race.model_error < 1e-5
     for row, question in enumerate(tinyworld.questions("validation", 2)):
@@ -70,9 +70,9 @@ def test_a_run_that_holds_its_head_needs_no_model(family: str, tiny_encoder_fold
     folder = tmp_path / "model"
     shutil.copytree(tiny_encoder_folder(family), folder)
     store = run(folder, tmp_path / "run", store_unembed=True)
-    with_model = encoder_race(store, load_head(store, folder))
+    with_model = encoder_lens_by_choice(store, load_head(store, folder))
     shutil.rmtree(folder)
-    without = encoder_race(store, load_head(store))
+    without = encoder_lens_by_choice(store, load_head(store))
     np.testing.assert_allclose(without.logits, with_model.logits, atol=1e-6)
     assert not failures(validate_run(store.run_dir))
     kept = sum(f.stat().st_size for f in (store.run_dir / "unembed").glob("*.safetensors"))
@@ -88,9 +88,9 @@ def test_another_models_head_is_noticed(tiny_encoder_folder, tmp_path: Path) -> 
 def test_what_is_needed_is_said(tiny_encoder_folder, tiny_folder, tmp_path: Path) -> None:
     store = run(tiny_encoder_folder("bert"), tmp_path / "run", capture=("qkv",))
     with pytest.raises(NotCapturedError, match="`hidden`"):
-        encoder_race(store, load_head(store))
+        encoder_lens_by_choice(store, load_head(store))
     text = tmp_path / "a.txt"
     text.write_text("one line\n", encoding="utf-8")
     config = NextTokenConfig(model_path=tiny_folder("gpt2"), text_file=text, out_dir=tmp_path / "dec")
     with pytest.raises(UsageError, match="no multiple-choice run"):
-        encoder_race(TraceStore(extract_next_token(config)), load_head(store))
+        encoder_lens_by_choice(TraceStore(extract_next_token(config)), load_head(store))

@@ -17,11 +17,11 @@ import transformers as hf
 from support.models import byte_tokenizer
 
 from decision_traces.demo import MODEL_DIR
-from decision_traces.model.discovery.probe import find_anatomy
+from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.load import LoadedModel
 from decision_traces.tokens import Encoding, make_batch, random_encodings
 from decision_traces.tracing.recorder import sites_of_stack
-from decision_traces.tracing.self_check.certificate import certify, prove
+from decision_traces.tracing.self_check.certificate import certify, check_structure
 from decision_traces.tracing.self_check.evidence import record
 
 pytestmark = pytest.mark.real
@@ -147,13 +147,13 @@ def _plain(model: Any, named: Named, ids: torch.Tensor) -> dict[str, torch.Tenso
 def test_every_stage_equals_plain_transformers(name: str, dtype: torch.dtype, request: pytest.FixtureRequest) -> None:
     folder, named = _folder(name, request)
     loaded = _load(folder, named, dtype)
-    anatomy = find_anatomy(loaded.model, loaded.vocab_size, loaded.task)
-    (stack,) = anatomy.stacks.values()
+    structure = find_structure(loaded.model, loaded.vocab_size, loaded.task)
+    (stack,) = structure.stacks.values()
     assert stack.side == named.side and not stack.missing
     places = sites_of_stack(stack.side, stack, STAGES)
     for row in _rows(loaded.vocab_size):
         with torch.inference_mode():
-            taken = record(loaded, anatomy, places, make_batch([0], [row], 0))
+            taken = record(loaded, structure, places, make_batch([0], [row], 0))
         expected = _plain(loaded.model, named, torch.from_numpy(row.ids.astype(np.int64))[None])
         for stage, right in expected.items():
             assert torch.equal(taken.sites[f"{stack.side}.{stage}"], right.float()), stage
@@ -192,9 +192,9 @@ def test_all_is_proved_and_nothing_is_missing(
     folder, named = _folder(name, request)
     model = named.auto.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
     loaded = LoadedModel(model, byte_tokenizer(), model.config, torch.device("cpu"), None, attention, named.task)
-    found = find_anatomy(model, loaded.vocab_size, loaded.task)
-    anatomy, certificate = prove(loaded, found, random_encodings(loaded.vocab_size, loaded.task), 0)
-    assert certificate.failed == () and not list(anatomy.missing())
+    found = find_structure(model, loaded.vocab_size, loaded.task)
+    structure, certificate = check_structure(loaded, found, random_encodings(loaded.vocab_size, loaded.task), 0)
+    assert certificate.failed == () and not list(structure.missing())
     sites = [f"{named.side}.{stage}" for stage in STAGES if attention == "eager" or stage != "attn"]
-    assert certify(loaded, anatomy, sites, _rows(loaded.vocab_size), 0).passed
+    assert certify(loaded, structure, sites, _rows(loaded.vocab_size), 0).passed
     assert model.config._attn_implementation == attention, "left as it was"
