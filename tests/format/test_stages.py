@@ -42,7 +42,7 @@ FIRST_CAPTURES = ("attn", "qkv", "hidden", "resid", "attn_out", "mlp_out", "head
 ABOUT = {
     "format/stages.py", "model/structure.py", "model/discovery/probe.py", "tracing/self_check/stream.py",
     "tracing/self_check/certificate.py", "tracing/self_check/router.py", "model/discovery/router.py",
-    "store/reading/trace_store.py",
+    "store/reading/trace_store.py", "tracing/session.py",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The module structure of models that are no plain stack of like layers, against what their source code says (literal)."""
+"""The module structure of models that are no plain stack of like layers, against their source code (literal)."""
 
 from typing import Any
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from decision_traces.analysis.lens.depth import decision_depth, depth_by_choice
 from decision_traces.analysis.results import Attribution, LensByChoice, LensTrajectories, TokenPath
-from decision_traces.viz import attributions, races, tables, trajectories
+from decision_traces.viz import attributions, by_choice, tables, trajectories
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -35,7 +35,7 @@ def _lens(correct: list[bool | None], stage: str = "hidden") -> LensTrajectories
     )  # fmt: skip
 
 
-def _race(correct_idx: list[int], pred_idx: list[int]) -> LensByChoice:
+def _lens_by_choice(correct_idx: list[int], pred_idx: list[int]) -> LensByChoice:
     """Two depths; at first all answers are equal (the first of them leads), in the end `pred_idx` has 0.6."""
     n = len(pred_idx)
     probs = np.full((n, 2, 3), 1 / 3, np.float32)
@@ -72,7 +72,7 @@ def _rows(table: object) -> dict[str, list[str]]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that were saved."""
     figures: list[Any] = []
-    for module in (attributions, races, trajectories):
+    for module in (attributions, by_choice, trajectories):
         original = module.save
         monkeypatch.setattr(module, "save", lambda f, *a, original=original: (figures.append(f), original(f, *a))[1])
     return figures
@@ -94,12 +94,12 @@ def test_the_table_shows_share_certainty_and_depth() -> None:
 
 
 def test_certainty_by_choice_is_that_among_the_answers() -> None:
-    race = _race([1, 2, -1], [1, 1, 0])
-    rows = _rows(tables.decision_table(race, depth_by_choice(race)))
+    lens = _lens_by_choice([1, 2, -1], [1, 1, 0])
+    rows = _rows(tables.decision_table(lens, depth_by_choice(lens)))
     assert rows["right"] == ["1 (33.3%)", "0.600", "0.600", "0.950", "1.00", "1.00", "1.00"]  # -0.6 ln 0.6 - 0.4 ln 0.2
     assert rows["wrong"] == ["1 (33.3%)", "0.600", "0.200", "0.950", "1.00", "1.00", "–"]
     assert rows["truth unknown"][:3] == ["1 (33.3%)", "0.600", "–"]
-    rows = _rows(tables.lens_by_choice_table(race))
+    rows = _rows(tables.lens_by_choice_table(lens))
     assert rows["embedding"] == ["33.3%", "0.0%", "0.333", "0.333"]
     assert rows["layer 0"] == ["100.0%", "50.0%", "0.600", "0.400"]
 
@@ -146,14 +146,14 @@ def test_trajectories_are_drawn_by_group(correct: list[bool | None], drawn: list
 
 
 def test_a_lens_by_choice_is_drawn_for_right_and_wrong_answers(drawn: list[Any], tmp_path: Path) -> None:
-    path = races.save_lens_by_choice(_race([1, 2, 2], [1, 1, 0]), tmp_path / "race.png", "A title")
+    path = by_choice.save_lens_by_choice(_lens_by_choice([1, 2, 2], [1, 1, 0]), tmp_path / "race.png", "A title")
     assert path.read_bytes()[:8] == PNG
     right, wrong, leads = map(_lines, drawn[0].axes)
     assert right["right answer"] == [0.3333, 0.6] and "answer given" not in right
     assert wrong["right answer"] == [0.3333, 0.2] and wrong["answer given"] == [0.3333, 0.6]
     assert wrong["each other answer (mean)"] == [0.3333, 0.2]
     assert leads["right answer"] == [0.0, 0.3333] and leads["answer as in the end"] == [0.3333, 1.0]
-    races.save_lens_by_choice(_race([-1, -1], [0, 1]), tmp_path / "unknown.png", "A title")
+    by_choice.save_lens_by_choice(_lens_by_choice([-1, -1], [0, 1]), tmp_path / "unknown.png", "A title")
     unknown, leads = map(_lines, drawn[1].axes)
     assert "right answer" not in unknown and "right answer" not in leads and unknown["answer given"] == [0.3333, 0.6]
 
@@ -182,8 +182,8 @@ SHOWN = ["$5 or $6", r"$\frac{$", r"\x1b]52;c;\x07\u202e", "汉 \N{GRINNING FACE
 def test_a_picture_writes_its_title_as_it_stands(
     title: str, shown: str, written: Callable[[], list[str]], tmp_path: Path
 ) -> None:
-    race = _race([1], [1])
-    assert races.save_lens_by_choice(race, tmp_path / "race.png", title).read_bytes()[:8] == PNG
+    lens = _lens_by_choice([1], [1])
+    assert by_choice.save_lens_by_choice(lens, tmp_path / "race.png", title).read_bytes()[:8] == PNG
     assert shown in written()
 
 
@@ -193,11 +193,11 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, mon
             file.write(PNG)
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    picture = races.save_lens_by_choice(_race([1], [1]), tmp_path / "race.png", "a race")
+    picture = by_choice.save_lens_by_choice(_lens_by_choice([1], [1]), tmp_path / "race.png", "a race")
     before = picture.read_bytes()
     monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(OSError, match="No space"):
-        races.save_lens_by_choice(_race([1], [1]), picture, "another race")
+        by_choice.save_lens_by_choice(_lens_by_choice([1], [1]), picture, "another race")
     assert picture.read_bytes() == before and list(tmp_path.iterdir()) == [picture]
 
 

@@ -1,6 +1,6 @@
-"""Where a model's inner path lies: stacks of layers, their attention, their residual stages. `probe` finds it.
+"""A model's module structure: stacks of layers, their attention, and where each stage is read. `discovery` finds it.
 
-A structure names places ("hook_points"), never families. A model with an encoder and a decoder has two stacks, any other one.
+A structure names hook points, never families. A model with an encoder and a decoder has two stacks, any other one.
 What a layer does not have, or what could not be found in it, is None, and `Stack.missing` says why.
 """
 

@@ -137,10 +137,10 @@ class Writing:
             attention: The record of its attention calls, by `id` of their plan.
         """
         found: dict[tuple[str, int], WritePoint] = {}
-        for stage, layer, point in _hook_points(stack):
-            point = self._point(point)
-            if point != point:
-                found[stage, layer] = point
+        for stage, layer, read_at in _hook_points(stack):
+            write_at = self._point(read_at)
+            if write_at != read_at:
+                found[stage, layer] = write_at
         for layer, plan in enumerate(stack.layers):
             if plan.attention is not None and plan.post_attn is None:
                 found[POST_ATTN, layer] = DERIVED
@@ -153,7 +153,7 @@ class Writing:
     # -- the stream, and what is written into it -------------------------------------------------------------
 
     def _point(self, point: HookPoint) -> WritePoint:
-        """Return where to write what a hook point reads: there if it reaches all readers, else the first place that does."""
+        """Return where to write what a hook point reads: there, or else the first point that reaches all readers."""
         if point.made is not None:
             return MADE
         time, node = self._time_and_node(point)
