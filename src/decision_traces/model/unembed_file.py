@@ -51,7 +51,7 @@ def save_unembedding(loaded: LoadedModel, final_norm: str | None, folder: Path, 
 
     Args:
         loaded: The model. Its numbers are written in the type they have.
-        final_norm: Name of the final norm, as `Anatomy` and a run's meta have it.
+        final_norm: Name of the final norm, as `ModuleStructure` and a run's meta have it.
         shift: (vocab,) what the model adds to what it unembeds (`LogitMap.shift`); factor and cap stand in the meta.
         folder: Made where it does not exist; files of these names in it are replaced.
 
