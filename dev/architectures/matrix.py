@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from decision_traces.errors import TraceError, first_line
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import ModelTask
 from decision_traces.model.discovery.probe import find_structure_on
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import ModuleStructure
@@ -124,7 +124,7 @@ def _status(missing: Mapping[str, str], verdict: Verdict) -> Status:
     return "partly" if missing or verdict.derived or verdict.hybrid else "supported"
 
 
-def task_of(which: ModelClass, model: Any) -> Task:
+def task_of(which: ModelClass, model: Any) -> ModelTask:
     """Return what a class of a mapping is asked to do."""
     if is_encoder_decoder(model):
         return "seq2seq"
@@ -175,7 +175,7 @@ def _pad(model: Any) -> int:
     return pad if isinstance(pad, int) and pad >= 0 else 0
 
 
-def _encodings(which: ModelClass, model: Any, task: Task) -> list[Encoding]:
+def _encodings(which: ModelClass, model: Any, task: ModelTask) -> list[Encoding]:
     """Return ragged rows of random ids for the certificate."""
     inputs = tiny_inputs(which, model, _CERTIFIED[0], seed=5, target_lengths=_CERTIFIED[1])
     ids, mask = (inputs[name].reshape(len(_CERTIFIED[0]), -1) for name in ("input_ids", "attention_mask"))

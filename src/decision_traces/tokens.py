@@ -11,7 +11,7 @@ from torch import Tensor
 
 from decision_traces.data.example import Example
 from decision_traces.errors import UsageError
-from decision_traces.format.arrays import Side, Task
+from decision_traces.format.arrays import ModelTask, Side
 from decision_traces.format.heads import HEADS
 
 _TOKENISE_AT_ONCE = 1000
@@ -283,7 +283,7 @@ _TRIAL_LENGTHS: Final = (9, 6, 4)
 _TRIAL_TARGETS: Final = (7, 3, 5)
 
 
-def random_encodings(vocab_size: int, task: Task, seed: int = 1) -> list[Encoding]:
+def random_encodings(vocab_size: int, task: ModelTask, seed: int = 1) -> list[Encoding]:
     """Return a few rows of random ids of different lengths, to try a model on.
 
     Args:

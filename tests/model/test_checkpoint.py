@@ -10,7 +10,7 @@ import transformers as hf
 from support.encoders import pair_tokenizer
 
 from decision_traces.errors import ModelError
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import ModelTask
 from decision_traces.model.load import LoadedModel, ModelSource, choose_task, load_model
 
 ENCODE = re.escape("`decision-traces extract --task encode` traces its states without a head")
@@ -24,7 +24,7 @@ IDS = torch.tensor([[50, 60, 70]])
 TIED = {"tie_word_embeddings": True}
 
 
-def load(folder: Path, task: Task) -> LoadedModel:
+def load(folder: Path, task: ModelTask) -> LoadedModel:
     return load_model(ModelSource(model_path=folder), task)
 
 
@@ -49,7 +49,7 @@ def load(folder: Path, task: Task) -> LoadedModel:
     ],
 )
 def test_the_task_is_what_architecture_and_weights_say(
-    auto: Any, family: str, options: dict, task: Task, built: str, checkpoint
+    auto: Any, family: str, options: dict, task: ModelTask, built: str, checkpoint
 ) -> None:
     folder = checkpoint(auto, family, **options)
     assert choose_task(ModelSource(model_path=folder)) == task
@@ -89,7 +89,7 @@ def test_without_an_architecture_the_weights_say_it(checkpoint) -> None:
     ],
 )
 def test_a_classifier_is_not_traced_as_a_model_of_words(
-    auto: Any, family: str, options: dict, task: Task, checkpoint
+    auto: Any, family: str, options: dict, task: ModelTask, checkpoint
 ) -> None:
     folder = checkpoint(auto, family, **options)
     refused = rf"is a \w+, whose head would be dropped here: tracing classifiers is not there yet; {ENCODE}\."
@@ -107,7 +107,7 @@ def test_a_multiple_choice_model_is_sent_to_its_own_command(checkpoint) -> None:
 
 
 @pytest.mark.parametrize(("family", "task"), [("gpt2", "causal"), ("t5", "seq2seq")])
-def test_the_embedding_of_a_bare_model_is_not_taken_for_its_head(family: str, task: Task, checkpoint) -> None:
+def test_the_embedding_of_a_bare_model_is_not_taken_for_its_head(family: str, task: ModelTask, checkpoint) -> None:
     with pytest.raises(ModelError, match=rf"is a bare \w+Model, without a head that predicts words: {ENCODE}"):
         load(checkpoint(hf.AutoModel, family), task)
 
@@ -155,7 +155,7 @@ def test_weights_that_are_not_used_are_named(checkpoint) -> None:
 )
 @pytest.mark.parametrize(("auto", "family", "task"), [(LM, "llama", "causal"), (MLM, "bert", "masked")])
 def test_what_a_config_says_of_the_form_of_outputs_does_not_matter(
-    said: dict, auto: Any, family: str, task: Task, checkpoint
+    said: dict, auto: Any, family: str, task: ModelTask, checkpoint
 ) -> None:
     model = load(checkpoint(auto, family, said), task).model
     assert set(model(input_ids=IDS)) - {"past_key_values"} == {"logits"}
@@ -199,7 +199,7 @@ def test_a_config_that_is_not_valid_is_refused_with_the_reason(checkpoint) -> No
 def test_the_context_is_the_models_own_by_whatever_name(
     auto: Any, family: str, options: dict, context: int | None, checkpoint
 ) -> None:
-    task: Task = {LM: "causal", MLM: "masked", SEQ2SEQ: "seq2seq"}[auto]
+    task: ModelTask = {LM: "causal", MLM: "masked", SEQ2SEQ: "seq2seq"}[auto]
     assert load(checkpoint(auto, family, **options), task).context == context
 
 

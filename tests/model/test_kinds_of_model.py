@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 
 from decision_traces.errors import UnsupportedArchitecture
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import ModelTask
 from decision_traces.model.discovery.intercept import AttentionCall, watch_attention
 from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.structure import IDENTITY, HookPoint, ModuleStructure
@@ -22,7 +22,7 @@ def _model(kind: Kind, model_type: str) -> Any:
         return build_tiny(CLASSES[kind, model_type])
 
 
-def _structure(kind: Kind, model_type: str, task: Task | None = None) -> ModuleStructure:
+def _structure(kind: Kind, model_type: str, task: ModelTask | None = None) -> ModuleStructure:
     return find_structure(_model(kind, model_type), 128, task or kind)
 
 

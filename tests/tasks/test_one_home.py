@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from decision_traces.format.arrays import Task as ModelTask
+from decision_traces.format.arrays import ModelTask
 from decision_traces.format.heads import HEADS
 from decision_traces.model import checkpoint
 from decision_traces.tasks import ENCODE, TASKS

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
 from decision_traces.errors import CaptureError
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import ModelTask
 from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.structure import ModuleStructure
 from decision_traces.tracing.buffers import BatchBuffers
@@ -31,7 +31,7 @@ HEADS = 4
 SOURCE, TARGET = [5, 90, 33, 7, 61, 12, 40], [3, 77, 21, 9, 50]
 
 
-def _model(family: str) -> tuple[Any, Task, dict[str, Any]]:
+def _model(family: str) -> tuple[Any, ModelTask, dict[str, Any]]:
     """Return a tiny eager model, its task and the arguments of its forward for one row."""
     ids = torch.tensor([SOURCE])
     if family in {"t5", "bart"}:

@@ -12,7 +12,7 @@ from support.encoders import tiny_masked_encoder
 from support.models import byte_tokenizer, tiny_decoder
 from torch import Tensor
 
-from decision_traces.format.arrays import Task, site
+from decision_traces.format.arrays import ModelTask, site
 from decision_traces.model.discovery.probe import find_structure
 from decision_traces.model.load import LoadedModel
 from decision_traces.model.structure import HookPoint, LayerPlan, ModuleStructure
@@ -26,7 +26,7 @@ LENGTHS = ((9, 7), (6, 3), (4, 5))  # of source and target
 
 
 def _loaded(family: str) -> LoadedModel:
-    task: Task = "causal"
+    task: ModelTask = "causal"
     if family in {"t5", "bart"}:
         model, task = tiny_encoder_decoder(family), "seq2seq"
         model.set_attn_implementation("eager")
@@ -42,7 +42,7 @@ def _encoding(ids: np.ndarray) -> Encoding:
     return Encoding(ids.astype(np.int32), np.zeros((len(ids), 2), np.int32), truncated=False)
 
 
-def _encodings(task: Task) -> list[Encoding]:
+def _encodings(task: ModelTask) -> list[Encoding]:
     random = np.random.default_rng(3)
     rows = []
     for n, m in LENGTHS:

@@ -23,8 +23,7 @@ from decision_traces.extract.multiple_choice import MultipleChoiceConfig, multip
 from decision_traces.extract.progress import Progress, Silent
 from decision_traces.extract.run import run_job
 from decision_traces.extract.texts import TextConfig, text_job
-from decision_traces.format.arrays import StorageDtype
-from decision_traces.format.arrays import Task as ModelTask
+from decision_traces.format.arrays import ModelTask, StorageDtype
 from decision_traces.format.stages import Capture
 from decision_traces.model.checkpoint import task_of_class
 from decision_traces.model.digest import weights_digest

@@ -15,7 +15,7 @@ from decision_traces.errors import UsageError
 from decision_traces.extract.batching import batch_cost, token_budget
 from decision_traces.extract.config import ExtractConfig
 from decision_traces.extract.selection import Selection
-from decision_traces.format.arrays import Task as ModelTask
+from decision_traces.format.arrays import ModelTask
 from decision_traces.format.stages import VOCAB
 from decision_traces.model.load import LoadedModel, ModelSource, load_model
 from decision_traces.model.structure import ModuleStructure

@@ -57,7 +57,7 @@ Side = Literal["dec", "enc"]
 """Which stack of layers: the decoder's or the encoder's."""
 TextTask = Literal["causal", "masked", "encode", "seq2seq"]
 """What a model that reads texts is for."""
-Task = Literal[TextTask, "multiple_choice"]
+ModelTask = Literal[TextTask, "multiple_choice"]
 """causal: a decoder with a language-modelling head. multiple_choice: an encoder that scores each choice. masked: an
 encoder with a masked-language-modelling head. encode: an encoder without a head. seq2seq: an encoder-decoder."""
 

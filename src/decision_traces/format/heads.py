@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import ModelTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Head:
         return not self.encoder and not self.target
 
 
-HEADS: Final[Mapping[Task, Head]] = {
+HEADS: Final[Mapping[ModelTask, Head]] = {
     "causal": Head(words=True),
     "masked": Head(words=True, encoder=True),
     "seq2seq": Head(words=True, target=True),

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
-from decision_traces.format.arrays import ARRAYS, FORMAT_VERSION, Dims, Side, StorageDtype, Task
+from decision_traces.format.arrays import ARRAYS, FORMAT_VERSION, Dims, ModelTask, Side, StorageDtype
 from decision_traces.format.heads import HEADS
 from decision_traces.format.meta_kinds import (
     Kind,
@@ -180,7 +180,7 @@ class RunMeta:
     attention_rows_sum_to_one: Annotated[bool | Mapping[str, bool], either(flag, named(flag))] = True
     final_norm: Annotated[str | None, none_or(text)] = None
     post_attn: Annotated[PostAttn | None, none_or(one_of(*get_args(PostAttn)))] = None
-    task: Annotated[Task | None, one_of(*get_args(Task))] = None
+    task: Annotated[ModelTask | None, one_of(*get_args(ModelTask))] = None
     arch: Annotated[Arch | None, one_of(*get_args(Arch))] = None
     objective: Annotated[str, text] = ""
     dataset: Annotated[str, text] = ""

@@ -22,17 +22,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as BARE
 
 from decision_traces.errors import ModelError
-from decision_traces.format.arrays import Task, TextTask
+from decision_traces.format.arrays import ModelTask, TextTask
 from decision_traces.format.heads import HEADS
 
-_HEADS: Final[dict[Task, Any]] = {
+_HEADS: Final[dict[ModelTask, Any]] = {
     "causal": AutoModelForCausalLM,
     "multiple_choice": AutoModelForMultipleChoice,
     "masked": AutoModelForMaskedLM,
     "encode": AutoModel,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
-_NEEDS: Final[Mapping[Task, tuple[str, str]]] = {
+_NEEDS: Final[Mapping[ModelTask, tuple[str, str]]] = {
     "causal": ("a decoder", "a causal language model, such as gpt2"),
     "multiple_choice": ("an encoder with a multiple-choice head", f"one of {', '.join(sorted(CHOICE))}"),
     "masked": ("an encoder with a masked-language-modelling head", "such a model, such as bert-base-uncased"),
@@ -79,7 +79,7 @@ class Weights:
         return cls(tuple(sorted(report["missing_keys"])), tuple(sorted(report["unexpected_keys"])))
 
 
-def auto_class(config: Any, task: Task) -> Any:
+def auto_class(config: Any, task: ModelTask) -> Any:
     """Return the class of transformers that loads a model for a task."""
     return AutoModelForTextEncoding if not HEADS[task].logits and _has_encoder_alone(config) else _HEADS[task]
 
@@ -98,12 +98,12 @@ def _is_encoder(config: Any) -> bool:
     return config.model_type in MASKED and not getattr(config, "is_decoder", False)
 
 
-def brings(config: Any, task: Task) -> bool:
+def brings(config: Any, task: ModelTask) -> bool:
     """Return whether the model comes with a class of its own for a task; without trust, loading it says so."""
     return _HEADS[task].__name__ in (getattr(config, "auto_map", None) or {})
 
 
-def task_of(config: Any, location: str, has_head: Callable[[Task], bool]) -> TextTask:
+def task_of(config: Any, location: str, has_head: Callable[[ModelTask], bool]) -> TextTask:
     """Return what a checkpoint is for.
 
     Args:
@@ -129,7 +129,7 @@ def task_of(config: Any, location: str, has_head: Callable[[Task], bool]) -> Tex
     return "causal" if built in _classes(CAUSAL) or has_head("causal") else "encode"
 
 
-def task_of_class(model: Any) -> Task:
+def task_of_class(model: Any) -> ModelTask:
     """Return what a model is for, judged by its class.
 
     Raises:
@@ -147,7 +147,7 @@ def task_of_class(model: Any) -> Task:
     return "encode" if model.get_output_embeddings() is None else "causal"
 
 
-def refuse_other_kinds(config: Any, location: str, task: Task) -> None:
+def refuse_other_kinds(config: Any, location: str, task: ModelTask) -> None:
     """Refuse a model that is not of the kind that a task needs.
 
     Raises:
@@ -176,7 +176,7 @@ def refuse_other_kinds(config: Any, location: str, task: Task) -> None:
         )
 
 
-def refuse_other_heads(config: Any, location: str, task: Task) -> None:
+def refuse_other_heads(config: Any, location: str, task: ModelTask) -> None:
     """Refuse a classifier and the like for a task that predicts words: its head would be dropped, another made up.
 
     Raises:
@@ -204,7 +204,7 @@ def has_own_head(model: Any, config: Any, weights: Weights) -> bool:
     return not weights.missing and not (tied and _built(config) in _classes(BARE))
 
 
-def refuse_unfit(model: Any, config: Any, weights: Weights, location: str, task: Task) -> None:
+def refuse_unfit(model: Any, config: Any, weights: Weights, location: str, task: ModelTask) -> None:
     """Refuse weights that are not those of the model that was loaded.
 
     A multiple-choice head alone may be new, which the caller reports; so may be a pooler of an encoder, which only
@@ -246,7 +246,7 @@ def _foreign(model: nn.Module, unused: Collection[str]) -> list[str]:
     return sorted({name.split(".")[0] for name in unused} - known)
 
 
-def described(model: nn.Module, unused: Collection[str], task: Task) -> str:
+def described(model: nn.Module, unused: Collection[str], task: ModelTask) -> str:
     """Return unused weights in few words, by layer or by outermost module.
 
     Layers that are left out, and a head that is none of the model's, are a warning; a pooler, or what `encode` was

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from decision_traces.errors import ModelError
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import ModelTask
 from decision_traces.model.checkpoint import task_of_class
 from decision_traces.model.load import AS_WE_READ, Attention, LoadedModel
 
@@ -18,7 +18,7 @@ _BY_DIGEST: Final[WeakValueDictionary[str, nn.Module]] = WeakValueDictionary()
 
 
 def loaded_from_memory(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: Task | None = None, attention: Attention = "sdpa"
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, task: ModelTask | None = None, attention: Attention = "sdpa"
 ) -> LoadedModel:
     """Return a model of the caller's as if it had been loaded.
 

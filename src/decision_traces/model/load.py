@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from decision_traces.errors import ModelError, UsageError, first_line
-from decision_traces.format.arrays import Task, TextTask
+from decision_traces.format.arrays import ModelTask, TextTask
 from decision_traces.hub import hub_reachable
 from decision_traces.model.adapter import BASE_ALONE, Adapter, find_adapter, tokenizer_place
 from decision_traces.model.checkpoint import (
@@ -102,7 +102,7 @@ class LoadedModel:
     device: torch.device
     revision: str | None
     attention: str
-    task: Task = "causal"
+    task: ModelTask = "causal"
     fresh: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     adapter: Adapter | None = None
@@ -193,14 +193,14 @@ def choose_task(source: ModelSource) -> TextTask:
         place = _Place.of(source)
         config = _load_config(place)
 
-        def has_head(task: Task) -> bool:
+        def has_head(task: ModelTask) -> bool:
             model, weights = _load_weights(place, config, task, {"device_map": "meta"})  # names alone, no numbers
             return has_own_head(model, config, weights)
 
         return task_of(config, source.location, has_head)
 
 
-def load_model(source: ModelSource, task: Task) -> LoadedModel:
+def load_model(source: ModelSource, task: ModelTask) -> LoadedModel:
     """Load a model with the head of a task, and its tokenizer.
 
     Raises:
@@ -297,7 +297,7 @@ def _dtype(source: ModelSource, device: torch.device) -> torch.dtype | Literal["
     return auto if source.model_dtype == "auto" else getattr(torch, source.model_dtype)
 
 
-def _load_weights(place: _Place, config: Any, task: Task, how: dict[str, Any]) -> tuple[Any, Weights]:
+def _load_weights(place: _Place, config: Any, task: ModelTask, how: dict[str, Any]) -> tuple[Any, Weights]:
     """Return the model without its adapter, and what there is to say of its weights."""
     wanted = {**place.options, **how, "config": config, "adapter_kwargs": BASE_ALONE, "output_loading_info": True}
     auto = auto_class(config, task)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import ModelTask
 from decision_traces.format.heads import HEADS
 from decision_traces.model.choice_head import HeadPlan, plan_of
 from decision_traces.model.load import LoadedModel
@@ -21,7 +21,7 @@ from decision_traces.model.task import call_inputs
 class OwnHead(nn.Module):
     """All of a model behind its last hidden state, as one module. Its positions do not see one another."""
 
-    def __init__(self, model: nn.Module, plan: HeadPlan, task: Task) -> None:
+    def __init__(self, model: nn.Module, plan: HeadPlan, task: ModelTask) -> None:
         super().__init__()
         self.model, self.plan, self.task = model, plan, task
 

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import ModelTask
 
 _PROBE_LENGTHS: Final = (6, 5)  # of the text and of the target: different, so that shapes tell them apart
 
 
 def call_inputs(
-    task: Task,
+    task: ModelTask,
     input_ids: Int[Tensor, "batch n_positions"],
     attention_mask: Int[Tensor, "batch n_positions"],
     token_type_ids: Int[Tensor, "batch n_positions"] | None = None,
@@ -42,7 +42,9 @@ def call_inputs(
             assert_never(task)
 
 
-def probe_inputs(task: Task, vocab_size: int, device: torch.device, *, seed: int = 0, rows: int = 2) -> dict[str, Any]:
+def probe_inputs(
+    task: ModelTask, vocab_size: int, device: torch.device, *, seed: int = 0, rows: int = 2
+) -> dict[str, Any]:
     """Return the arguments of a forward pass over a few random ids, without padding.
 
     Args:

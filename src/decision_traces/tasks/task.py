@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from decision_traces.checks import CheckResult
-from decision_traces.format.arrays import Positions
-from decision_traces.format.arrays import Task as ModelTask
+from decision_traces.format.arrays import ModelTask, Positions
 from decision_traces.format.columns import TOKEN_COLUMNS, Column
 from decision_traces.format.lists import Spans
 from decision_traces.format.stages import Prefix

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from decision_traces.errors import CaptureError
-from decision_traces.format.arrays import Task
+from decision_traces.format.arrays import ModelTask
 from decision_traces.model.task import call_inputs
 from decision_traces.tokens import TokenBatch
 
@@ -41,7 +41,7 @@ def project_only(model: nn.Module, positions: Int[Tensor, "batch picks"]) -> Ite
         handle.remove()
 
 
-def batch_inputs(batch: TokenBatch, device: torch.device, task: Task = "causal") -> dict[str, Any]:
+def batch_inputs(batch: TokenBatch, device: torch.device, task: ModelTask = "causal") -> dict[str, Any]:
     """Return the arguments of the model's forward for a batch, on its device."""
     types, target = batch.token_type_ids, batch.target
     return call_inputs(
@@ -55,7 +55,7 @@ def batch_inputs(batch: TokenBatch, device: torch.device, task: Task = "causal")
 
 
 def all_logits(
-    model: nn.Module, batch: TokenBatch, device: torch.device, task: Task = "causal"
+    model: nn.Module, batch: TokenBatch, device: torch.device, task: ModelTask = "causal"
 ) -> Float[Tensor, "batch ..."]:
     """Run the model and return its logits: (batch, n_positions, vocab), or (batch, 1) of a multiple-choice model."""
     logits: Tensor = model(**batch_inputs(batch, device, task)).logits
@@ -67,7 +67,7 @@ def logits_at(
     batch: TokenBatch,
     positions: Int[Tensor, "batch ..."],
     device: torch.device,
-    task: Task = "causal",
+    task: ModelTask = "causal",
     *,
     whole: bool = False,
 ) -> Float[Tensor, "batch ... vocab"]:

@@ -20,7 +20,7 @@ from decision_traces import demo
 from decision_traces.analysis.requirements import what_works
 from decision_traces.errors import DamagedRunError, ModelError, UnsupportedArchitecture
 from decision_traces.folders.plain import PlainFolder, refuse_strange_inside
-from decision_traces.format.arrays import UNEMBED_DIR, UNEMBED_FILE, Task
+from decision_traces.format.arrays import UNEMBED_DIR, UNEMBED_FILE, ModelTask
 from decision_traces.format.meta import RunMeta
 from decision_traces.model.digest import weights_digest
 from decision_traces.model.discovery.probe import find_structure
@@ -263,7 +263,7 @@ def load_run_model(
     return loaded
 
 
-def _task(store: TraceStore) -> Task:
+def _task(store: TraceStore) -> ModelTask:
     return store.about.task or ("causal" if store.arch == "dec" else "multiple_choice")
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from decision_traces.format.arrays import Side, Task
+from decision_traces.format.arrays import ModelTask, Side
 from decision_traces.format.heads import HEADS
 from decision_traces.model.discovery.dataflow import AttentionNode, Dataflow, ModuleCall
 from decision_traces.model.discovery.stream import Refused, Step, Stream
@@ -44,7 +44,7 @@ class Layer:
 class LayerFinder:
     """Finds the layers of every side of a model."""
 
-    def __init__(self, model: nn.Module, flow: Dataflow, lengths: Mapping[str, int], task: Task) -> None:
+    def __init__(self, model: nn.Module, flow: Dataflow, lengths: Mapping[str, int], task: ModelTask) -> None:
         """Prepare.
 
         Args:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from decision_traces.errors import UnsupportedArchitecture
-from decision_traces.format.arrays import Side, Task
+from decision_traces.format.arrays import ModelTask, Side
 from decision_traces.format.stages import (
     ATTN_OUT,
     CROSS,
@@ -53,7 +53,7 @@ from decision_traces.model.structure import (
 from decision_traces.model.task import probe_inputs
 
 
-def find_structure(model: nn.Module, vocab_size: int, task: Task = "causal") -> ModuleStructure:
+def find_structure(model: nn.Module, vocab_size: int, task: ModelTask = "causal") -> ModuleStructure:
     """Probe a model and return its structure.
 
     Args:
@@ -67,7 +67,7 @@ def find_structure(model: nn.Module, vocab_size: int, task: Task = "causal") -> 
     return find_structure_on(model, probe_inputs(task, vocab_size, next(model.parameters()).device), task)
 
 
-def find_structure_on(model: nn.Module, inputs: Mapping[str, Any], task: Task) -> ModuleStructure:
+def find_structure_on(model: nn.Module, inputs: Mapping[str, Any], task: ModelTask) -> ModuleStructure:
     """As `find_structure`, on given arguments of the model's forward; two rows without padding."""
     flow = record_forward(model, inputs)
     try:
@@ -82,7 +82,7 @@ def find_structure_on(model: nn.Module, inputs: Mapping[str, Any], task: Task) -
 class _Finder:
     """The reasoning of `find_structure` over one record."""
 
-    def __init__(self, model: nn.Module, flow: Dataflow, inputs: Mapping[str, Any], task: Task) -> None:
+    def __init__(self, model: nn.Module, flow: Dataflow, inputs: Mapping[str, Any], task: ModelTask) -> None:
         self.model, self.flow, self.inputs, self.task = model, flow, inputs, task
         self.modules = dict(model.named_modules(remove_duplicate=False))
         lengths = {k: v.shape[-1] for k, v in inputs.items() if isinstance(v, Tensor)}
