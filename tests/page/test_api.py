@@ -13,6 +13,7 @@ from support.encoders import save_tiny_masked_encoder
 from support.runs import CHOICES, DECODER, ENCDEC, HYBRID, SELECTED, TinyRun, build_run
 
 from decision_traces import TraceStore
+from decision_traces.extract.next_token import NextTokenConfig, extract_next_token
 from decision_traces.extract.texts import TextConfig, extract_texts
 from decision_traces.page.app import create_app
 from decision_traces.page.guard import Entry
@@ -394,3 +395,10 @@ def test_the_groups_say_what_they_hold(demo_run: Path) -> None:
         assert arrays <= set(group.array_keys())
         for _, array in group.arrays():
             assert array.attrs["doc"] and array.metadata.dimension_names[0] == "example"
+
+
+def test_a_panel_offers_no_command_that_the_run_cannot_have(tmp_path: Path) -> None:
+    some = NextTokenConfig(model="demo", dataset="tinyworld", limit=4, layers=(0, 1), out_dir=tmp_path / "run")
+    missing = PageRun("r0", ResultsPlace(extract_next_token(some))).missing()
+    for panel in ("lens", "contributions"):
+        assert missing[panel]["command"] == "" and "This run keeps layers 0, 1 only" in missing[panel]["why"]

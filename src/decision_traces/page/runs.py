@@ -269,15 +269,12 @@ class PageRun:
         """Return a command of this package on this run, as typed into a shell."""
         return self.place.command(name, *flags)
 
-    def not_captured(self, *names: str) -> str:
-        """Return the sentence that says what was not captured and which flag adds it; empty where all is there."""
-        for name in names:
-            try:
-                self.store.array(name)
-            except NotCapturedError as error:
-                return str(error)
-            except TraceError as error:
-                return str(error)
+    def not_captured(self, name: str) -> str:
+        """Return the sentence that says that an array was not captured and which flag adds it; empty if it is there."""
+        try:
+            self.store.array(name)
+        except TraceError as error:
+            return str(error)
         return ""
 
     def missing(self) -> dict[str, dict[str, str]]:
@@ -300,36 +297,39 @@ class PageRun:
         return lens if lens is not None and CHOICES_TABLE in lens.files else None
 
     def _race(self) -> dict[str, str]:
-        why = self.not_captured("enc_mc_hidden") if self.task.reads_choices else self._no_states()
-        return {"why": why, "command": ""} if why else self._to_compute("race")
+        return self._to_compute("race")
 
     def _to_compute(self, panel: str, *flags: str) -> dict[str, str]:
-        """Return what a panel says where its result is not there, or cannot be used, and what makes it."""
+        """Return what a panel says where its result is not there, or cannot be used, and what makes it, if anything."""
         spec, shown = PANELS[panel]
+        if unmet := self._unmet(spec.name):
+            return {"why": unmet, "command": ""}
         problem = self.problem(spec.name)
         return {"why": shown.not_yet if problem is None else problem.why, "command": self.command(spec.name, *flags)}
 
-    def _no_states(self) -> str:
-        """Return why a decoder's states cannot be followed through its layers; empty where they can."""
-        there = self.store.has("dec_hidden") or self.store.has("dec_res_pre_attn")
-        return "" if there else self.not_captured("dec_hidden")
+    def _unmet(self, name: str) -> str:
+        """Return what an analysis needs and the run does not have, a sentence; empty where there is nothing."""
+        from decision_traces.analysis.registry import ANALYSES
+
+        def ask() -> str:
+            try:
+                ANALYSES[name].needs(self.store, ANALYSES[name].options())
+            except TraceError as error:
+                return str(error)
+            return ""
+
+        return self.kept(("needs", name), ask)
 
     def _lens(self) -> dict[str, str]:
         if self.task.words.no_lens:
             return {"why": self.task.words.no_lens, "command": self.command("lens")}
         if not self.decides:
             return {"why": "A lens needs a decoder that predicts tokens; this run has none.", "command": ""}
-        if self._no_states():
-            return {"why": self._no_states(), "command": ""}
         return self._to_compute("lens", "--all_positions")
 
     def _contributions(self) -> dict[str, str]:
         if not self.decides and not self.task.reads_choices:
             return {"why": "Contributions need a decision; this run makes none.", "command": ""}
-        needed = () if self.task.reads_choices else ("dec_res_embed", "dec_res_post_attn", "dec_res_post_mlp")
-        why = self.not_captured(*needed)
-        if why:
-            return {"why": why, "command": ""}
         flags = () if self.task.reads_choices else ("--all_positions",)
         return self._to_compute("contributions", *flags)
 
