@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import decision_traces as dt
 from decision_traces.analysis.registry import ANALYSES
 from decision_traces.cli._analysis import AnalysisCommand
 from decision_traces.cli.index import IndexCommand
@@ -39,6 +40,14 @@ def test_every_command_and_flag_of_the_readme_exists() -> None:
         place = ROOT.joinpath(*module.split("."))
         assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), module
     assert set(re.findall(r"(--[a-z_]+)", README)) <= FLAGS | {"--help"}
+
+
+def test_every_public_name_stands_on_the_page_of_names() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\bdt\.(\w+)", page)) == set(dt.__all__) - {"__version__"}
+    for method in re.findall(r"\brun\.(\w+)\(", page):
+        assert callable(getattr(dt.Run, method))
+    assert all(getattr(dt, name) for name in dt.__all__)
 
 
 def test_every_linked_file_exists() -> None:

@@ -18,12 +18,20 @@ if TYPE_CHECKING:
     from decision_traces.api.run import Run, open_run
     from decision_traces.api.run import Run as TraceStore
     from decision_traces.api.trace import trace
+    from decision_traces.errors import TraceError
+    from decision_traces.model.discovery.probe import find_structure
+    from decision_traces.tracing.edits import Edit
+    from decision_traces.tracing.session import Session
 
-__all__ = ["Run", "TraceStore", "__version__", "open_run", "trace"]
+__all__ = ["Edit", "Run", "Session", "TraceError", "TraceStore", "__version__", "find_structure", "open_run", "trace"]
 
 _HOMES: Final = {
+    "Edit": ("tracing.edits", "Edit"),
     "Run": ("api.run", "Run"),
+    "Session": ("tracing.session", "Session"),
+    "TraceError": ("errors", "TraceError"),
     "TraceStore": ("api.run", "Run"),
+    "find_structure": ("model.discovery.probe", "find_structure"),
     "open_run": ("api.run", "open_run"),
     "trace": ("api.trace", "trace"),
 }
