@@ -5,6 +5,7 @@ import re
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Final, get_args, get_type_hints
 
 from decision_traces.errors import PathError, UsageError
@@ -70,5 +71,5 @@ def portable_fields(command: Any) -> dict[str, Any]:
         elif isinstance(value, tuple | list) and all(isinstance(v, str | PathLike) for v in value):
             found[name] = tuple(map(portable_path, value))
         else:
-            raise UsageError(f"{name}={value!r}: give a path, as text or as a pathlib.Path.")
+            raise UsageError(f"{name}={short(value)}: give a path, as text or as a pathlib.Path.")
     return found

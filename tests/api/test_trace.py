@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -170,3 +172,73 @@ def test_analyses_are_calls_with_the_options_of_their_commands(model: Any, token
     assert str(inspect.signature(run.lens)).startswith("(model_path")
     with pytest.raises(UsageError, match=r"unexpected keyword argument .topk.\. Its options are"):
         run.lens(topk=3)
+
+
+# -- values of another kind ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"limit": "1"}, "limit='1': give a whole number or None"),
+        ({"limit": 1.0}, "limit=1.0: give a whole number or None"),
+        ({"batch_size": None}, "batch_size=None: give a whole number"),
+        ({"max_seq_len": "8"}, "max_seq_len='8': give a whole number or 'auto'"),
+        ({"seed": "a"}, "seed='a': give a whole number"),
+        ({"dtype": torch.float32}, "dtype=torch.float32: give 'float16' or 'float32'"),
+        ({"all_positions": "no"}, "all_positions='no': give True or False"),
+        ({"mask_prob": "0.1"}, "mask_prob='0.1': give a number or None"),
+        ({"progress": "yes"}, "progress='yes': give True or False"),
+        ({"texts": {"text": ["a", "b"]}}, "this is a dict of text. Give one of its splits, a list of texts"),
+        ({"texts": {"a", "b"}}, "give a list of texts"),
+        ({"texts": pd.DataFrame([["a", 1, 2]], columns=["text", "x", "x"])}, "two columns of the table are named 'x'"),
+        ({"tokenizer": TEXTS}, r"this is no tokenizer of transformers\. Texts come behind it"),
+        ({"model": None}, "model=None: give a model of transformers in memory, a hub id or a folder"),
+    ],
+)
+def test_values_of_another_kind(given: dict[str, Any], message: str, model: Any, tokenizer: Any) -> None:
+    with pytest.raises(UsageError, match=message):
+        dt.trace(**{"model": model, "tokenizer": tokenizer, "texts": TEXTS, "progress": False, **given})
+
+
+def test_numbers_of_numpy_and_what_a_table_lacks(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    table = pd.DataFrame({"text": ["a b", None, "c"], "k": pd.array([1, None, 2], dtype="Int64")})
+    run = dt.trace(model, tokenizer, table, limit=np.int64(2), out_dir=tmp_path / "run", **QUIET)
+    assert run.tokens["text"].tolist() == ["a b", ""]
+    assert run.tokens["k"].isna().tolist() == [False, True] and run.tokens["k"][0] == 1
+
+
+def test_options_of_analyses_of_another_kind(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    run = dt.trace(model, tokenizer, TEXTS, out_dir=tmp_path / "run", **QUIET)
+    with pytest.raises(UsageError, match=r"top_k='3': give a whole number"):
+        run.lens(top_k="3")
+    with pytest.raises(UsageError, match=r"model_path=GPT2LMHeadMo.*: give a path"):
+        run.lens(model_path=model)
+    assert inspect.signature(run.lens).return_annotation == "LensResult"
+    assert repr(run).startswith("Run(")
+
+
+def test_stopped_between_preparing_and_writing(
+    model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("run_plan", "disk_estimate"):
+        with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"Nothing was written|nothing is left"):
+            patch.setattr(f"decision_traces.extract.run.{name}", stop)
+            dt.trace(model, tokenizer, TEXTS, out_dir=tmp_path / "run", **QUIET)
+        assert not list(tmp_path.iterdir())
+
+
+def test_no_advice_on_widgets_is_printed(tmp_path: Path) -> None:
+    kernel = (
+        "import sys, types; sys.modules['ipywidgets'] = None; sys.modules['IPython'] = shell = types.ModuleType('i');"
+    )
+    kernel += "shell.get_ipython = lambda: types.SimpleNamespace(config={'IPKernelApp': {}});"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{kernel} from decision_traces.api.progress import TqdmBar; TqdmBar()"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import wraps
-from inspect import Parameter, signature
+from inspect import Parameter, Signature, signature
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from decision_traces.analysis.options import AttentionOptions, AttributionOptions, CompareOptions, LensOptions
+from decision_traces.api.options import plain_values, refuse_other_kinds
 from decision_traces.errors import UsageError
 from decision_traces.paths import portable_fields
 from decision_traces.store import ExampleKey, TraceStore, newest_run
@@ -34,14 +35,16 @@ def _with(
         @wraps(method)
         def call(self: "Run", *args: _Flags.args, **flags: _Flags.kwargs) -> _Result:
             try:
-                options = kind(*args, **flags)
+                options = kind(*args, **plain_values(flags))
             except TypeError as error:
                 known = ", ".join(field.name for field in fields(kind))  # type: ignore[arg-type]
                 raise UsageError(f"{method.__name__}: {_reason(error)}. Its options are {known}.") from error
+            refuse_other_kinds(options, (field.name for field in fields(options)))
             return method(self, replace(options, **portable_fields(options)))
 
         shown = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD), *signature(kind).parameters.values()]
-        call.__signature__ = signature(kind).replace(parameters=shown)  # type: ignore[attr-defined]
+        gives = signature(method).return_annotation
+        call.__signature__ = Signature(shown, return_annotation=gives)  # type: ignore[attr-defined]
         return cast(Callable[Concatenate["Run", _Flags], _Result], call)
 
     return wrap
@@ -109,8 +112,10 @@ class Run(TraceStore):
     def _computed(self, name: str, options: Any) -> Any:
         from decision_traces.api.compute import compute
         from decision_traces.api.progress import counting
+        from decision_traces.api.surroundings import own_surroundings
 
-        return compute(self, name, options, counting).result
+        with own_surroundings():
+            return compute(self, name, options, counting).result
 
 
 def open_run(path: str | PathLike[str] | None = None, root: str | PathLike[str] = "traces") -> Run:

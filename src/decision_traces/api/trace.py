@@ -4,13 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, Final, Literal, TypedDict, TypeVar, Unpack, get_args
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from decision_traces.api.options import plain_values, refuse_other_kinds
 from decision_traces.api.progress import TqdmBar
 from decision_traces.api.run import Run
+from decision_traces.api.surroundings import own_surroundings
 from decision_traces.data.example import Example
 from decision_traces.data.own_texts import own_examples
 from decision_traces.data.registry import DatasetName
@@ -26,8 +29,7 @@ from decision_traces.extract.texts import TextConfig, text_job
 from decision_traces.format.arrays import ModelTask, StorageDtype
 from decision_traces.format.stages import Capture
 from decision_traces.model.checkpoint import task_of_class
-from decision_traces.model.digest import weights_digest
-from decision_traces.model.in_memory import loaded_from_memory, plain_model, remember
+from decision_traces.model.in_memory import loaded_from_memory, plain_model, remember, traced_part
 from decision_traces.model.load import LoadedModel, ModelDtype, ModelSource
 from decision_traces.tokens import SpecialTokens
 
@@ -95,7 +97,8 @@ def trace(
 
     Args:
         model: A model of transformers in memory; or a hub id, "demo", or a folder with config, weights and tokenizer.
-            A model in memory stays as it is: mode, attention implementation, config and hooks.
+            A model in memory stays as it is: mode, attention implementation, config and hooks. Its hooks belong to
+            what is traced: they are called in every pass.
         tokenizer: Of a model in memory; a fast one.
         texts: Your own: a list of texts, rows with a column `text` (dicts, a DataFrame, a data set of `datasets`), or
             the path of a .txt, .jsonl, .csv or .parquet file. Other columns go with the texts.
@@ -117,23 +120,34 @@ def trace(
         >>> run = trace(model, tokenizer, ["The cat sat on the"], capture=["attn", "resid"])  # doctest: +SKIP
         >>> run = trace("gpt2", dataset="wikitext2", limit=100)  # doctest: +SKIP
     """
-    data, own = _data(texts, dataset)
     names = _model(model, tokenizer, options)
+    data, own = _data(texts, dataset)
+    told = _progress(progress)
     if task == "auto" and isinstance(model, nn.Module):
         task = task_of_class(plain_model(model))
     job = _job(task, data, names, options)
-    told = progress if isinstance(progress, Progress) else TqdmBar() if progress else Silent()
     if own is not None:
         job = replace(job, data=replace(job.data, own=own))
     if not isinstance(model, nn.Module) or tokenizer is None:
-        return Run(run_job(job, told))
+        with own_surroundings():
+            return Run(run_job(job, told))
 
     def load(source: ModelSource, head: ModelTask) -> LoadedModel:
         return loaded_from_memory(model, tokenizer, head, source.attention)
 
-    run = Run(run_job(replace(job, load=load), told))
-    remember(model, tokenizer, weights_digest(model))
+    with own_surroundings():
+        run = Run(run_job(replace(job, load=load), told))
+    if (digest := run.about.weights_digest) is not None:
+        remember(traced_part(model, run.about.task), tokenizer, digest)
     return run
+
+
+def _progress(progress: bool | Progress | None) -> Progress:
+    if isinstance(progress, Progress):
+        return progress
+    if not isinstance(progress, bool | None):
+        raise UsageError(f"progress={short(progress)}: give True or False, or a Progress that is told.")
+    return TqdmBar() if progress else Silent()
 
 
 def _data(texts: Any, dataset: DatasetName | None) -> tuple[dict[str, Any], tuple[Example, ...] | None]:
@@ -151,6 +165,13 @@ def _model(
     model: str | PathLike[str] | nn.Module, tokenizer: PreTrainedTokenizerBase | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the flags that name the model."""
+    if not isinstance(model, str | PathLike | nn.Module):
+        raise UsageError(f"model={short(model)}: give a model of transformers in memory, a hub id or a folder.")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
+        raise UsageError(
+            f"tokenizer={short(tokenizer)}: this is no tokenizer of transformers. Texts come behind it: "
+            "trace(model, tokenizer, texts), or trace(name, texts=texts)."
+        )
     if not isinstance(model, nn.Module):
         if tokenizer is not None:
             raise UsageError("tokenizer: a model that is loaded by name or folder brings its own. Leave it out.")
@@ -180,4 +201,6 @@ def _config(kind: type[ConfigT], options: Mapping[str, Any], **own: Any) -> Conf
     known = {field.name for field in fields(kind)} - _NOT_HERE
     if unknown := sorted(options.keys() - known):
         raise UsageError(f"{', '.join(unknown)}: trace has no such option here. There are: {', '.join(sorted(known))}.")
-    return kind(**own, **options)
+    config = kind(**own, **plain_values(options))
+    refuse_other_kinds(config, options)
+    return config

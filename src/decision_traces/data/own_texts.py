@@ -1,6 +1,7 @@
 """The user's own texts from memory: texts, rows with a column `text`, or a table of them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
+from reprlib import repr as short
 from typing import Any, Final
 
 import numpy as np
@@ -21,12 +22,17 @@ def own_examples(texts: Any) -> tuple[Example, ...]:
             `datasets` with such a column. Other columns go with the texts.
 
     Raises:
-        UsageError: It is nothing of this, or holds no text.
+        UsageError: It is nothing of this, has no order, or holds no text.
         DataError: A row has no text, or a text that is none.
     """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-        raise UsageError(f"texts={texts!r}: give a list of texts, or rows with a column {TEXT!r}.")
-    rows = texts.to_dict("records") if hasattr(texts, "to_dict") and hasattr(texts, "columns") else texts
+    if isinstance(texts, Mapping) and texts:
+        raise UsageError(
+            f"texts: this is a {type(texts).__name__} of {', '.join(map(str, texts))}. Give one of its splits, a list "
+            f"of texts, or a list of rows with a column {TEXT!r}."
+        )
+    if isinstance(texts, str | bytes | Set) or not isinstance(texts, Iterable):
+        raise UsageError(f"texts={short(texts)}: give a list of texts, or rows with a column {TEXT!r}.")
+    rows = _rows_of_frame(texts) if hasattr(texts, "to_dict") and hasattr(texts, "columns") else texts
     found = tuple(
         Example(make_example_id(NAME, "all", row.number, row.text), row.text, row.fields)
         for row in rows_of_records(_records(rows))
@@ -34,6 +40,15 @@ def own_examples(texts: Any) -> tuple[Example, ...]:
     if not found:
         raise UsageError("texts: there is none.")
     return found
+
+
+def _rows_of_frame(frame: Any) -> list[dict[Any, Any]]:
+    """Return the rows of a pandas DataFrame; what is missing (NaN, NaT, NA) as None."""
+    names = [str(name) for name in frame.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"texts: two columns of the table are named {twice[0]!r}. Rename one.")
+    rows: list[dict[Any, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return rows
 
 
 def _records(rows: Iterable[Any]) -> Iterator[Record]:

@@ -56,15 +56,18 @@ def run_job(job: Job, progress: Progress) -> Path:
 
 def _run(job: Job, prepared: Prepared, place: FolderPlace, progress: Progress, clock: Clock, now: datetime) -> Path:
     """Write the run into its place, which is held."""
-    plan = run_plan(job, prepared)
-    told = lineage(job.model.model_path, plan["weights_digest"], progress.say)
-    prepared = replace(prepared, lineage=told)
-    # Before anything is written: a workflow may find that it cannot be done with this model.
-    workflow = job.workflow(prepared)
+    with _in_a_sentence(lambda: "Nothing was written."):
+        plan = run_plan(job, prepared)
+        told = lineage(job.model.model_path, plan["weights_digest"], progress.say)
+        prepared = replace(prepared, lineage=told)
+        # Before anything is written: a workflow may find that it cannot be done with this model.
+        workflow = job.workflow(prepared)
     writer = _open_writer(job, place, prepared, plan)
     with _in_a_sentence(lambda: _what_is_left(writer, prepared)):
         if writer.complete:
             return writer.finish()
+        if not job.config.resume:
+            _require_space(writer, prepared)
         if job.config.store_unembed:
             _store_head(prepared, writer)
         give_back(prepared.loaded.model)
@@ -161,16 +164,19 @@ def _name(job: Job, now: datetime, n: int) -> str:
 def _open_writer(job: Job, place: FolderPlace, prepared: Prepared, plan: Mapping[str, Any]) -> RunWriter:
     if job.config.resume:
         return RunWriter.resume(place, prepared.layout, plan)
-    writer = RunWriter.create(place, prepared.layout, plan)
+    return RunWriter.create(place, prepared.layout, plan)
+
+
+def _require_space(writer: RunWriter, prepared: Prepared) -> None:
+    """Refuse a run that its disk has no room for; nothing is left of it."""
     need = disk_estimate(prepared.layout, prepared.encodings, links=writer.links)
     free = free_bytes(writer.folder)
     if need > free:
         writer.discard()
         raise DiskSpaceError(
-            f"This run may take {need / 1e9:,.2f} GB and {place.target.parent} has {free / 1e9:,.2f} GB free. "
+            f"This run may take {need / 1e9:,.2f} GB and {writer.run.parent} has {free / 1e9:,.2f} GB free. "
             "Keep less (--capture, --limit, --max_seq_len), or choose another place with --out_dir."
         )
-    return writer
 
 
 # -- the run itself -----------------------------------------------------------------------------------------

@@ -139,12 +139,22 @@ def task_of_class(model: Any) -> ModelTask:
     if name in _classes(CHOICE):
         return "multiple_choice"
     if name in _OTHER_HEADS:
-        raise ModelError(f"{name}: tracing classifiers is not there yet; {STATES_ALONE}.")
+        raise ModelError(f'{name}: tracing classifiers is not there yet; task="encode" traces its states alone.')
+    headless = model.get_output_embeddings() is None
     if config.is_encoder_decoder:
+        if headless and name not in _ENCODERS_ALONE:
+            raise ModelError(f"{name} is an encoder-decoder without a head that predicts words. Give one with a head.")
         return "encode" if name in _ENCODERS_ALONE else "seq2seq"
-    if name in _classes(MASKED) and _is_encoder(config):
-        return "masked"
-    return "encode" if model.get_output_embeddings() is None else "causal"
+    if headless:
+        return "encode"
+    if not _is_encoder(config):
+        return "causal"
+    if name not in _classes(MASKED):
+        raise ModelError(
+            f'{name} is an encoder with a head that is not traced; task="encode" traces its states alone. A masked-'
+            f"language model of its kind is {MASKED[config.model_type]}."
+        )
+    return "masked"
 
 
 def refuse_other_kinds(config: Any, location: str, task: ModelTask) -> None:

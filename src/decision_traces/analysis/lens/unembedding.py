@@ -4,7 +4,7 @@ Models that scale or cap their logits are read as they do it (`models.logit_map`
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from decision_traces.format.arrays import UNEMBED_DIR, UNEMBED_FILE, ModelTask
 from decision_traces.format.meta import RunMeta
 from decision_traces.model.digest import weights_digest
 from decision_traces.model.discovery.probe import find_structure
-from decision_traces.model.in_memory import loaded_from_memory, recall
+from decision_traces.model.in_memory import loaded_from_memory, recall, was_in_memory
 from decision_traces.model.load import (
     DEMO_MODEL,
     Attention,
@@ -249,9 +249,22 @@ def load_run_model(
         ModelError: The model cannot be loaded, or its weights are not those of the run.
     """
     about = store.about
-    if model_path is None and (held := recall(about.weights_digest)) is not None:
-        return _held(store, *held, attention)
+    if model_path is None and (held := recall(about.weights_digest)):
+        return _held(store, held, attention)
     source = replace(_source(store, model_path, device, attention), trust_remote_code=trust_remote_code)
+    try:
+        return _loaded(store, source)
+    except ModelError as error:
+        if model_path is not None or not was_in_memory(about.weights_digest):
+            raise
+        raise ModelError(
+            f"The model in memory that {store.run_dir} was made with is gone, or has other weights by now. Keep it for "
+            f"as long as its runs are analysed, or name a folder with its weights (model_path). {error}"
+        ) from error
+
+
+def _loaded(store: TraceStore, source: ModelSource) -> LoadedModel:
+    about = store.about
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(about.seed)  # what the checkpoint lacks is drawn as it was for the run
         loaded = load_model(source, _task(store))
@@ -267,14 +280,17 @@ def _task(store: TraceStore) -> ModelTask:
     return store.about.task or ("causal" if store.arch == "dec" else "multiple_choice")
 
 
-def _held(store: TraceStore, model: nn.Module, tokenizer: PreTrainedTokenizerBase, attention: Attention) -> LoadedModel:
-    """Return the model that is in memory, if its weights are still those of the run."""
-    if weights_digest(model) != store.about.weights_digest:
-        raise ModelError(
-            f"The {type(model).__name__} in memory that {store.run_dir} was made with has other weights by now. Trace "
-            "it again, or name a folder with the weights of the run (model_path)."
-        )
-    return loaded_from_memory(model, tokenizer, _task(store), attention)
+def _held(
+    store: TraceStore, held: Sequence[tuple[nn.Module, PreTrainedTokenizerBase]], attention: Attention
+) -> LoadedModel:
+    """Return a model that is in memory and whose weights are still those of the run."""
+    for model, tokenizer in held:
+        if weights_digest(model) == store.about.weights_digest:
+            return loaded_from_memory(model, tokenizer, _task(store), attention)
+    raise ModelError(
+        f"The {type(held[0][0]).__name__} in memory that {store.run_dir} was made with has other weights by now. Trace "
+        "it again, or name a folder with the weights of the run (model_path)."
+    )
 
 
 def find_tokenizer(store: TraceStore, model_path: Path | None = None, *, trust_remote_code: bool = False) -> Any | None:
@@ -286,8 +302,8 @@ def find_tokenizer(store: TraceStore, model_path: Path | None = None, *, trust_r
     if model_path is None and holds_words(folder):
         _refuse_changed(store, folder)
         return load_words(folder)
-    if model_path is None and (held := recall(store.about.weights_digest)) is not None:
-        return held[1]
+    if model_path is None and (held := recall(store.about.weights_digest)):
+        return held[0][1]
     try:
         return load_tokenizer(replace(_source(store, model_path, "cpu"), trust_remote_code=trust_remote_code))
     except ModelError:

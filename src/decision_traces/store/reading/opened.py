@@ -88,7 +88,7 @@ class OpenRun(RunSizes):
         said = f"{about.model or '?'} on {about.dataset or '?'}/{about.split or '?'}, {n} examples"
         trust = ", NOT CERTIFIED" * about.uncertified + ", RANDOM HEAD" * about.random_head
         words = " ".join(about.capture) or "nothing"
-        return printable(f"TraceStore({str(self.run_dir)!r}: {said}, captured {words}{trust})")
+        return printable(f"{type(self).__name__}({str(self.run_dir)!r}: {said}, captured {words}{trust})")
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle the place of the run and nothing that is open."""
