@@ -1,6 +1,7 @@
 """Reads and writes against plain torch hooks that do the same by hand; what is refused; what stays behind."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -393,3 +394,75 @@ def test_the_example_of_the_module_runs(capsys: pytest.CaptureFixture[str]) -> N
     }
     exec(compile(code, "example", "exec"), known)
     assert re.fullmatch(r"torch\.Size\(\[2, 7, 32\]\) tensor\(0\.\d*[1-9]\d*\)\n", capsys.readouterr().out)
+
+
+# -- what is no edit, site or batch --------------------------------------------------------------------------
+
+
+STREAM = ("dec.post_mlp", 1)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        ({STREAM: lambda _: None}, "gives a NoneType, and must give a tensor of real numbers"),
+        ({STREAM: lambda v: v.numpy()}, "gives a ndarray, and must"),
+        ({STREAM: lambda v: v.to("meta")}, "gives numbers on the meta device, and must"),
+        ({STREAM: lambda v: v.to_sparse()}, r"gives a torch\.sparse_coo tensor of torch\.float32, and must"),
+        ({STREAM: lambda v: v.to(torch.complex64)}, r"gives a torch\.strided tensor of torch\.complex64, and must"),
+        ({STREAM: torch.zeros(32)}, r"is no edit: give Edit\.set"),
+        ({STREAM: "x"}, "'x' is no edit"),
+        ({STREAM: None}, "None is no edit"),
+        ({("dec.post_mlp", "1"): Edit.scale(0)}, r"\('dec.post_mlp', '1'\) is no site: give pairs"),
+        ({"dec.post_mlp": Edit.scale(0)}, "'dec.post_mlp' is no site"),
+    ],
+)
+def test_what_is_no_edit_or_site(write: Any, message: str) -> None:
+    model = tiny_decoder("llama")
+    batch = {"input_ids": torch.tensor([[5, 6, 7]])}
+    session = Session(model, find_structure(model, model.config.vocab_size))
+    with pytest.raises(UsageError, match=message):
+        session.run(batch, write=write)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Edit.set("a"), "'a': an edit takes a number or a tensor"),  # type: ignore[arg-type]
+        (lambda: Edit.add(1j), "takes a number or a tensor of real numbers"),  # type: ignore[arg-type]
+        (lambda: Edit.scale("a"), "'a': an edit takes a number or a tensor"),  # type: ignore[arg-type]
+        (lambda: Edit.scale(0, positions="all"), "positions='all': give whole numbers"),  # type: ignore[arg-type]
+        (lambda: Edit.scale(0, positions=1.5), r"positions=1\.5: give whole numbers"),  # type: ignore[arg-type]
+        (lambda: Edit.scale(0, positions=[True, False]), "positions=.*: give whole numbers"),
+        (lambda: Edit.scale(0, positions=[[1], [1, 2]]), "positions=.*: give whole numbers"),
+        (lambda: Edit.scale(0, rows=[[0]]), "rows=.*: give whole numbers, in 1 axes at most"),  # type: ignore[list-item]
+    ],
+)
+def test_edits_of_what_are_no_numbers(make: Callable[[], Edit], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("ids", [[[1, 2]], torch.tensor([1, 2]), torch.zeros(0, 3, dtype=torch.long)])
+def test_batches_of_another_form(ids: Any) -> None:
+    model = tiny_decoder("llama")
+    with pytest.raises(UsageError, match=r"input_ids are .*, and must be a tensor \(rows, positions\)"):
+        Session(model, find_structure(model, model.config.vocab_size)).run({"input_ids": ids})
+
+
+def test_a_pass_of_another_thread_is_neither_read_nor_written() -> None:
+    model = tiny_decoder("llama")
+    batch = {"input_ids": torch.tensor([[5, 6, 7]])}
+    expected = model(**batch).logits
+    elsewhere: list[torch.Tensor] = []
+
+    def change(now: torch.Tensor) -> torch.Tensor:
+        other = threading.Thread(target=lambda: elsewhere.append(model(**batch).logits))
+        other.start()
+        other.join()
+        return now * 0
+
+    with Session(model, find_structure(model, model.config.vocab_size)) as session:
+        written = session.run(batch, read=[("dec.final", 0)], write={("dec.post_mlp", 0): change})
+    assert torch.equal(elsewhere[0], expected) and not torch.equal(written.logits, expected)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 
 import torch
 from torch import Tensor
@@ -30,6 +31,15 @@ class Edit:
     positions: PositionNumbers | None = None
     rows: Numbers | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what are no numbers of rows, heads and positions.
+
+        Raises:
+            UsageError: Names it.
+        """
+        for name, most_axes in (("heads", 1), ("positions", 2), ("rows", 1)):
+            _require_whole_numbers(name, getattr(self, name), most_axes)
+
     @classmethod
     def set(
         cls,
@@ -40,7 +50,8 @@ class Edit:
         rows: Numbers | None = None,
     ) -> "Edit":
         """Put a value (a number, or a tensor that broadcasts to what is chosen) in its place."""
-        return cls(lambda now: torch.as_tensor(value).to(now.device, now.dtype).expand_as(now), heads, positions, rows)
+        new = _numbers(value)
+        return cls(lambda now: new.to(now.device, now.dtype).expand_as(now), heads, positions, rows)
 
     @classmethod
     def add(
@@ -52,19 +63,21 @@ class Edit:
         rows: Numbers | None = None,
     ) -> "Edit":
         """Add a value (a number, or a tensor that broadcasts to what is chosen, such as a vector)."""
-        return cls(lambda now: now + torch.as_tensor(value).to(now.device, now.dtype), heads, positions, rows)
+        new = _numbers(value)
+        return cls(lambda now: now + new.to(now.device, now.dtype), heads, positions, rows)
 
     @classmethod
     def scale(
         cls,
-        factor: float,
+        factor: Tensor | float,
         *,
         heads: Numbers | None = None,
         positions: PositionNumbers | None = None,
         rows: Numbers | None = None,
     ) -> "Edit":
-        """Multiply by a number."""
-        return cls(lambda now: now * factor, heads, positions, rows)
+        """Multiply by a number, or by a tensor that broadcasts to what is chosen."""
+        by = _numbers(factor)
+        return cls(lambda now: now * by.to(now.device), heads, positions, rows)
 
     @classmethod
     def by(
@@ -84,15 +97,21 @@ class Edit:
         return self.heads is None and self.positions is None and self.rows is None
 
 
-Change = Edit | Callable[[Tensor], Tensor] | Sequence[Edit]
-"""What may stand for a site in `write`: an edit, several in this order, or a function of the whole activation."""
+Change = Edit | Callable[[Tensor], Tensor] | Sequence[Edit | Callable[[Tensor], Tensor]]
+"""What may stand for a site in `write`: an edit or a function of the whole activation, or several in this order."""
 
 
 def edits_of(change: Change) -> tuple[Edit, ...]:
-    """Return a change as a row of edits."""
-    if isinstance(change, Edit):
-        return (change,)
-    return (Edit(change),) if callable(change) else tuple(change)
+    """Return a change as a row of edits.
+
+    Raises:
+        UsageError: It is none.
+    """
+    several = change if isinstance(change, tuple | list) else (change,)
+    for one in several:
+        if not isinstance(one, Edit) and (not callable(one) or isinstance(one, Tensor)):
+            raise UsageError(f"{short(one)} is no edit: give Edit.set(...), Edit.add(...), ..., or a function.")
+    return tuple(one if isinstance(one, Edit) else Edit(one) for one in several)
 
 
 def edited(value: Tensor, edits: Sequence[Edit], where: str) -> Tensor:
@@ -121,9 +140,41 @@ def _changed(edit: Edit, part: Tensor, where: str) -> Tensor:
         new = edit.change(part)
     except RuntimeError as error:
         raise UsageError(f"The edit of {where} does not fit what it changes, {tuple(part.shape)}: {error}") from error
+    if not isinstance(new, Tensor) or new.is_complex() or new.is_meta or new.layout is not torch.strided:
+        raise UsageError(f"The edit of {where} gives {_kind(new)}, and must give a tensor of real numbers.")
     if new.shape != part.shape:
         raise UsageError(f"The edit of {where} gives {tuple(new.shape)} in place of {tuple(part.shape)}.")
     return new.to(part.dtype)
+
+
+def _kind(given: object) -> str:
+    """Return what a function gave, in words."""
+    if not isinstance(given, Tensor):
+        return f"a {type(given).__name__}"
+    return "numbers on the meta device" if given.is_meta else f"a {given.layout} tensor of {given.dtype}"
+
+
+def _numbers(value: Tensor | float) -> Tensor:
+    """Return a value as a tensor of real numbers."""
+    try:
+        numbers = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{short(value)}: an edit takes a number or a tensor.") from error
+    if numbers.is_complex() or numbers.is_meta:
+        raise UsageError(f"An edit takes a number or a tensor of real numbers, not {_kind(numbers)}.")
+    return numbers
+
+
+def _require_whole_numbers(name: str, numbers: PositionNumbers | None, most_axes: int) -> None:
+    if numbers is None:
+        return
+    try:
+        chosen = torch.as_tensor(numbers)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{name}={short(numbers)}: give whole numbers.") from error
+    whole = chosen.dtype != torch.bool and not chosen.is_floating_point() and not chosen.is_complex()
+    if chosen.dim() > most_axes or (chosen.numel() and not whole):
+        raise UsageError(f"{name}={short(numbers)}: give whole numbers, in {most_axes} axes at most.")
 
 
 def _index(edit: Edit, value: Tensor, where: str) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ that is overwritten later in the pass has been copied before. Where a site is bo
 read. After the pass every site must have fired exactly once; anything else is an error, never a row of zeros.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -86,6 +87,7 @@ class Recorder:
         self._fired: Counter[tuple[str, int]] = Counter()
         self._attended = 0
         self._streams: dict[Side, Tensor] = {}
+        self._thread = threading.get_ident()
         self.paused = False
         """Whether another pass is made in between, which is none of this recorder's business."""
 
@@ -96,7 +98,7 @@ class Recorder:
         Raises:
             CaptureError: After the pass, if a site did not fire exactly once.
         """
-        self._n_rows, self._attended = self.buffers.n_rows, 0
+        self._n_rows, self._attended, self._thread = self.buffers.n_rows, 0, threading.get_ident()
         self._fired.clear()
         self._writes.start(self._n_rows)
         with ExitStack() as stack:
@@ -110,6 +112,11 @@ class Recorder:
             yield
         self._writes.check()
         self._check_fired()
+
+    @property
+    def idle(self) -> bool:
+        """Whether what runs now is none of its business: another pass in between, or another thread's."""
+        return self.paused or threading.get_ident() != self._thread
 
     # -- residual stream ------------------------------------------------------------------------------------
 
@@ -249,7 +256,7 @@ class _Hook:
                 handler(output[point.key] if isinstance(point.key, str) else output)
 
     def _due(self) -> list[Hook]:
-        if self._recorder.paused:
+        if self._recorder.idle:
             return []
         due = [(point, handler) for point, handler in self._points if point.call == self._calls]
         self._calls += 1

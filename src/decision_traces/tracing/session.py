@@ -182,11 +182,15 @@ class Session(AbstractContextManager["Session"]):
         inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         if "input_ids" not in inputs:
             raise UsageError(f"A batch needs input_ids, and has {', '.join(inputs) or 'nothing'}.")
+        ids = inputs["input_ids"]
+        if not isinstance(ids, Tensor) or ids.dim() < 2 or not ids.numel():
+            given = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+            raise UsageError(f"input_ids are {given}, and must be a tensor (rows, positions).")
         known = signature(self.model.forward).parameters
         return {"use_cache": False, **inputs} if "use_cache" in known else inputs
 
     def _readable(self, sites: Iterable[Site]) -> frozenset[Site]:
-        wanted = frozenset(sites)
+        wanted = frozenset(map(_site, sites))
         for at in sorted(wanted):
             reason = unreadable(self.structure, at)
             if reason is not None:
@@ -195,9 +199,20 @@ class Session(AbstractContextManager["Session"]):
 
     def _writes(self, write: Mapping[Site, Change] | None) -> Writes:
         """Return the writes of a pass, which must not touch the weights' memory."""
-        edits = {at: edits_of(change) for at, change in (write or {}).items()}
+        edits = {_site(at): edits_of(change) for at, change in (write or {}).items()}
         tensors = (*self.model.parameters(), *self.model.buffers()) if edits else ()
         return Writes(self.structure, edits, frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors))
+
+
+def _site(at: Site) -> Site:
+    """Return a site.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if not (isinstance(at, tuple) and len(at) == 2 and isinstance(at[0], str) and isinstance(at[1], int)):
+        raise UsageError(f"{at!r} is no site: give pairs (side.stage, layer), such as ('dec.post_mlp', 4).")
+    return at
 
 
 class _Kept:
