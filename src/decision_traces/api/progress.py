@@ -1,15 +1,10 @@
 """A progress bar that suits notebooks and terminals (tqdm)."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from tqdm import TqdmWarning
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets the bar is text, which is no news to the user
-    from tqdm.auto import tqdm
+from tqdm.auto import tqdm
 
 _PATIENCE: Final = 1.0
 """Seconds that pass before an analysis shows a bar."""
