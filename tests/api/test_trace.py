@@ -231,13 +231,13 @@ def test_stopped_between_preparing_and_writing(
         assert not list(tmp_path.iterdir())
 
 
-def test_no_advice_on_widgets_is_printed(tmp_path: Path) -> None:
+def test_no_advice_on_widgets_is_printed() -> None:
     kernel = (
         "import sys, types; sys.modules['ipywidgets'] = None; sys.modules['IPython'] = shell = types.ModuleType('i');"
     )
     kernel += "shell.get_ipython = lambda: types.SimpleNamespace(config={'IPKernelApp': {}});"
     done = subprocess.run(
-        [sys.executable, "-c", f"{kernel} import decision_traces; decision_traces.trace"],
+        [sys.executable, "-c", f"{kernel} import decision_traces.api, tqdm.auto"],
         capture_output=True,
         text=True,
     )
