@@ -18,8 +18,8 @@ _MMAP_THRESHOLD: Final = -3
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether the memory, or that of the accelerator, did not hold what was asked for."""
-    told = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return told or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS))
+    by_type = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return by_type or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _WORDS))
 
 
 @contextmanager

@@ -23,20 +23,20 @@ def portable_path(path: str | PathLike[str]) -> Path:
         PathError: It is an address of an object store or a server, `~` stands for nobody, or the system cannot follow
             it, as where a symbolic link leads back to itself.
     """
-    given = Path(path)
+    portable = Path(path)
     if _ADDRESS.match(str(path)):
         raise PathError(
             f"{path} is an address, where a path of this machine belongs: object stores and servers cannot be read or "
             "written yet. Copy or mount it, and give that folder."
         )
-    if os.sep == "/" and "\\" in str(path) and not _is_there(given):
-        given = Path(str(path).replace("\\", "/"))
-    if given.parts[:1] != ("~",) and _is_there(given):
-        return given
+    if os.sep == "/" and "\\" in str(path) and not _is_there(portable):
+        portable = Path(str(path).replace("\\", "/"))
+    if portable.parts[:1] != ("~",) and _is_there(portable):
+        return portable
     try:
-        expanded = given.expanduser()
+        expanded = portable.expanduser()
     except RuntimeError as error:
-        raise PathError(f"{path}: there is no home folder of {given.parts[0]}. Give the path from / on.") from error
+        raise PathError(f"{path}: there is no home folder of {portable.parts[0]}. Give the path from / on.") from error
     _is_there(expanded)
     return expanded
 
@@ -60,16 +60,16 @@ def portable_fields(command: Any) -> dict[str, Any]:
         PathError: One is none of this machine.
         UsageError: One is no path at all.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     hints = get_type_hints(type(command))
     for name in (f.name for f in fields(command)):
-        wanted, value = {hints[name], *get_args(hints[name])}, getattr(command, name)
-        if Path not in wanted or value is None:
+        types, value = {hints[name], *get_args(hints[name])}, getattr(command, name)
+        if Path not in types or value is None:
             continue
         if isinstance(value, str | PathLike):
-            found[name] = portable_path(value)
+            values[name] = portable_path(value)
         elif isinstance(value, tuple | list) and all(isinstance(v, str | PathLike) for v in value):
-            found[name] = tuple(map(portable_path, value))
+            values[name] = tuple(map(portable_path, value))
         else:
             raise UsageError(f"{name}={short(value)}: give a path, as text or as a pathlib.Path.")
-    return found
+    return values

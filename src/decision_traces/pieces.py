@@ -23,8 +23,8 @@ class Pieces:
 
     def piece(self, at: int) -> np.ndarray:
         """Return what is kept of one row of the batch, a view: ([heads,] slots, width)."""
-        kept: np.ndarray = self.values[at][..., : self.slots[at], :]
-        return kept if self.widths is None else kept[..., : self.widths[at]]
+        entries: np.ndarray = self.values[at][..., : self.slots[at], :]
+        return entries if self.widths is None else entries[..., : self.widths[at]]
 
     def by_row(self) -> dict[int, np.ndarray]:
         """Return the pieces of all rows that have any, by where they go."""

@@ -120,8 +120,8 @@ def _starts_twice(tokenizer: Any, encoding: Encoding) -> bool:
     """Return whether the start token stands in front twice: once from the tokenizer, once from the text."""
     first = encoding.ids[:2].tolist()
     start = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
-    added, own = encoding.offsets[:2].tolist() if len(first) > 1 else ([0, 0], [0, 0])
-    return len(first) > 1 and first[0] == first[1] and first[0] in start and added == [0, 0] and own[1] > own[0]
+    added, of_text = encoding.offsets[:2].tolist() if len(first) > 1 else ([0, 0], [0, 0])
+    return len(first) > 1 and first[0] == first[1] and first[0] in start and added == [0, 0] and of_text[1] > of_text[0]
 
 
 def _begun(tokenizer: Any, encoding: Encoding, text: str, limit: int | None) -> Encoding:
@@ -139,8 +139,8 @@ def _wanted(tokenizer: Any, limit: int | None, *, pairs: bool = False, special: 
         raise UsageError(
             f"--max_seq_len {limit}: the tokenizer adds {added} tokens of its own to every text; give more than that."
         )
-    told = {"truncation": "longest_first", "max_length": limit} if limit is not None else {"truncation": False}
-    return {"add_special_tokens": special, "return_offsets_mapping": True, "verbose": False, **told}
+    limits = {"truncation": "longest_first", "max_length": limit} if limit is not None else {"truncation": False}
+    return {"add_special_tokens": special, "return_offsets_mapping": True, "verbose": False, **limits}
 
 
 def _encoding(out: Any, i: int) -> Encoding:
@@ -271,12 +271,12 @@ def _cuts(
         cost = np.where(allowed, least[start] + slots + batch_cost, np.inf)
         best = int(cost.argmin())
         least[stop], cut[stop] = cost[best], start[best]
-    found = []
+    batches = []
     stop = len(lengths)
     while stop:
-        found.append((int(cut[stop]), stop))
+        batches.append((int(cut[stop]), stop))
         stop = int(cut[stop])
-    return found
+    return batches
 
 
 _TRIAL_LENGTHS: Final = (9, 6, 4)

@@ -78,17 +78,17 @@ def _expected_lens(seen: plain.Plain) -> np.ndarray:
 
 
 def _expected_parts(seen: plain.Plain) -> tuple[np.ndarray, float]:
-    """Contributions (embed, attn 0, mlp 0, …, remainder) to the lead over the runner-up, and that lead; float64."""
-    model, (said, rival) = _model(), _best(seen)[:2]
+    """Contributions (embed, attn 0, mlp 0, …, remainder) to the lead over the competitor, and that lead; float64."""
+    model, (said, competitor) = _model(), _best(seen)[:2]
     norm, head = model.transformer.ln_f, model.lm_head.weight.detach().double().numpy()
-    along, weight = head[said] - head[rival], norm.weight.detach().double().numpy()
+    along, weight = head[said] - head[competitor], norm.weight.detach().double().numpy()
     pre, mid, post = (np.asarray(getattr(seen, n)[:, -1], np.float64) for n in ("pre_attn", "post_attn", "post_mlp"))
     spread = np.sqrt(post[-1].var() + norm.eps)
     steps = np.stack([mid - pre, post - mid], axis=1).reshape(-1, post.shape[1])
     writes = np.concatenate([pre[:1], steps])
     parts = (writes - writes.mean(1, keepdims=True)) / spread * weight @ along
     logits = np.asarray(seen.logits[-1], np.float64)
-    return np.append(parts, norm.bias.detach().double().numpy() @ along), logits[said] - logits[rival]
+    return np.append(parts, norm.bias.detach().double().numpy() @ along), logits[said] - logits[competitor]
 
 
 @pytest.mark.parametrize(("positions", "kind"), [("all", "after"), ("last", None)])
@@ -96,10 +96,10 @@ def test_the_lens_follows_what_is_said(positions: str, kind, prompts: Runs, at_t
     store = TraceStore(prompts(positions))
     seen = logit_lens(store, load_unembedding(store), kind=kind)
     for row, there in enumerate(at_the_end):
-        logits, (said, rival) = _expected_lens(there), _best(there)[:2]
-        assert (seen.true_id[row], seen.pred_id[row], seen.competitor_id[row]) == (-1, said, rival)
+        logits, (said, competitor) = _expected_lens(there), _best(there)[:2]
+        assert (seen.true_id[row], seen.pred_id[row], seen.competitor_id[row]) == (-1, said, competitor)
         np.testing.assert_allclose(seen.pred.logit[row], logits[:, said], atol=1e-3)
-        np.testing.assert_allclose(seen.competitor.logit[row], logits[:, rival], atol=1e-3)
+        np.testing.assert_allclose(seen.competitor.logit[row], logits[:, competitor], atol=1e-3)
         assert seen.top_id[row].tolist() == logits.argmax(1).tolist()
     assert not seen.known.any() and seen.model_error < 1e-5
 
@@ -124,13 +124,13 @@ def test_results_hold_the_place_behind_the_text(positions: str, prompts: Runs, a
         for name in ("lens/lens.zarr", "attribution/contributions.zarr")
     )
     for row, there in enumerate(at_the_end):
-        n, (said, rival) = len(there.logits), _best(there)[:2]
+        n, (said, competitor) = len(there.logits), _best(there)[:2]
         places = [[max(-1, n - 2), n - 1], [n - 1]][positions == "last"]
         assert seen["positions"][row].tolist() == split["positions"][row].tolist() == places
         assert seen["known"][row].tolist()[:-1] == [int(n > 1)] * (len(places) - 1) and seen["known"][row][-1] == 0
         for group in (seen, split):
             assert group["candidates"][row, -1, 0] == said
-        at = split["candidates"][row, -1].tolist().index(rival)
+        at = split["candidates"][row, -1].tolist().index(competitor)
         np.testing.assert_allclose(split["parts"][row, -1, at], _expected_parts(there)[0], atol=1e-3)
         assert seen["top_ids"][row, :, -1, 0].tolist() == _expected_lens(there).argmax(1).tolist()
     table = pd.read_parquet(prompts(positions) / "analysis" / "lens" / "lens.parquet")

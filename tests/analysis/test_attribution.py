@@ -11,7 +11,7 @@ from support.models import byte_tokenizer
 from transformers import AutoTokenizer
 
 from decision_traces import TraceStore
-from decision_traces.analysis import places, states
+from decision_traces.analysis import positions, states
 from decision_traces.analysis.attribution.direct import direct_attribution
 from decision_traces.analysis.attribution.grid import attribution_and_grid
 from decision_traces.analysis.attribution.heads import find_head_writers
@@ -58,17 +58,17 @@ def _values(model, ids: list[int]) -> list[np.ndarray]:
 
 
 def _by_hand(model, family: str, ids: list[int]):
-    """Contributions to (true - rival): embed, attn (L), mlp (L), heads (L, H), attention's biases (L), remainder."""
+    """Contributions to (true − competitor): embed, attn (L), mlp (L), heads (L, H), attention biases (L), rest."""
     final_name, kind, projection, behind = FAMILIES[family]
     seen, at, layers = plain.run_alone(model, family, ids), len(ids) - 2, model.get_submodule(plain.PLACES[family][0])
     logits = seen.logits[at].double().numpy()
     order = np.argsort(-logits)
-    rival = order[1] if order[0] == ids[-1] else order[0]
+    competitor = order[1] if order[0] == ids[-1] else order[0]
     head = model.get_output_embeddings()
-    along = _array(head.weight)[ids[-1]] - _array(head.weight)[rival]
+    along = _array(head.weight)[ids[-1]] - _array(head.weight)[competitor]
     pre, mid, post = (np.asarray(getattr(seen, n)[:, at], np.float64) for n in ("pre_attn", "post_attn", "post_mlp"))
     last, bias = _frozen(model.get_submodule(final_name), kind, post[-1])
-    remainder = bias @ along + (0 if head.bias is None else _array(head.bias)[[ids[-1], rival]] @ [1, -1])
+    remainder = bias @ along + (0 if head.bias is None else _array(head.bias)[[ids[-1], competitor]] @ [1, -1])
     values, heads, biases = _values(model, ids), [], []
     for index, layer in enumerate(layers):
         out = layer.get_submodule(projection)
@@ -85,7 +85,7 @@ def _by_hand(model, family: str, ids: list[int]):
         heads.append([last(w) @ along for w in written])
         biases.append(last(constant + after) @ along)
     attn, mlp = ([last(write) @ along for write in writes] for writes in (mid - pre, post - mid))
-    return last(pre[0]) @ along, attn, mlp, heads, biases, remainder, logits[ids[-1]] - logits[rival]
+    return last(pre[0]) @ along, attn, mlp, heads, biases, remainder, logits[ids[-1]] - logits[competitor]
 
 
 STATES = ("attn", "qkv", "hidden", "resid")
@@ -158,13 +158,13 @@ def test_what_a_run_does_not_hold_of_its_stream_is_named(traced, capture: tuple[
 
 def test_every_state_is_read_once_for_table_and_page(demo_run, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, read = TraceStore(demo_run(limit=12)), []
-    read_block = places.Block.read
+    read_block = positions.Block.read
 
-    def noted(block: places.Block, at: states.Point) -> np.ndarray:
+    def noted(block: positions.Block, at: states.Point) -> np.ndarray:
         read.append((at.array.spec.name, at.layer))
         return read_block(block, at)
 
-    monkeypatch.setattr(places.Block, "read", noted)
+    monkeypatch.setattr(positions.Block, "read", noted)
     loaded = load_run_model(store)
     found, _ = attribution_and_grid(
         store, of_model(loaded, store.meta["final_norm"]), find_head_writers(store, loaded), tmp_path

@@ -1,4 +1,4 @@
-"""Decisions between answers: the columns of a run read right, and the race against plain transformers."""
+"""Decisions between answers: the columns of a run read right, and the lens by choice against plain transformers."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from decision_traces.errors import ModelError, UsageError
 
 def test_the_lens_by_choice_equals_plain_transformers(questions) -> None:
     store = TraceStore(questions)
-    race = lens_by_choice(store, load_unembedding(store))
+    by_choice = lens_by_choice(store, load_unembedding(store))
     model, tokenizer = plain.load(MODEL_DIR), AutoTokenizer.from_pretrained(MODEL_DIR)
     for row in range(6):
         outcome, ids = store.tokens.iloc[row], tokenizer(store.text(row))["input_ids"]
@@ -32,26 +32,29 @@ def test_the_lens_by_choice_equals_plain_transformers(questions) -> None:
             out = model(torch.tensor([ids]), output_hidden_states=True)
             before = model.lm_head(model.transformer.ln_f(torch.stack([h[0, -1] for h in out.hidden_states[:-1]])))
             logits = torch.cat([before, out.logits[:, -1]])[:, choices].double()
-        np.testing.assert_allclose(race.logits[row], logits.numpy(), atol=1e-3)
-        np.testing.assert_allclose(race.probs[row], torch.softmax(logits, 1).numpy(), atol=1e-4)
-        assert race.labels[row] == tuple(outcome["choice_labels"])
-        assert (race.correct_idx[row], race.pred_idx[row]) == (outcome["correct_idx"], int(logits[-1].argmax()))
-    assert race.is_correct.tolist() == store.tokens["is_correct"].tolist()
-    assert race.model_error < 1e-5 and race.n_layers == store.L
+        np.testing.assert_allclose(by_choice.logits[row], logits.numpy(), atol=1e-3)
+        np.testing.assert_allclose(by_choice.probs[row], torch.softmax(logits, 1).numpy(), atol=1e-4)
+        assert by_choice.labels[row] == tuple(outcome["choice_labels"])
+        assert (by_choice.correct_idx[row], by_choice.pred_idx[row]) == (
+            outcome["correct_idx"],
+            int(logits[-1].argmax()),
+        )
+    assert by_choice.is_correct.tolist() == store.tokens["is_correct"].tolist()
+    assert by_choice.model_error < 1e-5 and by_choice.n_layers == store.L
 
 
 def test_the_lens_follows_the_answers_tokens(questions) -> None:
     store = TraceStore(questions)
     head = load_unembedding(store)
-    lens, race, table = logit_lens(store, head), lens_by_choice(store, head), store.tokens
+    lens, by_choice, table = logit_lens(store, head), lens_by_choice(store, head), store.tokens
     every = np.arange(store.n)
-    np.testing.assert_allclose(lens.true.logit, race.logits[every, :, race.correct_idx], atol=1e-4)
-    np.testing.assert_allclose(lens.pred.logit, race.logits[every, :, race.pred_idx], atol=1e-4)
+    np.testing.assert_allclose(lens.true.logit, by_choice.logits[every, :, by_choice.correct_idx], atol=1e-4)
+    np.testing.assert_allclose(lens.pred.logit, by_choice.logits[every, :, by_choice.pred_idx], atol=1e-4)
     assert lens.correct.tolist() == table["is_correct"].tolist()
     for row, outcome in table.iterrows():
         order = np.argsort(-outcome["choice_logits"])
-        rival = order[1] if order[0] == outcome["correct_idx"] else order[0]
-        assert lens.competitor_id[row] == outcome["choice_token_ids"][rival]
+        competitor = order[1] if order[0] == outcome["correct_idx"] else order[0]
+        assert lens.competitor_id[row] == outcome["choice_token_ids"][competitor]
 
 
 def _without_answers(run: Path, target: Path) -> Path:
@@ -69,16 +72,16 @@ def _without_answers(run: Path, target: Path) -> Path:
 def test_without_an_answer_the_prediction_is_followed(questions, tmp_path: Path) -> None:
     store = TraceStore(_without_answers(questions, tmp_path / "run"))
     head, known = load_unembedding(store), TraceStore(questions)
-    lens, race = logit_lens(store, head), lens_by_choice(store, head)
+    lens, by_choice = logit_lens(store, head), lens_by_choice(store, head)
     assert not lens.known.any() and not lens.correct.any()
     assert np.isnan(lens.true.logit).all() and np.isnan(lens.true.prob).all() and (lens.true.rank == -1).all()
     np.testing.assert_array_equal(lens.pred.logit, logit_lens(known, head).pred.logit)
-    assert lens.to_frame()["correct"].isna().all() and race.to_frame()["is_true"].isna().all()
-    runner_up = [
+    assert lens.to_frame()["correct"].isna().all() and by_choice.to_frame()["is_true"].isna().all()
+    second = [
         ids[np.argsort(-scores)[1]]
         for ids, scores in zip(known.tokens["choice_token_ids"], known.tokens["choice_logits"], strict=True)
     ]
-    assert lens.competitor_id.tolist() == runner_up
+    assert lens.competitor_id.tolist() == second
     result = direct_attribution(store, head)
     np.testing.assert_array_equal(result.target_id, lens.pred_id)
     assert not result.known.any() and (result.difference >= 0).all() and result.sum_error < 1e-3

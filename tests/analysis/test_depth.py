@@ -57,7 +57,7 @@ def test_other_stages_have_no_decision_depth() -> None:
 def test_a_race_between_answers() -> None:
     logits = np.asarray(
         [
-            [[0, 1, 2], [3, 1, 2], [3, 1, 2], [4, 3, 1]],  # 2, then 0 for good; the rival of 0 is 1
+            [[0, 1, 2], [3, 1, 2], [3, 1, 2], [4, 3, 1]],  # 2, then 0 for good; the competitor of 0 is 1
             [[0, 1, 2], [0, 3, 2], [0, 1, 2], [0, 3, 2]],  # 1 wins, 2 is right
             [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]],  # the answer is not known
         ],
@@ -65,13 +65,15 @@ def test_a_race_between_answers() -> None:
     )
     shares = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
     correct, pred = np.asarray([0, 2, -1], np.int32), np.asarray([0, 1, 1], np.int32)
-    race = LensByChoice(("a", "b", "c"), (("A", "B", "C"),) * 3, logits, shares, correct, pred, correct == pred, 0.0)
-    depth = depth_by_choice(race)
+    by_choice = LensByChoice(
+        ("a", "b", "c"), (("A", "B", "C"),) * 3, logits, shares, correct, pred, correct == pred, 0.0
+    )
+    depth = depth_by_choice(by_choice)
     assert depth.stable_from.tolist() == [1, 3, 1]
     assert depth.flips.tolist() == [1, 3, 1]
     assert depth.ahead_from.tolist() == [1, -1, -1]
     assert depth.lead_changes.tolist() == [1, 3, -1]  # 0 passes 1 once; 2 is ahead of 1 at depths 0 and 2
-    frame = race.to_frame()
+    frame = by_choice.to_frame()
     assert len(frame) == 3 * 4 * 3
     row = frame.query("example_id == 'b' and depth == 3 and choice == 1").iloc[0]
     assert (row["label"], row["logit"], row["is_predicted"], row["is_true"]) == ("B", 3.0, True, False)

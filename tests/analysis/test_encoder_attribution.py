@@ -23,10 +23,12 @@ def check_against_autograd(store: TraceStore, folder: Path, rows: list[int], tol
     found = encoder_attribution(store, load_run_model(store))
     for row in rows:
         question, choices = store.tokens["question"][row], store.tokens["choice_texts"][row]
-        target, rival = found.target_id[row], found.competitor_id[row]
+        target, competitor = found.target_id[row], found.competitor_id[row]
         assert target == store.tokens["label_idx"][row]
-        assert rival == max((i for i in range(5) if i != target), key=lambda i: store.tokens["choice_logits"][row][i])
-        ours, theirs = (plain_encoders.bert_parts(folder, question, choices[i]) for i in (target, rival))
+        assert competitor == max(
+            (i for i in range(5) if i != target), key=lambda i: store.tokens["choice_logits"][row][i]
+        )
+        ours, theirs = (plain_encoders.bert_parts(folder, question, choices[i]) for i in (target, competitor))
         for name in ("embed", "attn", "mlp"):
             np.testing.assert_allclose(
                 getattr(found, name)[row], ours[name] - theirs[name], atol=tolerance, err_msg=name

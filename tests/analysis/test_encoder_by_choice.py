@@ -1,4 +1,4 @@
-"""The race of an encoder's choices against plain transformers with its layers cut off."""
+"""The lens by choice of encoders against plain transformers with its layers cut off."""
 
 import shutil
 from pathlib import Path
@@ -52,17 +52,17 @@ def scores_with_fewer_layers(folder: Path, family: str, depth: int, question: st
 def test_a_depth_is_the_model_with_so_many_layers(family: str, tiny_encoder_folder, tmp_path: Path) -> None:
     folder = tiny_encoder_folder(family)
     store = run(folder, tmp_path / "run")
-    race = encoder_lens_by_choice(store, load_head(store))
-    assert race.logits.shape == (4, 4, 5)
-    assert race.model_error < 1e-5
+    by_choice = encoder_lens_by_choice(store, load_head(store))
+    assert by_choice.logits.shape == (4, 4, 5)
+    assert by_choice.model_error < 1e-5
     for row, question in enumerate(tinyworld.questions("validation", 2)):
         # A ModernBERT or DeBERTa encoder cannot run without a layer; the embedding alone is tried on the others.
         for depth in (1, 2, 3) if family in {"modernbert", "deberta_v3", "albert"} else (0, 1, 2, 3):
             choice = question.fields["choices"][2]
             expected = scores_with_fewer_layers(folder, family, depth, question.fields["question"], choice)
-            assert race.logits[row, depth, 2] == pytest.approx(expected, abs=2e-5), (row, depth)
-    np.testing.assert_allclose(race.probs.sum(-1), 1.0, atol=1e-6)
-    assert race.pred_idx.tolist() == store.tokens["pred_idx"].tolist()
+            assert by_choice.logits[row, depth, 2] == pytest.approx(expected, abs=2e-5), (row, depth)
+    np.testing.assert_allclose(by_choice.probs.sum(-1), 1.0, atol=1e-6)
+    assert by_choice.pred_idx.tolist() == store.tokens["pred_idx"].tolist()
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "deberta_v3", "albert"])

@@ -62,10 +62,10 @@ def test_equals_norm_and_head_applied_by_hand(family: str, traced, tiny_folder) 
         expected = _expected(model, family, ids)
         end = expected["hidden"][-1]
         truth, said = ids[-1], int(end.argmax())
-        rival = int(np.argsort(-end)[1]) if said == truth else said
+        competitor = int(np.argsort(-end)[1]) if said == truth else said
         for stage, lens in seen.items():
             logits, probs = expected[stage], _softmax(expected[stage])
-            for path, token in ((lens.true, truth), (lens.pred, said), (lens.competitor, rival)):
+            for path, token in ((lens.true, truth), (lens.pred, said), (lens.competitor, competitor)):
                 np.testing.assert_allclose(path.logit[row], logits[:, token], atol=2e-4, rtol=1e-4)
                 np.testing.assert_allclose(path.prob[row], probs[:, token], atol=1e-5)
                 assert path.rank[row].tolist() == (1 + (logits > logits[:, [token]]).sum(1)).tolist()
@@ -77,7 +77,7 @@ def test_equals_norm_and_head_applied_by_hand(family: str, traced, tiny_folder) 
             np.testing.assert_allclose(lens.entropy[row], -(probs * np.log(probs)).sum(1), atol=1e-4)
             last = _softmax(end)
             np.testing.assert_allclose(lens.kl_to_final[row], (last * np.log(last / probs)).sum(1), atol=1e-4)
-            assert (lens.true_id[row], lens.pred_id[row], lens.competitor_id[row]) == (truth, said, rival)
+            assert (lens.true_id[row], lens.pred_id[row], lens.competitor_id[row]) == (truth, said, competitor)
             assert lens.correct[row] == (truth == said)
     assert all(lens.model_error < 1e-5 for lens in seen.values())
 
@@ -160,9 +160,9 @@ def test_the_demo_model_by_hand(demo_run) -> None:
         ids = tokenizer(store.text(row))["input_ids"]
         logits = _expected(model, "gpt2", ids)["hidden"]
         order = np.argsort(-logits[-1])
-        rival = order[1] if order[0] == ids[-1] else order[0]
+        competitor = order[1] if order[0] == ids[-1] else order[0]
         np.testing.assert_allclose(lens.true.logit[row], logits[:, ids[-1]], atol=1e-3)
-        np.testing.assert_allclose(lens.competitor.logit[row], logits[:, rival], atol=1e-3)
+        np.testing.assert_allclose(lens.competitor.logit[row], logits[:, competitor], atol=1e-3)
         assert lens.top_id[row].tolist() == logits.argmax(1).tolist()
     assert lens.correct.sum() > 20 and lens.model_error < 1e-5
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from decision_traces.analysis.attention.patterns import ATTENTION_FIGURES, measure_heads, token_places
+from decision_traces.analysis.attention.patterns import ATTENTION_FIGURES, measure_heads, repetitions_of
 
 DISTINCT = np.array([7, 3, 9, 1, 4])
 REPEATED = np.array([5, 8, 2, 5, 8, 2])  # a sequence of three tokens, twice
@@ -13,7 +13,7 @@ REPEATED = np.array([5, 8, 2, 5, 8, 2])  # a sequence of three tokens, twice
 
 def figures(matrix, ids=DISTINCT, *, causal: bool = True, dtype=np.float32) -> dict[str, float]:
     attn = np.asarray(matrix, dtype=dtype)[None]
-    (values,) = measure_heads(attn, token_places(np.asarray(ids, np.int64), causal=causal))
+    (values,) = measure_heads(attn, repetitions_of(np.asarray(ids, np.int64), causal=causal))
     return dict(zip(ATTENTION_FIGURES, values.tolist(), strict=True))
 
 
@@ -133,11 +133,11 @@ def test_random_heads_equal_the_definitions(causal: bool, dtype) -> None:
         if causal:
             attn = np.tril(attn)
         attn, ids = attn.astype(dtype), rng.integers(0, 6, n)
-        got = measure_heads(attn, token_places(ids, causal=causal))
+        got = measure_heads(attn, repetitions_of(ids, causal=causal))
         wanted = [by_definition(head.astype(np.float64), ids.tolist(), causal=causal) for head in attn]
         np.testing.assert_allclose(got, wanted, rtol=2e-5, atol=1e-6)
 
 
 def test_attention_and_text_of_different_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="4 tokens, but places of 5"):
-        measure_heads(np.zeros((1, 4, 4), np.float32), token_places(DISTINCT, causal=True))
+    with pytest.raises(ValueError, match="4 tokens, but repetitions of 5"):
+        measure_heads(np.zeros((1, 4, 4), np.float32), repetitions_of(DISTINCT, causal=True))

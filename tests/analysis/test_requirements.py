@@ -57,8 +57,8 @@ REFUSED = [
     (HYBRID, lambda s: path_of(s, "post_attn"), "^Only layers 1 and 3 of this model have self-attention"),
     (
         replace(CHOICES, positions="last"),
-        lambda s: need_whole(s.array("enc_mc_hidden"), "the race", positions=True),
-        "keeps positions last only; the race needs all",
+        lambda s: need_whole(s.array("enc_mc_hidden"), "the lens by choice", positions=True),
+        "keeps positions last only; the lens by choice needs all",
     ),
 ]
 

@@ -165,8 +165,8 @@ def test_analyses_are_calls_with_the_options_of_their_commands(model: Any, token
             ids = tokenizer(text, return_tensors="pt").input_ids
             logits = model.eval()(ids).logits[0, -2]
             true = int(ids[0, -1])
-            rival = int(logits.index_fill(0, torch.tensor([true]), -torch.inf).argmax())
-            assert total == pytest.approx(float(logits[true] - logits[rival]), abs=1e-4)
+            competitor = int(logits.index_fill(0, torch.tensor([true]), -torch.inf).argmax())
+            assert total == pytest.approx(float(logits[true] - logits[competitor]), abs=1e-4)
     assert run.attention().per_head().to_frame().shape[0] == run.L * run.H
     assert dt.open_run(run.run_dir).analyses()["lens"].files
     assert str(inspect.signature(run.lens)).startswith("(model_path")

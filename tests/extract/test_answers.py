@@ -210,11 +210,11 @@ def test_a_lens_sees_the_first_tokens_of_texts(data: Path, tmp_path: Path, capsy
     folder = word_folder(tmp_path / "model", "gpt2", questions)
     own = write_questions(tmp_path / "own", questions)
     store = run(folder, tmp_path / "run", own, answers="text", capture=("hidden", "resid"))
-    race = lens_by_choice(store, load_unembedding(store, folder))
+    by_choice = lens_by_choice(store, load_unembedding(store, folder))
     first = np.exp(np.asarray(store.tokens["choice_token_logits"][1]))
-    np.testing.assert_allclose(race.probs[:, -1], [first / first.sum()], atol=1e-5)
-    assert race.example_id == (store.tokens["example_id"][1],)
-    assert race.pred_idx.tolist() == [store.tokens["pred_idx"][1]] and race.correct_idx.tolist() == [0]
+    np.testing.assert_allclose(by_choice.probs[:, -1], [first / first.sum()], atol=1e-5)
+    assert by_choice.example_id == (store.tokens["example_id"][1],)
+    assert by_choice.pred_idx.tolist() == [store.tokens["pred_idx"][1]] and by_choice.correct_idx.tolist() == [0]
     assert "of 1 questions in which these differ" in text_note(store)
     assert "1 questions are left out" in text_note(store)
     for command in (lens, attribution):

@@ -87,7 +87,7 @@ def test_minilm_equals_each_choice_alone(encoded: TraceStore, minilm: Path, ques
 def test_minilm_lens_by_choice_is_the_model_with_fewer_layers(
     encoded: TraceStore, minilm: Path, questions: list[dict]
 ) -> None:
-    race = encoder_lens_by_choice(encoded, load_head(encoded))
+    by_choice = encoder_lens_by_choice(encoded, load_head(encoded))
     tokenizer = AutoTokenizer.from_pretrained(minilm)
     for depth in (0, 2, 5):
         model = AutoModelForMultipleChoice.from_pretrained(minilm).eval()
@@ -97,7 +97,7 @@ def test_minilm_lens_by_choice_is_the_model_with_fewer_layers(
         batch = tokenizer([asked["stem"]] * 5, texts, padding=True, return_tensors="pt")
         with torch.no_grad():
             expected = model(**{k: v[None] for k, v in batch.items()}).logits[0].numpy()
-        np.testing.assert_allclose(race.logits[1, depth], expected, atol=1e-4)
+        np.testing.assert_allclose(by_choice.logits[1, depth], expected, atol=1e-4)
 
 
 def test_minilm_attribution_is_gradient_times_write(encoded: TraceStore, minilm: Path, questions: list[dict]) -> None:
@@ -105,9 +105,9 @@ def test_minilm_attribution_is_gradient_times_write(encoded: TraceStore, minilm:
     for row in (0, 4):
         asked = questions[row]["question"]
         texts = [choice["text"] for choice in asked["choices"]]
-        target, rival = found.target_id[row], found.competitor_id[row]
+        target, competitor = found.target_id[row], found.competitor_id[row]
         assert target == "ABCDE".index(questions[row]["answerKey"])
-        ours, theirs = (plain_encoders.bert_parts(minilm, asked["stem"], texts[i]) for i in (target, rival))
+        ours, theirs = (plain_encoders.bert_parts(minilm, asked["stem"], texts[i]) for i in (target, competitor))
         for name in ("embed", "attn", "mlp"):
             expected = ours[name] - theirs[name]
             np.testing.assert_allclose(getattr(found, name)[row], expected, atol=1e-3, err_msg=name)
@@ -133,7 +133,7 @@ def test_smollm2_answers_lens_by_choice_and_attribution(
 ) -> None:
     assert not failures(validate_run(answered.run_dir))
     unembedding = load_unembedding(answered)  # the one in the run: the model itself is not asked
-    lens, race = logit_lens(answered, unembedding), lens_by_choice(answered, unembedding)
+    lens, by_choice = logit_lens(answered, unembedding), lens_by_choice(answered, unembedding)
     parts = direct_attribution(answered, unembedding)
     model, tokenizer = plain.load(smollm2), AutoTokenizer.from_pretrained(smollm2)
     letters = [tokenizer(f" {x}", add_special_tokens=False)["input_ids"][0] for x in "ABCDE"]
@@ -151,15 +151,15 @@ def test_smollm2_answers_lens_by_choice_and_attribution(
             state = torch.from_numpy(expected.hidden[depth, -1])
             with torch.no_grad():
                 logits = model.lm_head(state if depth == 30 else norm(state)).double()
-            np.testing.assert_allclose(race.logits[row, depth], logits[letters].numpy(), atol=5e-3)
+            np.testing.assert_allclose(by_choice.logits[row, depth], logits[letters].numpy(), atol=5e-3)
             assert lens.top_id[row, depth] == int(logits.argmax())
             prob = float(logits.softmax(-1)[letters[right]])
             assert lens.true.prob[row, depth] == pytest.approx(prob, abs=1e-4)
-        rival = max((i for i in range(5) if i != right), key=lambda i: scores[i])
+        competitor = max((i for i in range(5) if i != right), key=lambda i: scores[i])
         # RMSNorm, frozen at the last residual: x * gain / rms.
         last = torch.from_numpy(expected.post_mlp[-1, -1]).double()
         gain = norm.weight.detach().double() / (last.square().mean() + norm.variance_epsilon).sqrt()
-        direction = gain * (weight[letters[right]] - weight[letters[rival]])
+        direction = gain * (weight[letters[right]] - weight[letters[competitor]])
         writes = {
             "attn": expected.post_attn[:, -1] - expected.pre_attn[:, -1],
             "mlp": expected.post_mlp[:, -1] - expected.post_attn[:, -1],
@@ -169,7 +169,7 @@ def test_smollm2_answers_lens_by_choice_and_attribution(
                 getattr(parts, name)[row], torch.from_numpy(written).double() @ direction, atol=2e-2, err_msg=name
             )
         total = parts.embed[row] + parts.attn[row].sum() + parts.mlp[row].sum() + parts.remainder[row]
-        assert total == pytest.approx(scores[right] - scores[rival], abs=2e-2)
+        assert total == pytest.approx(scores[right] - scores[competitor], abs=2e-2)
 
 
 def test_the_test_split_has_no_answers(minilm: Path, shared_data: Path, tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ def _lens(correct: list[bool | None], stage: str = "hidden") -> LensTrajectories
     logit = np.tile(np.array([[0.0, 1.0, 2.0]], np.float32), (n, 1))
     pred = TokenPath(logit, prob, top)
     true = TokenPath(np.where(true_id[:, None] < 0, np.float32(np.nan), logit), prob / 2, top)
-    rival = TokenPath(logit / 2, prob, top)
+    competitor = TokenPath(logit / 2, prob, top)
     names, said = tuple(f"e{i}" for i in range(n)), np.full(n, 2, np.int32)
     return LensTrajectories(
-        stage, names, np.asarray([bool(c) for c in correct]), true_id, said, said, true, pred, rival,
+        stage, names, np.asarray([bool(c) for c in correct]), true_id, said, said, true, pred, competitor,
         top[:, :, None], prob[:, :, None], entropy, entropy, entropy, 0.0,
     )  # fmt: skip
 
@@ -146,7 +146,7 @@ def test_trajectories_are_drawn_by_group(correct: list[bool | None], drawn: list
 
 
 def test_a_lens_by_choice_is_drawn_for_right_and_wrong_answers(drawn: list[Any], tmp_path: Path) -> None:
-    path = by_choice.save_lens_by_choice(_lens_by_choice([1, 2, 2], [1, 1, 0]), tmp_path / "race.png", "A title")
+    path = by_choice.save_lens_by_choice(_lens_by_choice([1, 2, 2], [1, 1, 0]), tmp_path / "choices.png", "A title")
     assert path.read_bytes()[:8] == PNG
     right, wrong, leads = map(_lines, drawn[0].axes)
     assert right["right answer"] == [0.3333, 0.6] and "answer given" not in right
@@ -183,7 +183,7 @@ def test_a_picture_writes_its_title_as_it_stands(
     title: str, shown: str, written: Callable[[], list[str]], tmp_path: Path
 ) -> None:
     lens = _lens_by_choice([1], [1])
-    assert by_choice.save_lens_by_choice(lens, tmp_path / "race.png", title).read_bytes()[:8] == PNG
+    assert by_choice.save_lens_by_choice(lens, tmp_path / "choices.png", title).read_bytes()[:8] == PNG
     assert shown in written()
 
 
@@ -193,11 +193,11 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, mon
             file.write(PNG)
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    picture = by_choice.save_lens_by_choice(_lens_by_choice([1], [1]), tmp_path / "race.png", "a race")
+    picture = by_choice.save_lens_by_choice(_lens_by_choice([1], [1]), tmp_path / "choices.png", "a title")
     before = picture.read_bytes()
     monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(OSError, match="No space"):
-        by_choice.save_lens_by_choice(_lens_by_choice([1], [1]), picture, "another race")
+        by_choice.save_lens_by_choice(_lens_by_choice([1], [1]), picture, "another title")
     assert picture.read_bytes() == before and list(tmp_path.iterdir()) == [picture]
 
 

@@ -15,5 +15,5 @@ def read_columns(store: TraceStore, names: Sequence[str]) -> pa.Table:
         DamagedRunError: The file is not as written.
     """
     expected = read_manifest(store.run_dir).get(TOKENS_FILE)
-    there = [name for name in names if name in store.columns]
-    return read_table(store.run_dir / TOKENS_FILE, columns=there, expected=expected)
+    present = [name for name in names if name in store.columns]
+    return read_table(store.run_dir / TOKENS_FILE, columns=present, expected=expected)

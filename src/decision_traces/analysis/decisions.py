@@ -29,11 +29,11 @@ def kinds_of(store: TraceStore) -> tuple[Kind, ...]:
             f"is in its table. {what_works(store)}"
         )
     table = store.table(one.needs for one in readings.values())
-    there = [kind for kind, one in readings.items() if _any_made(table, one.needs)]
-    if not there:
+    made = [kind for kind, one in readings.items() if _any_made(table, one.needs)]
+    if not made:
         raise DataError(_none(store, readings.values()))
     positions = store.dims("dec").positions
-    return tuple(kind for kind in there if readings[kind].is_kept(positions)) or tuple(there[:1])
+    return tuple(kind for kind in made if readings[kind].is_kept(positions)) or tuple(made[:1])
 
 
 def decisions_of(store: TraceStore, kind: Kind | None = None) -> Decisions:
@@ -55,8 +55,8 @@ def decisions_of(store: TraceStore, kind: Kind | None = None) -> Decisions:
         kinds = kinds_of(store)
         kind = kinds[0] if kind is None else kind
         if kind not in kinds:
-            there = ", ".join(map(repr, kinds))
-            raise UsageError(f"{store.run_dir} has no decision {kind!r} to look at, only {there}.")
+            available = ", ".join(map(repr, kinds))
+            raise UsageError(f"{store.run_dir} has no decision {kind!r} to look at, only {available}.")
         reading = task.decisions[kind]
     made = reading.read(read_columns(store, ("example_id", *reading.columns)))
     if len(made) == 0:

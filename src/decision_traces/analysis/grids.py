@@ -226,9 +226,9 @@ class Grid:
         if reader.dtype != np.dtype(spec.dtype) or len(reader.shape) != len(spec.axes):
             return False
         room = [n <= self._limits[axis] for axis, n in zip(spec.axes, reader.shape, strict=True)]
-        whole = reader.shape[1:] == reader.chunk[1:] == reader.shard[1:]
+        one_piece = reader.shape[1:] == reader.chunk[1:] == reader.shard[1:]
         chunk_bytes = prod(reader.chunk) * reader.dtype.itemsize
-        return reader.shape[0] == self._limits[EXAMPLE] and all(room) and whole and chunk_bytes <= _LARGEST_CHUNK
+        return reader.shape[0] == self._limits[EXAMPLE] and all(room) and one_piece and chunk_bytes <= _LARGEST_CHUNK
 
 
 def _limits(store: TraceStore) -> dict[str, int]:
@@ -267,11 +267,11 @@ def write_words(folder: Path, store: TraceStore, ids: np.ndarray, tokenizer: Any
         tokenizer: The model's, where it could be had; without it, ids that the run's own table does not explain
             are left out.
     """
-    wanted = {int(i) for i in np.unique(ids) if i >= 0}
+    needed = {int(i) for i in np.unique(ids) if i >= 0}
     if tokenizer is not None:
-        words = {i: str(tokenizer.decode([i])) for i in sorted(wanted)}
+        words = {i: str(tokenizer.decode([i])) for i in sorted(needed)}
     else:
-        words = {i: text for i, text in _table_words(store).items() if i in wanted}
+        words = {i: text for i, text in _table_words(store).items() if i in needed}
     table = pa.table({"id": pa.array(words.keys(), pa.int32()), "text": pa.array(words.values(), pa.string())})
     write_table(folder / WORDS_TABLE, table)
 

@@ -66,28 +66,28 @@ def _in_parts(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def apart(
-    found: Shaped[np.ndarray, "..."], right: Shaped[np.ndarray, "..."], *, layered: bool
+    left: Shaped[np.ndarray, "..."], right: Shaped[np.ndarray, "..."], *, layered: bool
 ) -> Float64[np.ndarray, " layers"]:
     """Return how far two arrays are apart in each layer, beyond the rounding of the type of the first.
 
     Args:
-        found: (layer, ..., n), or (..., n) of a single layer; half its spacing is taken off at every value.
+        left: (layer, ..., n), or (..., n) of a single layer; half its spacing is taken off at every value.
         right: The same in float32.
         layered: Whether the first axis is layers.
     """
-    pairs = zip(found, right, strict=True) if layered else [(found, right)]
+    pairs = zip(left, right, strict=True) if layered else [(left, right)]
     return np.array([_worst(a, b) for a, b in pairs])
 
 
-def _worst(found: Shaped[np.ndarray, "..."], right: Shaped[np.ndarray, "..."]) -> float:
+def _worst(left: Shaped[np.ndarray, "..."], right: Shaped[np.ndarray, "..."]) -> float:
     """Return the largest difference relative to its vector; a vector smaller than most counts as one of their size."""
     if not right.size:
         return 0.0
-    if not (np.isfinite(found).all() and np.isfinite(right).all()):
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return float("inf")
-    difference = np.abs(found.astype(np.float64) - right)
-    if found.dtype == np.float16:
-        difference = np.maximum(difference - np.spacing(np.abs(found)).astype(np.float64) / 2, 0.0)
+    difference = np.abs(left.astype(np.float64) - right)
+    if left.dtype == np.float16:
+        difference = np.maximum(difference - np.spacing(np.abs(left)).astype(np.float64) / 2, 0.0)
     largest = np.abs(right).max(axis=-1, keepdims=True)
     some = largest[largest > 0]
     return float((difference / np.maximum(largest, np.median(some) if some.size else 1e-30)).max())

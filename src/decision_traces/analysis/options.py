@@ -18,7 +18,7 @@ class LensOptions:
         model_path: Folder of the model, where it no longer lies where the run found it.
         top_k: How many of the most probable tokens to keep at every layer.
         of: Decoders: the decisions that tables and pictures are about: next, the text's last token; after, what comes
-            after the text, whose target is what the model says itself; answer. Default: the run's own.
+            after the text, whose target is what the model predicts itself; answer. Default: the run's own.
         all_positions: Decoders: look at every position for the page (`decision-traces view`), not only at those of the
             decisions.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -44,7 +44,7 @@ class AttributionOptions:
         model_path: Folder of the model, where it no longer lies where the run found it.
         top_k: How many of the heads that push most to show.
         of: Decoders: the decisions that tables and pictures are about: next, the text's last token; after, what comes
-            after the text: what the model says, against its runner-up; answer. Default: the run's own.
+            after the text: what the model predicts, against its competitor; answer. Default: the run's own.
         all_positions: Decoders: split every position for the page (`decision-traces view`), not only those of the
             decisions.
         device: auto, cpu, cuda, cuda:1, mps.

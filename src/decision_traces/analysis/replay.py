@@ -107,15 +107,15 @@ class _Replay:
             picks: dict[str, int | slice] = {EXAMPLE: row, **({CHOICE: choice} if CHOICE in array.spec.axes else {})}
             self.found[name].add(where, self._apart({name: array.read(**picks)}, alone, name), noise[name])
 
-    def _apart(self, found: Arrays, right: Arrays, name: str) -> Float64[np.ndarray, " layers"]:
-        return apart(found[name], right[name], layered=self.arrays[name].spec.layer_axis is not None)
+    def _apart(self, left: Arrays, right: Arrays, name: str) -> Float64[np.ndarray, " layers"]:
+        return apart(left[name], right[name], layered=self.arrays[name].spec.layer_axis is not None)
 
     def _pass(self, encoding: Encoding, row: int, choice: int, times: int = 1) -> Arrays:
         """Run a row, or a batch of so many copies of it, and return every array of the first."""
         batch = make_batch(range(times), [encoding] * times, pad_id(self.loaded.tokenizer, self.loaded.embedded))
         buffers = BatchBuffers(self.places, self.sides, "float32")
-        kept = {side for side, dims in self.sides.items() if dims.positions != "all"}
-        slots = {side: [self._slots(row, side, choice)] * times for side in kept}
+        partial_sides = {side for side, dims in self.sides.items() if dims.positions != "all"}
+        slots = {side: [self._slots(row, side, choice)] * times for side in partial_sides}
         buffers.start(batch.lengths_by_side(self.sides), slots)
         with torch.inference_mode(), Session(self.loaded.model, self.structure).forward_pass(buffers):
             logits_of(self.loaded, batch)

@@ -36,8 +36,8 @@ def need_whole(array: StoredArray, what: str, *, positions: bool = False) -> Non
         raise UsageError(f"{have[0].upper()}{have[1:]}; {what} needs it in all layers.")
 
 
-def _some(kept: str, what: str, flag: str) -> UsageError:
-    return UsageError(f"This run keeps {kept} only; {what} needs all: extract again without {flag}.")
+def _some(part: str, what: str, flag: str) -> UsageError:
+    return UsageError(f"This run keeps {part} only; {what} needs all: extract again without {flag}.")
 
 
 def what_works(store: TraceStore) -> str:
@@ -52,7 +52,7 @@ def what_works(store: TraceStore) -> str:
         "view": True,
     }
     run = shlex.quote(str(store.run_dir))
-    named = [f"decision-traces {command} {run}" for command, there in works.items() if there]
+    named = [f"decision-traces {command} {run}" for command, works_here in works.items() if works_here]
     return f"This works with the run: {'; '.join(named)}."
 
 
@@ -74,7 +74,7 @@ def need_choice_states(store: TraceStore) -> None:
         UsageError: It is no such run, or does not keep all layers and positions.
     """
     need_choices(store, "choice_probs", "pred_idx")
-    need_whole(store.array("enc_mc_hidden"), "the race between answers", positions=True)
+    need_whole(store.array("enc_mc_hidden"), "the lens by choice", positions=True)
 
 
 def refuse_unsplit(store: TraceStore, *, bends: bool = False) -> None:

@@ -207,7 +207,7 @@ class DecisionDepth:
 
 @dataclass(frozen=True, slots=True)
 class LensByChoice:
-    """The answers of multiple-choice questions racing through the layers.
+    """The lens by choice: logits and probabilities of the answers to multiple-choice questions, at every depth.
 
     Attributes:
         example_id: n examples.

@@ -33,11 +33,11 @@ class Point:
 
 
 class Reader(Protocol):
-    """Some places of some consecutive examples, m in all, at which states are read.
+    """Some positions of some consecutive examples, m in all, at which states are read.
 
     Attributes:
         rows: The examples.
-        row: (m,) row of each place, counted from the first of `rows`, ascending.
+        row: (m,) row of each position, counted from the first of `rows`, ascending.
     """
 
     @property
@@ -46,10 +46,10 @@ class Reader(Protocol):
     def row(self) -> Int64[np.ndarray, " m"]: ...  # noqa: D102
 
     def read(self, point: Point) -> Float[np.ndarray, "m ..."]:
-        """Return one state at every place."""
+        """Return one state at every position."""
 
     def slots(self, point: Point) -> Int64[np.ndarray, " m"]:
-        """Return the slot of each place on an array's position axis."""
+        """Return the slot of each position on an array's position axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,9 @@ class Part:
 
     def slots(self, point: Point) -> Int64[np.ndarray, " m"]:
         """Return the slot of each decision on an array's position axis."""
-        slots = point.array.slots(point.array.position_axis)
-        found: np.ndarray = slots.find(self.position, self.rows.start + self.row)
-        return found
+        axis = point.array.slots(point.array.position_axis)
+        slots: np.ndarray = axis.find(self.position, self.rows.start + self.row)
+        return slots
 
 
 def path_of(store: TraceStore, stage: Stage) -> list[Point]:

@@ -11,9 +11,9 @@ _PATIENCE: Final = 1.0
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+def counting(label: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar while the block runs, where it takes long; yield the function to call with (done, of how many)."""
-    with tqdm(desc=what, delay=_PATIENCE, leave=False) as bar:
+    with tqdm(desc=label, delay=_PATIENCE, leave=False) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

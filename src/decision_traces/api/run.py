@@ -37,8 +37,8 @@ def _with(
             try:
                 options = kind(*args, **plain_values(flags))
             except TypeError as error:
-                known = ", ".join(field.name for field in fields(kind))  # type: ignore[arg-type]
-                raise UsageError(f"{method.__name__}: {_reason(error)}. Its options are {known}.") from error
+                names = ", ".join(field.name for field in fields(kind))  # type: ignore[arg-type]
+                raise UsageError(f"{method.__name__}: {_reason(error)}. Its options are {names}.") from error
             refuse_other_kinds(options, (field.name for field in fields(options)))
             return method(self, replace(options, **portable_fields(options)))
 

@@ -121,22 +121,22 @@ def trace(
         >>> run = trace("gpt2", dataset="wikitext2", limit=100)  # doctest: +SKIP
     """
     names = _model(model, tokenizer, options)
-    data, own = _data(texts, dataset)
-    told = _progress(progress)
+    data, own_texts = _data(texts, dataset)
+    report = _progress(progress)
     if task == "auto" and isinstance(model, nn.Module):
         task = task_of_class(plain_model(model))
     job = _job(task, data, names, options)
-    if own is not None:
-        job = replace(job, data=replace(job.data, own=own))
+    if own_texts is not None:
+        job = replace(job, data=replace(job.data, own=own_texts))
     if not isinstance(model, nn.Module) or tokenizer is None:
         with own_surroundings():
-            return Run(run_job(job, told))
+            return Run(run_job(job, report))
 
     def load(source: ModelSource, head: ModelTask) -> LoadedModel:
         return loaded_from_memory(model, tokenizer, head, source.attention)
 
     with own_surroundings():
-        run = Run(run_job(replace(job, load=load), told))
+        run = Run(run_job(replace(job, load=load), report))
     if (digest := run.about.weights_digest) is not None:
         remember(traced_part(model, run.about.task), tokenizer, digest)
     return run
@@ -179,8 +179,8 @@ def _model(
         return {"model_path": model} if folder and "model_path" not in options else {"model": str(model)}
     if tokenizer is None:
         raise UsageError(f"tokenizer: a {type(model).__name__} in memory needs its tokenizer beside it.")
-    if given := sorted(_LOADING & options.keys()):
-        raise UsageError(f"{', '.join(given)}: means nothing for a model that is in memory.")
+    if conflicting := sorted(_LOADING & options.keys()):
+        raise UsageError(f"{', '.join(conflicting)}: means nothing for a model that is in memory.")
     origin = str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
     return {"model": Path(origin).name, "model_path": origin if Path(origin).is_dir() else None}
 
@@ -198,9 +198,11 @@ def _job(task: Task, data: Mapping[str, Any], model: Mapping[str, Any], options:
 
 
 def _config(kind: type[ConfigT], options: Mapping[str, Any], **own: Any) -> ConfigT:
-    known = {field.name for field in fields(kind)} - _NOT_HERE
-    if unknown := sorted(options.keys() - known):
-        raise UsageError(f"{', '.join(unknown)}: trace has no such option here. There are: {', '.join(sorted(known))}.")
+    possible = {field.name for field in fields(kind)} - _NOT_HERE
+    if unknown := sorted(options.keys() - possible):
+        raise UsageError(
+            f"{', '.join(unknown)}: trace has no such option here. There are: {', '.join(sorted(possible))}."
+        )
     config = kind(**own, **plain_values(options))
     refuse_other_kinds(config, options)
     return config

@@ -33,13 +33,13 @@ def own_examples(texts: Any) -> tuple[Example, ...]:
     if isinstance(texts, str | bytes | Set) or not isinstance(texts, Iterable):
         raise UsageError(f"texts={short(texts)}: give a list of texts, or rows with a column {TEXT!r}.")
     rows = _rows_of_frame(texts) if hasattr(texts, "to_dict") and hasattr(texts, "columns") else texts
-    found = tuple(
+    examples = tuple(
         Example(make_example_id(NAME, "all", row.number, row.text), row.text, row.fields)
         for row in rows_of_records(_records(rows))
     )
-    if not found:
+    if not examples:
         raise UsageError("texts: there is none.")
-    return found
+    return examples
 
 
 def _rows_of_frame(frame: Any) -> list[dict[Any, Any]]:

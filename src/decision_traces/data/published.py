@@ -69,8 +69,8 @@ class Published:
 
     def _hub_rows(self, split: str) -> Iterator[Example | None]:
         names = self.hub_splits.get(split, (split,))
-        found = hub_rows(self.name, self.hub, self.config, names, self.columns)
-        yield from self._examples(split, f"{self.hub} ({split}), row", enumerate(found), _as_it_is)
+        rows = hub_rows(self.name, self.hub, self.config, names, self.columns)
+        yield from self._examples(split, f"{self.hub} ({split}), row", enumerate(rows), _as_it_is)
 
     def _local_rows(self, split: str, data_dir: Path) -> Iterator[Example | None]:
         path = self._file(split, data_dir)

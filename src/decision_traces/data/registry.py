@@ -111,10 +111,10 @@ def load_examples(source: DataSource) -> list[Example]:
     Raises:
         DataError: The data is not there, is malformed, or holds no examples.
     """
-    found = list(islice(_stream(source), source.limit))
-    if not found:
+    examples = list(islice(_stream(source), source.limit))
+    if not examples:
         raise DataError(f"{source.name} ({source.split_name}) holds no examples.")
-    return found
+    return examples
 
 
 def _stream(source: DataSource) -> Iterator[Example]:

@@ -72,7 +72,7 @@ def _of_row(example: Example, rows: Mapping[int, str], path: Path) -> str:
 
 def _of_field(example: Example, column: str) -> str:
     if column not in example.fields:
-        there = ", ".join(example.fields) or "none"
-        raise DataError(f"--target_column {column}: the data has no such column; it has: {there}.")
+        columns = ", ".join(example.fields) or "none"
+        raise DataError(f"--target_column {column}: the data has no such column; it has: {columns}.")
     value = example.fields[column]
     return ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)

@@ -160,10 +160,10 @@ def _parquet(path: Path, where: str, column: str) -> Iterator[Record]:
         file = pq.ParquetFile(path)
         _need(column, file.schema_arrow.names, where)
         # What is in bytes (pictures, sounds) is nothing a table of texts could show.
-        left = [f.name for f in file.schema_arrow if f.name != column and _holds_bytes(f.type)]
-        names = [name for name in file.schema_arrow.names if name not in left]
-        if left:
-            _LOG.warning(printable(f"{where}: left out, since they hold bytes: {', '.join(left)}"))
+        omitted = [f.name for f in file.schema_arrow if f.name != column and _holds_bytes(f.type)]
+        names = [name for name in file.schema_arrow.names if name not in omitted]
+        if omitted:
+            _LOG.warning(printable(f"{where}: left out, since they hold bytes: {', '.join(omitted)}"))
         number = 0
         for batch in file.iter_batches(columns=names):
             for values in batch.to_pylist():
@@ -207,14 +207,14 @@ def rows_of_records(records: Iterable[Record], column: str = TEXT) -> Iterator[T
     Raises:
         DataError: No such column, a text that is no text, or two columns of one name.
     """
-    kept: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for record in records:
         _need(column, record.values, record.place)
         text = _text(record.values[column], column, record.place)
         others = {n: v for n, v in record.values.items() if n != column}
         for name in others:
-            if kept.setdefault(field_name(name), name) != name:
-                both = f"{kept[field_name(name)]} and {name}"
+            if sources.setdefault(field_name(name), name) != name:
+                both = f"{sources[field_name(name)]} and {name}"
                 raise DataError(f"{record.place}: {both} would both be {field_name(name)} in the run. Rename one.")
         yield TextRow(record.number, text, {field_name(n): _field(v, n, record.place) for n, v in others.items()})
 
@@ -255,7 +255,7 @@ def _kind(value: object) -> str:
     """Return what a value is, in words."""
     if isinstance(value, list) and value and isinstance(value[0], dict) and "role" in value[0]:
         return "a list of chat messages"
-    known = {
+    kinds = {
         list: "a list",
         dict: "an object",
         bool: "true or false",
@@ -263,4 +263,4 @@ def _kind(value: object) -> str:
         str: "a text",
         type(None): "null",
     }
-    return known.get(type(value), f"a {type(value).__name__}")
+    return kinds.get(type(value), f"a {type(value).__name__}")

@@ -38,8 +38,8 @@ def without_headings(rows: Iterable[Example | None]) -> Iterator[Example]:
 
 
 def _is_marked(text: str) -> bool:
-    found = _HEADING.fullmatch(text)
-    return found is not None and len(found[1]) == len(found[2])
+    match = _HEADING.fullmatch(text)
+    return match is not None and len(match[1]) == len(match[2])
 
 
 def _to_example(row: Row, split: str) -> tuple[str, Mapping[str, FieldValue]]:

@@ -234,8 +234,8 @@ class Dims:
         if LAYER in spec.axes:
             numbers[LAYER] = self.layers_of(spec.stage)
         if DEPTH in spec.axes:
-            kept = range(self.n_layers) if self.layers is None else self.layers
-            numbers[DEPTH] = tuple(sorted({d for layer in kept for d in (layer, layer + 1)}))
+            layers = range(self.n_layers) if self.layers is None else self.layers
+            numbers[DEPTH] = tuple(sorted({d for layer in layers for d in (layer, layer + 1)}))
         if HEAD in spec.axes:
             numbers[HEAD] = self.kept_heads
         if KV_HEAD in spec.axes:

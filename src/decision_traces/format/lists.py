@@ -103,8 +103,8 @@ def entries_at(
         raise DamagedRunError("a list column has lists that are too short")
     if pa.types.is_nested(flat.type):
         raise DamagedRunError("a list column has lists where values belong")
-    found: np.ndarray = flat.take(pa.array((np.cumsum(lengths) - lengths)[rows] + positions)).to_numpy()
-    return found
+    entries: np.ndarray = flat.take(pa.array((np.cumsum(lengths) - lengths)[rows] + positions)).to_numpy()
+    return entries
 
 
 def filled(column: pa.ChunkedArray, size: int, blank: object, *, by_choice: bool = False) -> np.ndarray:
@@ -131,9 +131,9 @@ def filled(column: pa.ChunkedArray, size: int, blank: object, *, by_choice: bool
     if lengths.max(initial=0) > size:
         raise DamagedRunError(f"a list column has lists of over {size} values")
     values = rectangle(pa.chunked_array([flat]))
-    whole = np.full((len(lengths), size, *values.shape[1:]), blank, values.dtype)
-    whole[np.arange(size) < lengths[:, None]] = values
-    return whole
+    padded = np.full((len(lengths), size, *values.shape[1:]), blank, values.dtype)
+    padded[np.arange(size) < lengths[:, None]] = values
+    return padded
 
 
 def mask_spans(mask: Bool[np.ndarray, "*examples positions"]) -> Spans:

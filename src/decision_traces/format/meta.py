@@ -99,10 +99,10 @@ class ArrayNote:
 
 
 def _version(value: object) -> Version:
-    found = _FORM.fullmatch(text(value))
-    if found is None:
+    match = _FORM.fullmatch(text(value))
+    if match is None:
         raise ValueError(f"{value!r:.40} is not a version such as {FORMAT_VERSION}")
-    return Version(int(found[1]), int(found[2]))
+    return Version(int(match[1]), int(match[2]))
 
 
 OUR_FORMAT: Final = _version(FORMAT_VERSION)
@@ -115,23 +115,23 @@ def _dims(value: object) -> Dims:
     dims = Dims(**sizes)
     having = {f"{part.name}_layers": (dims.having(part), dims.n_layers) for part in PARTS}
     chosen = {"layers": (dims.layers, dims.n_layers), "heads": (dims.heads, dims.n_heads)}
-    for name, (kept, limit) in {**chosen, "positions": (dims.positions, dims.n_positions), **having}.items():
-        if isinstance(kept, tuple) and max(kept, default=-1) >= limit:
-            raise ValueError(f"{name}: there is no {max(kept)} of {limit}")
+    for name, (indices, limit) in {**chosen, "positions": (dims.positions, dims.n_positions), **having}.items():
+        if isinstance(indices, tuple) and max(indices, default=-1) >= limit:
+            raise ValueError(f"{name}: there is no {max(indices)} of {limit}")
     return dims
 
 
 def _sides(value: object) -> dict[Side, Dims]:
-    found = entries(value, dict.fromkeys(get_args(Side), _dims))
-    if not found:
+    dims_of = entries(value, dict.fromkeys(get_args(Side), _dims))
+    if not dims_of:
         raise ValueError("neither dec nor enc is there")
-    return {side: found[side] for side in get_args(Side) if side in found}
+    return {side: dims_of[side] for side in get_args(Side) if side in dims_of}
 
 
 def _arrays(value: object) -> dict[str, ArrayNote]:
     note = {"shape": many(count(_EXAMPLES)), "max_abs": number}
-    found = named(lambda one: ArrayNote(**entries(one, note)))(value)
-    return {name: one for name, one in found.items() if name in ARRAYS}
+    notes = named(lambda one: ArrayNote(**entries(one, note)))(value)
+    return {name: one for name, one in notes.items() if name in ARRAYS}
 
 
 AS_KEYS: Final = "as keys"
@@ -214,7 +214,7 @@ class RunMeta:
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> "RunMeta":
         """Return what the content of a `meta.json` says; nothing raises, `problems` names what does not fit."""
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         problems = []
         figures: dict[str, Any] = {}
         kinds = {name: kind for name, (kind, mark) in _keys().items() if mark != AS_KEYS}
@@ -222,12 +222,12 @@ class RunMeta:
             if (kind := kinds.get(name) or _figure_kind(name)) is None:
                 continue
             try:
-                (found if name in kinds else figures)[name] = kind(value[name])
+                (values if name in kinds else figures)[name] = kind(value[name])
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         if "post_attn" not in value:
-            found["post_attn"] = _OLD_POST_ATTN.get(found.get("conventions", {}).get("post_attn"))
-        return cls(**found, figures=figures, problems=tuple(problems))
+            values["post_attn"] = _OLD_POST_ATTN.get(values.get("conventions", {}).get("post_attn"))
+        return cls(**values, figures=figures, problems=tuple(problems))
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `meta.json`, without the digest that seals it."""
@@ -268,11 +268,11 @@ class RunMeta:
         return self._environment("attention_implementation")
 
     def _environment(self, name: str) -> str | None:
-        return found if isinstance(found := self.environment.get(name), str) else None
+        return entry if isinstance(entry := self.environment.get(name), str) else None
 
     def setting(self, name: str) -> str | None:
         """Return a flag of the command that takes a text, None where it was not given."""
-        return found if isinstance(found := self.settings.get(name), str) else None
+        return entry if isinstance(entry := self.settings.get(name), str) else None
 
     @property
     def seed(self) -> int:
@@ -293,13 +293,13 @@ class RunMeta:
     def failed_checks(self) -> tuple[str, ...]:
         """Names of the certificate's checks that do not hold."""
         checks = (self.certificate or {}).get("checks")
-        told = [c for c in checks if isinstance(c, Mapping)] if isinstance(checks, list) else []
-        return tuple(str(c.get("name")) for c in told if not c.get("passed"))
+        records = [c for c in checks if isinstance(c, Mapping)] if isinstance(checks, list) else []
+        return tuple(str(c.get("name")) for c in records if not c.get("passed"))
 
     def sums_to_one(self, name: str) -> bool:
         """Return whether the rows of an attention array sum to one."""
-        told = self.attention_rows_sum_to_one
-        return told if isinstance(told, bool) else told.get(name, True)
+        sums = self.attention_rows_sum_to_one
+        return sums if isinstance(sums, bool) else sums.get(name, True)
 
     def dims(self, side: Side) -> Dims | None:
         """Return the sizes of a side; None where a run older than format 1.1 lacks one of them."""
@@ -312,14 +312,14 @@ class RunMeta:
 @cache
 def _keys() -> dict[str, tuple[Kind[Any], str]]:
     """Return for each key of the file its kind, and how it is marked, if it is."""
-    told = {name: get_args(hint)[1:] for name, hint in get_type_hints(RunMeta, include_extras=True).items()}
-    return {name: (kinds[0], "".join(kinds[1:])) for name, kinds in told.items() if kinds and callable(kinds[0])}
+    annotations = {name: get_args(hint)[1:] for name, hint in get_type_hints(RunMeta, include_extras=True).items()}
+    return {name: (kinds[0], "".join(kinds[1:])) for name, kinds in annotations.items() if kinds and callable(kinds[0])}
 
 
 def _figure_kind(name: str) -> Kind[Any] | None:
     """Return the kind of a key that is a figure by its name, None where it is none."""
-    found = _FIGURE.fullmatch(name)
-    return None if found is None else count(_EXAMPLES) if found[1] else number
+    match = _FIGURE.fullmatch(name)
+    return None if match is None else count(_EXAMPLES) if match[1] else number
 
 
 def _json(value: Any) -> Any:

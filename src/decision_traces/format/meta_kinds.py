@@ -15,9 +15,9 @@ Kind = Callable[[object], Value]
 _SHOWN: Final = 40
 
 
-def _unfit(value: object, wanted: str) -> ValueError:
+def _unfit(value: object, expected: str) -> ValueError:
     shown = f"a list of {len(value)}" if isinstance(value, list) else repr(value)
-    return ValueError(f"{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'} is not {wanted}")
+    return ValueError(f"{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'} is not {expected}")
 
 
 def text(value: object) -> str:
@@ -93,10 +93,10 @@ def many(inner: Kind[Value]) -> Kind[tuple[Value, ...]]:
 
 def each_once(most: int) -> Kind[tuple[int, ...]]:
     """A list of whole numbers from 0 to `most`, each once."""
-    whole = many(count(most))
+    whole_numbers = many(count(most))
 
     def kind(value: object) -> tuple[int, ...]:
-        numbers = whole(value)
+        numbers = whole_numbers(value)
         if len(set(numbers)) < len(numbers):
             raise _unfit(value, "numbers, each once")
         return numbers
@@ -106,10 +106,10 @@ def each_once(most: int) -> Kind[tuple[int, ...]]:
 
 def ascending(most: int) -> Kind[tuple[int, ...]]:
     """A list of whole numbers from 0 to `most`, ascending, each once."""
-    whole = many(count(most))
+    whole_numbers = many(count(most))
 
     def kind(value: object) -> tuple[int, ...]:
-        numbers = whole(value)
+        numbers = whole_numbers(value)
         if any(b <= a for a, b in pairwise(numbers)):
             raise _unfit(value, "ascending numbers, each once")
         return numbers
@@ -121,8 +121,8 @@ def named(inner: Kind[Value]) -> Kind[dict[str, Value]]:
     """An object whose every entry is what `inner` is."""
 
     def kind(value: object) -> dict[str, Value]:
-        found = anything_named(value)
-        return {name: _of(repr(name)[:_SHOWN], inner, one) for name, one in found.items()}
+        mapping = anything_named(value)
+        return {name: _of(repr(name)[:_SHOWN], inner, one) for name, one in mapping.items()}
 
     return kind
 
@@ -143,5 +143,5 @@ def anything_named(value: object) -> dict[str, Any]:
 
 def entries(value: object, kinds: Mapping[str, Kind[Any]]) -> dict[str, Any]:
     """Return those entries of an object that have a kind; others are of a newer format, and not looked at."""
-    found = anything_named(value)
-    return {name: _of(name, kind, found[name]) for name, kind in kinds.items() if name in found}
+    mapping = anything_named(value)
+    return {name: _of(name, kind, mapping[name]) for name, kind in kinds.items() if name in mapping}

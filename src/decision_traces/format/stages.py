@@ -289,11 +289,11 @@ POST_ATTN_CONVENTIONS: Final[Mapping[PostAttn, str]] = {
 }
 
 
-def further_conventions(held: Collection[str]) -> dict[str, str]:
+def further_conventions(kept_stages: Collection[str]) -> dict[str, str]:
     """Return what the stages are that not every run holds: those of cross-attention last, the stream's first.
 
     Args:
-        held: The stages that a run holds.
+        kept_stages: The stages that a run holds.
     """
     rows = sorted(_ROWS, key=lambda stage: (stage.part is CROSS, stage.check != "state"))
-    return {s.name: s.convention for s in rows if s.name in held and s.convention and not s.always_told}
+    return {s.name: s.convention for s in rows if s.name in kept_stages and s.convention and not s.always_told}

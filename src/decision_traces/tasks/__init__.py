@@ -45,8 +45,8 @@ def task_of(objective: str, columns: Callable[[], Collection[str]]) -> Task:
     """
     if objective in TASKS:
         return TASKS[objective]
-    there = set(columns())
-    fitting = [task for task in TASKS.values() if task.known_by and there.issuperset(task.known_by)]
+    present = set(columns())
+    fitting = [task for task in TASKS.values() if task.known_by and present.issuperset(task.known_by)]
     return max(fitting, key=lambda task: len(task.known_by), default=ENCODE)
 
 

@@ -66,10 +66,10 @@ def check_choices(rows: TokenTable, label: str) -> Iterator[CheckResult]:
     chosen = np.take_along_axis(logits, np.where(inside, pred, 0).astype(np.int64)[:, None], axis=1)[:, 0]
     yield rule("pred_idx", ~inside | ~(chosen == logits.max(axis=1)), ids, "pred_idx has the largest choice_logit")
     if {label, "is_correct"} <= names:
-        truth, said = (table.column(n).to_pylist() for n in (label, "is_correct"))
+        truth, stored = (table.column(n).to_pylist() for n in (label, "is_correct"))
         known = [t is not None and t >= 0 for t in truth]
         right = [bool(p == t) if k else None for p, t, k in zip(pred, truth, known, strict=True)]
-        wrong = np.array([s != r for s, r in zip(said, right, strict=True)], dtype=bool)
+        wrong = np.array([s != r for s, r in zip(stored, right, strict=True)], dtype=bool)
         yield rule("is_correct", wrong, ids, f"is_correct == (pred_idx == {label}), null without an answer")
 
 
@@ -98,7 +98,7 @@ def listed(table: pa.Table, kinds: Sequence[Kind]) -> list[Figure]:
     """Return the figures of the example list."""
     if "choice_probs" not in table.column_names or not table.num_rows:
         return []
-    probs, logits = (_by_choice(table, f"choice_{what}") for what in ("probs", "logits"))
+    probs, logits = (_by_choice(table, f"choice_{quantity}") for quantity in ("probs", "logits"))
     right = [column_figure(table, "is_correct", "correct", "right")] if "is_correct" in table.column_names else []
     unit = "nats" if "choice_logprob_sum" in table.column_names else "logits"
     return [

@@ -48,17 +48,16 @@ class Choices:
 class Decisions:
     """One decision an example, all of one kind.
 
-    The competitor is the most probable token other than the true one at the end of the model (of multiple-choice
-    runs: the strongest other choice). Where the truth is not known, as of what comes after a text, it is the runner-up
-    of the predicted token.
+    The competitor is the most probable other answer at the end of the model: other than the true one (token, or
+    choice), and where the truth is not known, as of what comes after a text, other than the predicted one.
 
     Attributes:
         example_id: n examples; those without a decision are left out.
-        row: (n,) row of `tokens.parquet` and of every array, ascending; several times that of a text with masks.
+        row: (n,) row of `tokens.parquet` and of every array, ascending; a text with several masks has its row several times.
         position: (n,) where the prediction was made.
         true_id: (n,) the true token; -1 where it is not known.
         pred_id: (n,) the token the model chose.
-        competitor_id: (n,) -1 where the table does not tell it (see `analysis.lens.with_competitors`).
+        competitor_id: (n,) -1 where the table does not have it (see `analysis.lens.with_competitors`).
         correct: (n,) whether the choice is right; False where the truth is not known.
         pred_prob: (n,) stored probability of the choice, over the vocabulary or over the answers; NaN: not stored.
         difference: (n,) logit of `target_id` minus that of the competitor as the model had it; NaN: not stored.

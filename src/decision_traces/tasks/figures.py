@@ -29,15 +29,15 @@ class Figure:
 
     def summary(self) -> dict[str, Any]:
         """Return what the page needs to draw a histogram's axis."""
-        known = self.values[np.isfinite(self.values)]
-        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+        finite = self.values[np.isfinite(self.values)]
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
         return {
             "name": self.name,
             "label": self.label,
             "unit": self.unit,
             "min": low,
             "max": high,
-            "known": len(known),
+            "known": len(finite),
             "categories": None if self.categories is None else list(self.categories),
         }
 
@@ -52,8 +52,8 @@ def numbers_of(column: pa.ChunkedArray) -> Float64[np.ndarray, " n"]:
     numbers: np.ndarray = np.frombuffer(values, np.float64)[here]
     if valid is None:
         return numbers
-    there = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[here].astype(bool)
-    return np.where(there, numbers, np.nan)
+    is_valid = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[here].astype(bool)
+    return np.where(is_valid, numbers, np.nan)
 
 
 def column_figure(table: pa.Table, column: str, name: str, label: str, unit: str = "") -> Figure:

@@ -50,9 +50,9 @@ _OF_TRUTH: Final = frozenset(
 _READ: Final = ("masked_pos", "masked_true_ids", "masked_pred_ids", "masked_true_probs", "masked_pred_probs")
 
 
-def _check(found: TokenTable) -> Iterator[CheckResult]:
+def _check(tokens: TokenTable) -> Iterator[CheckResult]:
     """Check the `masked_` columns: lists of one length each row, inside the text, and consistent."""
-    table, spans, usable, vocab_size = found.table, found.spans, found.usable, found.vocab_size
+    table, spans, usable, vocab_size = tokens.table, tokens.spans, tokens.usable, tokens.vocab_size
     names = [c.name for c in MASKED_COLUMNS if c.name in usable]
     if "masked_pos" not in names or spans.start.ndim > 1:
         return
@@ -136,20 +136,20 @@ def _predictions(values: Mapping[str, Any], kinds: Sequence[Kind]) -> list[Predi
     """Return what was predicted at every masked position, and what stood there."""
     names = ("pos", "correct", "true_ids", "true_tokens", "true_probs", "pred_ids", "pred_tokens", "pred_probs")
     columns = [values.get(f"masked_{name}") or [] for name in (*names, "entropies", "true_ranks")]
-    found = []
+    predictions = []
     for pos, correct, *words, entropy, rank in zip(*columns, strict=True):
         true, pred = (
             None if token is None else Token(int(token), str(text), prob)
             for token, text, prob in (words[:3], words[3:])
         )
         top = (pred,) if correct or true is None else (pred, true)
-        found.append(Prediction(int(pos), correct, true is not None, Said(true, pred, entropy, None, rank, top)))
-    return found
+        predictions.append(Prediction(int(pos), correct, true is not None, Said(true, pred, entropy, None, rank, top)))
+    return predictions
 
 
 def _headline(figures: Mapping[str, Any]) -> list[str]:
-    own = figures.get("n_own_masks")
-    lines = [f"Masks of the texts' own, whose truth is not known: {own}"] if own else []
+    own_masks = figures.get("n_own_masks")
+    lines = [f"Masks of the texts' own, whose truth is not known: {own_masks}"] if own_masks else []
     if not figures.get("n_masked"):
         return lines
     return [

@@ -57,10 +57,10 @@ def _check_next(rows: TokenTable) -> Iterator[CheckResult]:
         return
     ids = table.column("example_id").to_pylist()
     position = pc.fill_null(table.column("next_pos"), -1).to_numpy()
-    wanted = np.where(spans.n_tokens >= 2, spans.stop - 2, -1)
-    yield rule("next_pos", position != wanted, ids, "next_pos is n_tokens − 2, or −1 below 2 tokens")
-    valid = np.flatnonzero((position == wanted) & (position >= 0))
-    none = np.flatnonzero(wanted < 0)
+    expected = np.where(spans.n_tokens >= 2, spans.stop - 2, -1)
+    yield rule("next_pos", position != expected, ids, "next_pos is n_tokens − 2, or −1 below 2 tokens")
+    valid = np.flatnonzero((position == expected) & (position >= 0))
+    none = np.flatnonzero(expected < 0)
     names = [f"next_{c}" for c in SCALARS if f"next_{c}" in usable]
     filled = np.zeros(len(ids), dtype=bool)
     for name in names:
@@ -81,11 +81,11 @@ def _check_after(rows: TokenTable) -> Iterator[CheckResult]:
     if "after_pos" not in usable:
         return
     ids = table.column("example_id").to_pylist()
-    wanted = np.where(spans.n_tokens >= 1, spans.stop - 1, -1)
+    expected = np.where(spans.n_tokens >= 1, spans.stop - 1, -1)
     position = pc.fill_null(table.column("after_pos"), -2).to_numpy()
-    yield rule("after_pos", position != wanted, ids, "after_pos is n_tokens − 1, or −1 without a token")
+    yield rule("after_pos", position != expected, ids, "after_pos is n_tokens − 1, or −1 without a token")
     columns = {c: f"after_{c}" for c in (*SCALARS, "topk_ids", "topk_probs") if f"after_{c}" in usable}
-    made = np.flatnonzero(wanted >= 0)
+    made = np.flatnonzero(expected >= 0)
     part = table.take(pa.array(made))
     nulls = sum(part.column(name).null_count for name in columns.values())
     yield CheckResult("predictions after the text", nulls == 0, float(nulls), TOKENS_FILE, "none is null", TOKENS_FILE)
@@ -101,7 +101,7 @@ def decisions(table: pa.Table, kind: Kind) -> Decisions:
     known, topk = true >= 0, f"{kind}_topk_ids"
     correct = (true == pred) & known
     top = rectangle(table.column(topk)) if topk in table.column_names else pred[:, None]
-    runner_up = top[:, 1] if top.shape[1] > 1 else np.full(len(rows), NONE)
+    second_id = top[:, 1] if top.shape[1] > 1 else np.full(len(rows), NONE)
     true_prob, pred_prob = (numbers_or(table, f"{kind}_{which}_prob", np.nan) for which in ("true", "pred"))
     margin = numbers_or(table, f"{kind}_margin", np.nan)
     return Decisions(
@@ -110,7 +110,7 @@ def decisions(table: pa.Table, kind: Kind) -> Decisions:
         position=position[rows],
         true_id=true,
         pred_id=pred,
-        competitor_id=np.where(correct | ~known, runner_up, pred).astype(np.int64),
+        competitor_id=np.where(correct | ~known, second_id, pred).astype(np.int64),
         correct=correct,
         pred_prob=pred_prob.astype(np.float32),
         difference=np.where(correct | ~known, margin, behind(true_prob, pred_prob)).astype(np.float32),
@@ -139,13 +139,13 @@ def _predictions(values: Mapping[str, Any], kinds: Sequence[Kind]) -> list[Predi
 
 
 def _prediction(outcome: Mapping[str, Any]) -> Prediction:
-    top = zip(*(outcome[f"topk_{what}"] or [] for what in ("ids", "tokens", "probs")), strict=True)
+    top = zip(*(outcome[f"topk_{column}"] or [] for column in ("ids", "tokens", "probs")), strict=True)
     known = outcome["true_id"] is not None
     true, pred = (
         Token(outcome[f"{which}_id"], str(outcome[f"{which}_token"]), outcome[f"{which}_prob"])
         for which in ("true", "pred")
     )
-    said = Said(
+    answer = Said(
         true if known else None,
         pred,
         outcome["entropy"],
@@ -153,7 +153,7 @@ def _prediction(outcome: Mapping[str, Any]) -> Prediction:
         outcome["true_rank"],
         tuple(Token(int(i), str(text), prob) for i, text, prob in top),
     )
-    return Prediction(int(outcome["pos"]), outcome["correct"] if known else None, known, said)
+    return Prediction(int(outcome["pos"]), outcome["correct"] if known else None, known, answer)
 
 
 def _headline(figures: Mapping[str, Any]) -> list[str]:

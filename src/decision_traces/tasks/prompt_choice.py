@@ -72,9 +72,12 @@ def _texts(table: pa.Table, ids: Sequence[Any]) -> Iterator[CheckResult]:
     first, scores, sums, means = (rectangle(table.column(n)) for n in names[1:])
     texts = table.column("choice_text_ids").to_pylist()
     count, begin = np.zeros(sums.shape), np.full(sums.shape, -1)
-    whole = np.array([len(row) == sums.shape[1] and all(row) for row in texts])
-    for i in np.flatnonzero(whole):
-        count[i], begin[i] = [len(own) for own in texts[i]], [own[0] for own in texts[i]]
+    is_scored = np.array([len(row) == sums.shape[1] and all(row) for row in texts])
+    for i in np.flatnonzero(is_scored):
+        count[i], begin[i] = (
+            [len(text) for text in texts[i]],
+            [text[0] for text in texts[i]],
+        )
     yield rule("first tokens of answers", begin != first, ids, "choice_token_ids[i] == choice_text_ids[i][0]")
     bad = ~(np.abs(means * count - sums) <= _SLACK * np.maximum(1, np.abs(sums))) | ~(sums <= _SLACK)
     yield rule("log-probabilities of answers", bad, ids, "sum ≤ 0, and the mean times the number of tokens")
@@ -99,17 +102,17 @@ def _decisions(table: pa.Table) -> Decisions:
     target = np.where(known, correct_idx, pred_idx)
     others = logits.astype(np.float64)
     others[every, target] = -np.inf
-    rival = others.argmax(1)
+    competitor = others.argmax(1)
     return Decisions(
         example_id=names_of(table),
         row=rows,
         position=numbers_or(table, "answer_pos", NONE).astype(np.int64),
         true_id=np.where(known, ids[every, target], NONE),
         pred_id=ids[every, pred_idx],
-        competitor_id=ids[every, rival],
+        competitor_id=ids[every, competitor],
         correct=known & (correct_idx == pred_idx),
         pred_prob=probs[every, pred_idx].astype(np.float32),
-        difference=(logits[every, target] - logits[every, rival]).astype(np.float32),
+        difference=(logits[every, target] - logits[every, competitor]).astype(np.float32),
         choices=Choices(
             labels=tuple(map(tuple, table.column("choice_labels").to_pylist())),
             token_ids=ids,

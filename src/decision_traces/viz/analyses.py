@@ -70,16 +70,16 @@ def _(result: LensResult, _options: object) -> Iterator[Shown]:
         yield lens_table(result.lenses)
     if result.choices is not None:
         yield lens_by_choice_table(result.choices)
-    seen = result.choices or result.lenses[0]
-    yield decision_table(seen, result.depth)
-    what, error = ("lens", result.lenses[0].model_error) if result.lenses else ("race", seen.model_error)
-    yield f"At the end the {what} is within {error:.2g} of every probability the run stored."
+    certainty = result.choices or result.lenses[0]
+    yield decision_table(certainty, result.depth)
+    lens, error = ("lens", result.lenses[0].model_error) if result.lenses else ("lens by choice", certainty.model_error)
+    yield f"At the end the {lens} is within {error:.2g} of every probability the run stored."
 
 
 @save_pictures.register
 def _(result: LensResult, store: TraceStore, folder: Path) -> None:
     if result.choices is not None:
-        title = run_title("The race between the answers", store.meta)
+        title = run_title("Lens by choice", store.meta)
         save_lens_by_choice(result.choices, folder / CHOICES_PICTURE, title)
     if result.lenses:
         title = f"{run_title('Logit lens', store.meta)}, {store.n} examples"
@@ -160,6 +160,6 @@ def _strongest(comparison: GroupComparison | Correlation) -> GroupComparison | C
 def _headed(name: str, comparison: GroupComparison | Correlation) -> str:
     if not comparison.axes:
         return name
-    found = int((comparison.q_value < 0.05).sum())
+    significant = int((comparison.q_value < 0.05).sum())
     what = "differences" if isinstance(comparison, GroupComparison) else "correlations"
-    return f"{name}: the largest of {comparison.n_compared} {what}, {found} of them with q < 0.05"
+    return f"{name}: the largest of {comparison.n_compared} {what}, {significant} of them with q < 0.05"

@@ -1,4 +1,4 @@
-"""A picture of the race between answers: who leads at which layer, where the answer given is right and where wrong."""
+"""A picture of the lens by choice: who leads at which layer, where the answer given is right and where wrong."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ _ACROSS = "layer (0 = embedding)"
 
 @as_written()
 def save_lens_by_choice(by_choice: LensByChoice, path: Path, title: str) -> Path:
-    """Draw how the answers race through the layers and save it as PNG.
+    """Draw the probability of the answers layer by layer and save it as PNG.
 
     One panel for questions answered right, one for those answered wrong (or, without known answers, one for all):
     mean probability of the right answer, of the answer given, and of each other answer, with the middle half of the
@@ -23,7 +23,7 @@ def save_lens_by_choice(by_choice: LensByChoice, path: Path, title: str) -> Path
     the end, if the model ended at each layer.
 
     Args:
-        by_choice: The by_choice.
+        by_choice: The lens by choice.
         path: The picture's file; its folder is made.
         title: What run it is.
     """
@@ -32,26 +32,26 @@ def save_lens_by_choice(by_choice: LensByChoice, path: Path, title: str) -> Path
     axes = figure.subplots(1, len(groups) + 1, squeeze=False)[0]
     heading = {RIGHT: "Answered right", WRONG: "Answered wrong", UNKNOWN: "Right answer unknown"}
     for axis, (group, mask) in zip(axes, groups, strict=False):
-        _draw_runners(axis, by_choice, mask)
+        _draw_answers(axis, by_choice, mask)
         share = f"{mask.sum()} of {len(mask)} questions"
         _finish(axis, by_choice, f"{heading[group]}: {share}", "probability among the answers")
     _draw_leads(axes[-1], by_choice)
     return save(figure, path, title)
 
 
-def _draw_runners(axis: Any, by_choice: LensByChoice, mask: np.ndarray) -> None:
-    probs, right, given = by_choice.probs[mask], by_choice.correct_idx[mask], by_choice.pred_idx[mask]
+def _draw_answers(axis: Any, by_choice: LensByChoice, mask: np.ndarray) -> None:
+    probs, right, predicted = by_choice.probs[mask], by_choice.correct_idx[mask], by_choice.pred_idx[mask]
     every = np.arange(len(probs))
     others = np.ones((len(probs), probs.shape[2]), bool)
-    others[every, given] = False
+    others[every, predicted] = False
     if (right >= 0).all():
         others[every, right] = False
         _line(axis, by_choice, probs[every, :, right], "right answer", BLUE, "-")
-    if (given != right).all():
-        _line(axis, by_choice, probs[every, :, given], "answer given", VERMILION, "--")
-    rest = np.where(others[:, None, :], probs, np.nan)
+    if (predicted != right).all():
+        _line(axis, by_choice, probs[every, :, predicted], "answer given", VERMILION, "--")
+    each_other = np.where(others[:, None, :], probs, np.nan)
     if others.any(1).all():
-        _line(axis, by_choice, np.nanmean(rest, axis=2), "each other answer (mean)", GREY, ":")
+        _line(axis, by_choice, np.nanmean(each_other, axis=2), "each other answer (mean)", GREY, ":")
     axis.legend(loc="upper left", frameon=False, fontsize=8, title="mean, and middle half", title_fontsize=8)
 
 

@@ -50,5 +50,7 @@ def draw_bands(
 
 def add_legend(figure: Any, *axes: Any) -> None:
     """Put the labels of these axes below the figure, each once."""
-    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=max(1, len(found)), frameon=False)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=max(1, len(handles)), frameon=False
+    )

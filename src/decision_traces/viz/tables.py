@@ -1,4 +1,4 @@
-"""Results of the lens, of attribution and of the race as tables for the terminal."""
+"""Results of the lens, of attribution and of the lens by choice as tables for the terminal."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -23,15 +23,15 @@ def _new_table(title: str, *headings: str) -> Table:
     return table
 
 
-def decision_table(seen: LensTrajectories | LensByChoice, depth: DecisionDepth) -> Table:
+def decision_table(lens: LensTrajectories | LensByChoice, depth: DecisionDepth) -> Table:
     """Return how right and wrong predictions differ: certainty, and when they were made.
 
     Args:
-        seen: The lens, for certainty over the vocabulary; the by_choice, for that among the answers.
+        lens: The logit lens, for certainty over the vocabulary; the lens by choice, for that among the answers.
         depth: The decisions.
     """
-    frame = depth.to_frame().assign(**_certainty(seen))
-    among = " among the answers" if isinstance(seen, LensByChoice) else ""
+    frame = depth.to_frame().assign(**_certainty(lens))
+    among = " among the answers" if isinstance(lens, LensByChoice) else ""
     table = _new_table(
         f"Right against wrong predictions{among} (means)",
         "predictions", "share", "prob. of predicted", "prob. of actual", "entropy (nats)",
@@ -44,14 +44,14 @@ def decision_table(seen: LensTrajectories | LensByChoice, depth: DecisionDepth) 
     return table
 
 
-def _certainty(seen: LensTrajectories | LensByChoice) -> dict[str, np.ndarray]:
+def _certainty(lens: LensTrajectories | LensByChoice) -> dict[str, np.ndarray]:
     """Return what the model is sure of in the end."""
-    if isinstance(seen, LensTrajectories):
-        return {"entropy": seen.entropy[:, -1], "pred_prob": seen.pred.prob[:, -1], "true_prob": seen.true.prob[:, -1]}
-    last, every = seen.probs[:, -1], np.arange(len(seen.pred_idx))
+    if isinstance(lens, LensTrajectories):
+        return {"entropy": lens.entropy[:, -1], "pred_prob": lens.pred.prob[:, -1], "true_prob": lens.true.prob[:, -1]}
+    last, every = lens.probs[:, -1], np.arange(len(lens.pred_idx))
     logs = np.log(last, out=np.zeros_like(last), where=last > 0)
-    true = np.where(seen.known, last[every, seen.correct_idx], np.nan)
-    return {"entropy": -(last * logs).sum(1), "pred_prob": last[every, seen.pred_idx], "true_prob": true}
+    true = np.where(lens.known, last[every, lens.correct_idx], np.nan)
+    return {"entropy": -(last * logs).sum(1), "pred_prob": last[every, lens.pred_idx], "true_prob": true}
 
 
 def _means(part: pd.DataFrame, total: int) -> list[str]:
@@ -90,18 +90,18 @@ def lens_table(lenses: Iterable[LensTrajectories]) -> Table:
     """
     table = _new_table(
         "If the model ended here",
-        "after", "says what it says in the end", "right", "prob. of predicted", "prob. of actual", "rank of actual",
+        "after", "predicts as in the end", "right", "prob. of predicted", "prob. of actual", "rank of actual",
         "entropy (nats)", "KL to the end (nats)",
     )  # fmt: skip
     rows = [
         (depth, lens.stage, _state(lens, index)) for lens in lenses for index, depth in enumerate(lens.depth.tolist())
     ]
     for depth, stage, cells in sorted(rows, key=lambda row: row[:2]):
-        table.add_row(_place(depth, stage), *cells)
+        table.add_row(_state_name(depth, stage), *cells)
     return table
 
 
-def _place(depth: float, stage: str) -> str:
+def _state_name(depth: float, stage: str) -> str:
     if stage == "post_attn":
         return f"attention {int(depth)}"
     return "embedding" if depth == 0 else f"layer {int(depth) - 1}"
@@ -132,7 +132,7 @@ def lens_by_choice_table(by_choice: LensByChoice) -> Table:
             right = f"{(leader[:, depth] == by_choice.correct_idx)[known].mean():.1%}"
             true = f"{by_choice.probs[every, depth, by_choice.correct_idx][known].mean():.3f}"
         same = f"{(leader[:, depth] == by_choice.pred_idx).mean():.1%}"
-        table.add_row(_place(float(depth), "hidden"), same, right, f"{given[:, depth].mean():.3f}", true)
+        table.add_row(_state_name(float(depth), "hidden"), same, right, f"{given[:, depth].mean():.3f}", true)
     return table
 
 

@@ -18,7 +18,7 @@ _TINY: Final = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPlaces:
+class Repetitions:
     """Where a text repeats itself, and so which cells of its attention matrices are looked at.
 
     Attributes:
@@ -38,14 +38,14 @@ class TokenPlaces:
     induction_rows: int
 
 
-def token_places(input_ids: Int64[np.ndarray, " n"], *, causal: bool) -> TokenPlaces:
+def repetitions_of(input_ids: Int64[np.ndarray, " n"], *, causal: bool) -> Repetitions:
     """Find the repetitions of a text, once for all its layers and heads."""
     n = len(input_ids)
     alike, earlier = input_ids[:, None] == input_ids, np.tri(n, k=-1, dtype=bool)
     same, after = alike & earlier, np.zeros((n, n), bool)
     after[:, 1:] = alike[:, :-1]
     after &= earlier
-    return TokenPlaces(
+    return Repetitions(
         n=n,
         causal=causal,
         same=np.flatnonzero(same),
@@ -55,31 +55,31 @@ def token_places(input_ids: Int64[np.ndarray, " n"], *, causal: bool) -> TokenPl
     )
 
 
-def measure_heads(attn: Float[np.ndarray, "head n n"], places: TokenPlaces) -> Float32[np.ndarray, "head figure"]:
+def measure_heads(attn: Float[np.ndarray, "head n n"], repeats: Repetitions) -> Float32[np.ndarray, "head figure"]:
     """Return `ATTENTION_FIGURES` of every head on one text; `AttentionStatistics` defines them.
 
     Args:
         attn: Attention probabilities (query, key) over tokens only.
-        places: The text's repetitions.
+        repeats: The text's repetitions.
     """
     heads, n = attn.shape[:2]
-    if n != places.n:
-        raise ValueError(f"attention over {n} tokens, but places of {places.n}")
+    if n != repeats.n:
+        raise ValueError(f"attention over {n} tokens, but repetitions of {repeats.n}")
     result = np.full((heads, len(ATTENTION_FIGURES)), np.nan, np.float32)
     if n < 2:
         return result
     p = attn.astype(np.float32)
-    first = 1 if places.causal else 0  # the first query of a decoder sees itself alone
-    seen = p[:, first:]
+    first = 1 if repeats.causal else 0  # the first query of a decoder sees itself alone
+    probs = p[:, first:]
     # p ln p is 0 where p is: the bound under the logarithm keeps 0·ln 0 out and changes no float16 above 0.
-    result[:, 0] = -(seen * np.log(np.maximum(seen, _TINY))).sum(2).mean(1)
+    result[:, 0] = -(probs * np.log(np.maximum(probs, _TINY))).sum(2).mean(1)
     position = np.arange(n, dtype=np.float32)
-    result[:, 1] = np.einsum("hqk,qk->hq", seen, np.abs(position[first:, None] - position)).mean(1)
+    result[:, 1] = np.einsum("hqk,qk->hq", probs, np.abs(position[first:, None] - position)).mean(1)
     result[:, 2] = p.diagonal(-1, axis1=1, axis2=2).mean(1)
     result[:, 3] = p[:, 1:, 0].mean(1)
     flat = p.reshape(heads, n * n)
-    if places.same_rows:
-        result[:, 4] = flat[:, places.same].sum(1) / places.same_rows
-    if places.induction_rows:
-        result[:, 5] = flat[:, places.induction].sum(1) / places.induction_rows
+    if repeats.same_rows:
+        result[:, 4] = flat[:, repeats.same].sum(1) / repeats.same_rows
+    if repeats.induction_rows:
+        result[:, 5] = flat[:, repeats.induction].sum(1) / repeats.induction_rows
     return result

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int64
 
-from decision_traces.analysis.attention.patterns import ATTENTION_FIGURES, TokenPlaces, measure_heads, token_places
+from decision_traces.analysis.attention.patterns import ATTENTION_FIGURES, Repetitions, measure_heads, repetitions_of
 from decision_traces.analysis.columns import read_columns
 from decision_traces.analysis.moments import nan_mean
 from decision_traces.analysis.requirements import need_whole
@@ -156,10 +156,10 @@ def attention_statistics(
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
         texts = _texts(spans, ids.slice(start, rows.stop - start).to_pylist(), rows)
-        places = [token_places(t.input_ids, causal=array.spec.name.startswith("dec_")) for t in texts]
+        repeats = [repetitions_of(t.input_ids, causal=array.spec.name.startswith("dec_")) for t in texts]
         for layer in range(n_layers):
             part = array.read(example=rows, layer=layer)
-            values[start * per : rows.stop * per, layer] = _measure(part, texts, places)
+            values[start * per : rows.stop * per, layer] = _measure(part, texts, repeats)
             if progress is not None:
                 progress(start * n_layers + (rows.stop - start) * (layer + 1), n * n_layers)
     return AttentionStatistics(
@@ -173,8 +173,8 @@ def attention_statistics(
 def attention_array(store: TraceStore) -> str:
     """Return the name of the attention a run has, or of what it would have: asking for that says what is there."""
     side = store.sides[0]
-    own = "enc_mc_attn" if store.task.reads_choices else f"{side}_self_attn"
-    return next((name for name in ATTENTION_ARRAYS if store.has(name)), own)
+    expected = "enc_mc_attn" if store.task.reads_choices else f"{side}_self_attn"
+    return next((name for name in ATTENTION_ARRAYS if store.has(name)), expected)
 
 
 def _checked(name: str) -> str:
@@ -202,11 +202,11 @@ def _texts(spans: Spans, stored: list[list[Any]], rows: slice) -> list[_Text]:
 
 
 def _measure(
-    part: np.ndarray, texts: list[_Text], places: list[TokenPlaces]
+    part: np.ndarray, texts: list[_Text], repeats: list[Repetitions]
 ) -> Float32[np.ndarray, "text head figure"]:
     """Measure all heads of one layer on some texts, whose attention is (example, [choice,] head, query, key)."""
     measured = []
-    for attn, text, where in zip(part.reshape(len(texts), *part.shape[-3:]), texts, places, strict=True):
+    for attn, text, where in zip(part.reshape(len(texts), *part.shape[-3:]), texts, repeats, strict=True):
         tokens = slice(text.begin, text.begin + where.n)
         measured.append(measure_heads(attn[:, tokens, tokens], where))
     return np.stack(measured)

@@ -80,19 +80,19 @@ class LeadTable:
     decisions: Decisions
     _found: list[Columns] = field(default_factory=list)
 
-    def leads(self, here: slice, places: Int64[np.ndarray, " m"], final: Float32[np.ndarray, "n d_model"]) -> Leads:
+    def leads(self, here: slice, picked: Int64[np.ndarray, " m"], final: Float32[np.ndarray, "n d_model"]) -> Leads:
         """Return the leads of some decisions: of the target over its competitor.
 
         Args:
             here: Which decisions.
-            places: (m,) at which of the places that are read each is made.
-            final: What the final norm reads at all these places.
+            picked: (m,) at which of the positions that are read each is made.
+            final: What the final norm reads at all these positions.
         """
         unembedding = self.way.unembedding
         ids = np.stack([self.decisions.target_id[here], self.decisions.competitor_id[here]], axis=1)
-        at = torch.from_numpy(final[places]), torch.from_numpy(ids)
+        at = torch.from_numpy(final[picked]), torch.from_numpy(ids)
         uncapped = unembedding.token_logits(*at, normed=False, capped=False).double().cpu()
-        return Leads(places, ids, uncapped.numpy())
+        return Leads(picked, ids, uncapped.numpy())
 
     def add(self, leads: Leads, split: Split) -> None:
         """Take leads, and what they are split into."""
@@ -152,12 +152,12 @@ def _checked(
         ModelError: One is off by more than rounding.
     """
     stored, allowed = decisions.difference.astype(np.float64), columns["allowed"]
-    known, difference = ~np.isnan(stored), columns["by_unembedding"]
+    is_stored, difference = ~np.isnan(stored), columns["by_unembedding"]
     total = columns["embed"] + columns["attn"].sum(1) + columns["mlp"].sum(1) + columns["remainder"]
     if cap is None:
-        difference = np.where(known, stored, difference)
+        difference = np.where(is_stored, stored, difference)
     else:
-        _refuse_more(np.where(known, columns["capped"] - stored, 0.0), allowed, decisions)
+        _refuse_more(np.where(is_stored, columns["capped"] - stored, 0.0), allowed, decisions)
     return difference, _refuse_more(total - difference, allowed, decisions)
 
 

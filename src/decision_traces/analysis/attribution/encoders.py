@@ -1,4 +1,4 @@
-"""Attribution in encoders: what each part of an encoder adds to the lead of the right choice over its strongest rival.
+"""Attribution in encoders: what each part of an encoder adds to the lead of the right choice over its competitor.
 
 An encoder's stream may be normed after every write (post-LN), so that it is no plain sum. With every norm on the way
 held fixed at what it did, it is one again: what a part wrote reaches the head through the norms behind it, each of
@@ -93,13 +93,13 @@ def choice_parts(store: TraceStore, loaded: LoadedModel, *, progress: Progress |
     need_choices(store)
     structure = find_structure(loaded.model, loaded.vocab_size, loaded.task)
     splitter = _Splitter(loaded, structure, choice_head(loaded, structure), *_norms(loaded, structure))
-    found = []
+    batches = []
     for start in range(0, store.n, _ROWS_AT_ONCE):
         rows = range(start, min(start + _ROWS_AT_ONCE, store.n))
-        found.append(_stacked([splitter.split(e) for e in _encodings(store, loaded, rows)], np.stack, axis=1))
+        batches.append(_stacked([splitter.split(e) for e in _encodings(store, loaded, rows)], np.stack, axis=1))
         if progress is not None:
             progress(rows.stop, store.n)
-    return _stacked(found, np.concatenate, axis=0)
+    return _stacked(batches, np.concatenate, axis=0)
 
 
 def _stacked(parts: list[ChoiceParts], join: Callable[..., np.ndarray], axis: int) -> ChoiceParts:
@@ -130,8 +130,8 @@ def _norms(
     """Return the norms behind attention and MLP of each layer, and the last; `no norm` where there is none."""
 
     def frozen(name: str | None) -> FrozenNorm:
-        known = name is not None and name != IDENTITY
-        return freeze(loaded.model.get_submodule(str(name)) if known else None, structure.d_model, name)
+        exists = name is not None and name != IDENTITY
+        return freeze(loaded.model.get_submodule(str(name)) if exists else None, structure.d_model, name)
 
     attention = tuple(frozen(plan.post_attn_norm) for plan in structure.layers)
     return attention, tuple(frozen(plan.post_mlp_norm) for plan in structure.layers), frozen(structure.final_norm)
@@ -211,8 +211,8 @@ class _Splitter:
         return ChoiceParts((direction * before).sum(1), attn, mlp, constant, scores)
 
 
-def _keep_first(kept: list[Tensor], value: Tensor) -> None:
-    kept.append(value[:, 0].clone())
+def _keep_first(vectors: list[Tensor], value: Tensor) -> None:
+    vectors.append(value[:, 0].clone())
 
 
 def _through(
@@ -223,17 +223,17 @@ def _through(
 
 
 def lead_of_the_right(store: TraceStore, parts: ChoiceParts) -> Attribution:
-    """Return what each part adds to the lead of the right choice over its strongest rival; see `encoder_attribution`.
+    """Return what each part adds to the lead of the right choice over its competitor; see `encoder_attribution`.
 
     Raises:
         ModelError: The parts do not add up to the difference of the scores that the run stored.
     """
-    target, rival = _pairs(store)
-    ours, theirs = parts.of(target), parts.of(rival)
-    lead = {name: getattr(ours, name) - getattr(theirs, name) for name in ("embed", "attn", "mlp", "remainder")}
-    scores = np.abs(ours.score) + np.abs(theirs.score)
+    target, competitor = _pairs(store)
+    right, other = parts.of(target), parts.of(competitor)
+    lead = {name: getattr(right, name) - getattr(other, name) for name in ("embed", "attn", "mlp", "remainder")}
+    scores = np.abs(right.score) + np.abs(other.score)
     logits, each = np.stack(list(store.tokens["choice_logits"])).astype(np.float64), np.arange(store.n)
-    difference = logits[each, target] - logits[each, rival]
+    difference = logits[each, target] - logits[each, competitor]
     missed = np.abs(lead["embed"] + lead["attn"].sum(1) + lead["mlp"].sum(1) + lead["remainder"] - difference)
     if not (missed <= _ROUNDINGS * max(resolution(store), 1e-5) * (1 + scores)).all():
         raise ModelError(
@@ -247,7 +247,7 @@ def lead_of_the_right(store: TraceStore, parts: ChoiceParts) -> Attribution:
         correct=(label == pred) & (label >= 0),
         known=label >= 0,
         target_id=target,
-        competitor_id=rival,
+        competitor_id=competitor,
         embed=single["embed"],
         attn=single["attn"],
         mlp=single["mlp"],

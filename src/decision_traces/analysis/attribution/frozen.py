@@ -93,8 +93,8 @@ def freeze(norm: nn.Module | None, d_model: int, name: str | None = None) -> Fro
     fits = []
     for centred in (False, True):
         weight = (up - bias)[0] / (probe - probe.mean() if centred else probe)[0]
-        found = FrozenNorm(apply, weight, bias, centred, name or type(norm).__name__)
-        fits.append((found._fit(others)[1], centred, found))
+        candidate = FrozenNorm(apply, weight, bias, centred, name or type(norm).__name__)
+        fits.append((candidate._fit(others)[1], centred, candidate))
     best = min(fits)[2]
     best.scale_at(others)
     return best

@@ -30,7 +30,7 @@ from decision_traces.analysis.grids import (
 )
 from decision_traces.analysis.lens.logit_lens import with_competitors
 from decision_traces.analysis.lens.unembedding import Unembedding
-from decision_traces.analysis.places import Block, Places, block_of, places_of
+from decision_traces.analysis.positions import Block, Positions, block_of, positions_of
 from decision_traces.analysis.progress import Progress
 from decision_traces.analysis.results import Attribution
 from decision_traces.errors import ModelError
@@ -75,16 +75,16 @@ def attribution_and_grid(
     """
     way = Way.of(store, unembedding, heads)
     decisions = with_competitors(decisions_of(store, kind), store, unembedding)
-    places = places_of(store, all_positions=all_positions)
-    table, slots, page = LeadTable(way, decisions), places.slots_of(decisions), _Page.of(way, places, folder)
+    positions = positions_of(store, all_positions=all_positions)
+    table, slots, page = LeadTable(way, decisions), positions.slots_of(decisions), _Page.of(way, positions, folder)
     for start in range(0, store.n, page.writer.rows):
-        block = block_of(places, slice(start, min(start + page.writer.rows, store.n)))
+        block = block_of(positions, slice(start, min(start + page.writer.rows, store.n)))
         if len(block):
             final = way.final(block.read)
-            own = table.leads(*block.chosen(decisions, slots, page.n_slots), final)
+            decided = table.leads(*block.chosen(decisions, slots, page.n_slots), final)
             candidates = _candidates(block, way, final)
-            of_page, of_table = split_leads(way, block, final, [candidates, own])
-            table.add(own, of_table)
+            of_page, of_table = split_leads(way, block, final, [candidates, decided])
+            table.add(decided, of_table)
             page.write(block, page.columns(candidates, of_page))
         else:
             page.write(block, {})
@@ -95,14 +95,14 @@ def attribution_and_grid(
 
 def _candidates(block: Block, way: Way, final: Float32[np.ndarray, "m d_model"]) -> Leads:
     """Return the leads of every target over its candidates; one that is none is the target itself, as id -1."""
-    end, found, logits = torch.from_numpy(final), [], []
+    end, ids_by_portion, logits_by_portion = torch.from_numpy(final), [], []
     for rows in way.unembedding.portions(len(block)):
         of_all = way.unembedding.logits(end[rows], normed=False, capped=False)
         ids = block.part(rows).candidates(of_all)
         at = torch.from_numpy(np.where(ids >= 0, ids, ids[:, :1])).to(of_all.device)
-        found.append(ids)
-        logits.append(of_all.gather(1, at).double().cpu().numpy())
-    return Leads(np.arange(len(block)), np.concatenate(found), np.concatenate(logits))
+        ids_by_portion.append(ids)
+        logits_by_portion.append(of_all.gather(1, at).double().cpu().numpy())
+    return Leads(np.arange(len(block)), np.concatenate(ids_by_portion), np.concatenate(logits_by_portion))
 
 
 @dataclass(slots=True)
@@ -111,18 +111,18 @@ class _Page:
 
     way: Way
     writer: GridWriter
-    places: Places
+    positions: Positions
     met: np.ndarray
     worst: float = field(default=0.0)
 
     @classmethod
-    def of(cls, way: Way, places: Places, folder: Path) -> "_Page":
+    def of(cls, way: Way, positions: Positions, folder: Path) -> "_Page":
         """Begin the group."""
         store = way.store
         sizes = {
             EXAMPLE: store.n,
-            SLOT: places.positions.shape[1],
-            CANDIDATE: places.n_candidates,
+            SLOT: positions.at.shape[1],
+            CANDIDATE: positions.n_candidates,
             PART: 2 + 2 * store.L,
             LAYER: store.L,
             HEAD: store.H,
@@ -130,12 +130,12 @@ class _Page:
         row_bytes = sizes[SLOT] * sizes[CANDIDATE] * (store.d_model * 8 + sizes[PART] * 8)
         arrays = CONTRIBUTION_ARRAYS if way.heads else CONTRIBUTION_ARRAYS[:-1]
         writer = GridWriter(folder / CONTRIBUTION_GRID, arrays, sizes, rows_at_once(row_bytes // 4, store.n))
-        return cls(way, writer, places, np.zeros(way.unembedding.weight.shape[0], bool))
+        return cls(way, writer, positions, np.zeros(way.unembedding.weight.shape[0], bool))
 
     @property
     def n_slots(self) -> int:
         """How many slots an example has."""
-        return int(self.places.positions.shape[1])
+        return int(self.positions.at.shape[1])
 
     def columns(self, leads: Leads, split: Split) -> dict[str, np.ndarray]:
         """Return what is kept of some leads.
@@ -149,15 +149,15 @@ class _Page:
                 "rounding explains: the model is not the one of the run, or does more than its parts say."
             )
         self.worst = max(self.worst, float(np.abs(split.missed).max(initial=0.0)))
-        there = leads.ids >= 0
-        self.met[np.unique(leads.ids[there])] = True
-        parts = np.where(there[:, :, None], split.parts, 0.0).astype(np.float32)
+        exists = leads.ids >= 0
+        self.met[np.unique(leads.ids[exists])] = True
+        parts = np.where(exists[:, :, None], split.parts, 0.0).astype(np.float32)
         heads = {} if split.heads is None else {"heads": split.heads.astype(np.float32)}
         return {"candidates": leads.ids.astype(np.int32), "parts": parts, **heads}
 
     def write(self, block: Block, columns: Mapping[str, np.ndarray]) -> None:
         """Write a block of examples."""
-        values = {"positions": self.places.positions[block.rows].astype(np.int32)}
+        values = {"positions": self.positions.at[block.rows].astype(np.int32)}
         for name, column in columns.items():
             values[name] = block.spread(column, self.n_slots, -1 if name == "candidates" else 0)
         self.writer.write(block.rows, values)

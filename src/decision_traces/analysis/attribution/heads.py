@@ -99,17 +99,17 @@ def head_points(store: TraceStore) -> list[Point]:
 
 
 def head_outputs(store: TraceStore, reader: Reader, layer: int) -> Float32[Tensor, "m head d_head"]:
-    """Return the output of every head at every place: as captured, or attention row times values."""
+    """Return the output of every head at every position: as captured, or attention row times values."""
     if store.has("dec_head_out"):
         return torch.from_numpy(reader.read(Point(store.array("dec_head_out"), layer))).float()
     attn, value = (store.array(name).read(example=reader.rows, layer=layer) for name in ("dec_self_attn", "dec_self_v"))
-    slots, found = reader.slots(Point(store.array("dec_self_attn"), layer)), []
+    slots, outputs = reader.slots(Point(store.array("dec_self_attn"), layer)), []
     for row in np.unique(reader.row):
         probs = torch.from_numpy(attn[row][:, slots[reader.row == row]]).float()
         values = torch.from_numpy(value[row]).float()
         grouped = probs.reshape(len(values), -1, *probs.shape[1:])  # query head h reads from h // (H // n_kv_heads)
-        found.append(torch.einsum("kgpt,ktd->pkgd", grouped, values).flatten(1, 2))
-    return torch.cat(found)
+        outputs.append(torch.einsum("kgpt,ktd->pkgd", grouped, values).flatten(1, 2))
+    return torch.cat(outputs)
 
 
 def find_head_writers(store: TraceStore, loaded: LoadedModel) -> tuple[HeadWriter, ...]:
@@ -193,9 +193,9 @@ class _Sample:
         return written
 
 
-def _samples(found: Iterator[Part]) -> Iterator[Part]:
+def _samples(parts: Iterator[Part]) -> Iterator[Part]:
     """Cut parts down to a few decisions."""
-    for part in found:
+    for part in parts:
         some = slice(0, _ROWS)
         chosen = slice(part.decisions.start, part.decisions.start + len(part.row[some]))
         yield Part(part.rows, chosen, part.row[some], part.position[some])
@@ -209,9 +209,11 @@ def _record(store: TraceStore, loaded: LoadedModel, decisions: Decisions, which:
     calls: list[_Call] = []
 
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        taken, given = (_vector(found, ids.shape[1], at) for found in ((*args, *kwargs.values()), _several(output)))
-        if taken is not None and given is not None:
-            calls.append(_Call(module, taken, given))
+        vector_in, vector_out = (
+            _vector(tensors, ids.shape[1], at) for tensors in ((*args, *kwargs.values()), _several(output))
+        )
+        if vector_in is not None and vector_out is not None:
+            calls.append(_Call(module, vector_in, vector_out))
 
     handles = [module.register_forward_hook(hook, with_kwargs=True) for module in loaded.model.modules()]
     try:

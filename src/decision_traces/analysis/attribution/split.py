@@ -23,15 +23,15 @@ bias or a layer left out misses by far more."""
 
 @dataclass(frozen=True, slots=True)
 class Leads:
-    """Leads at some of the places that are read.
+    """Leads at some of the positions that are read.
 
     Attributes:
-        places: (m,) which of them.
+        picked: (m,) which of them.
         ids: (m, k) tokens; the first leads over each, itself among them; -1 stands for the first once more.
         logits: (m, k) theirs, before a cap.
     """
 
-    places: Int64[np.ndarray, " m"]
+    picked: Int64[np.ndarray, " m"]
     ids: Int64[np.ndarray, "m k"]
     logits: Float64[np.ndarray, "m k"]
 
@@ -60,18 +60,18 @@ class Split:
         return allowed
 
 
-def split_leads(way: Way, reader: Reader, final: Float[np.ndarray, "n d_model"], asked: Sequence[Leads]) -> list[Split]:
-    """Split up leads at some places; every state of the stream is read once.
+def split_leads(way: Way, reader: Reader, final: Float[np.ndarray, "n d_model"], leads: Sequence[Leads]) -> list[Split]:
+    """Split up leads at some positions; every state of the stream is read once.
 
     Args:
         way: From the stream to the logits.
-        reader: Of n places.
+        reader: Of n positions.
         final: What the final norm reads there (`Way.final`).
-        asked: The leads.
+        leads: What to split: several lists of leads, one `Split` each.
     """
     end = final.astype(np.float64)
     scale = way.norm.scale_at(end)
-    along = [_Directions.of(way, leads, end, scale) for leads in asked]
+    along = [_Directions.of(way, one_leads, end, scale) for one_leads in leads]
 
     def project(point: Point) -> Float64[np.ndarray, " n"]:
         state = end if point == way.layers[-1].after else reader.read(point).astype(np.float64)
@@ -86,8 +86,8 @@ def split_leads(way: Way, reader: Reader, final: Float[np.ndarray, "n d_model"],
     ends = np.cumsum([one.leads.ids.size for one in along])[:-1]
     by_leads = zip(*(np.split(part, ends) for part in parts), strict=True)
     return [
-        one.split(found, None if heads is None else heads[i])
-        for i, (one, found) in enumerate(zip(along, by_leads, strict=True))
+        one.split(sums, None if heads is None else heads[i])
+        for i, (one, sums) in enumerate(zip(along, by_leads, strict=True))
     ]
 
 
@@ -112,7 +112,7 @@ class _Directions:
         cls, way: Way, leads: Leads, final: Float64[np.ndarray, "n d_model"], scale: Float64[np.ndarray, " n"]
     ) -> "_Directions":
         m, width = leads.ids.shape
-        final, scale = final[leads.places], scale[leads.places]
+        final, scale = final[leads.picked], scale[leads.picked]
         at = np.where(leads.ids >= 0, leads.ids, leads.ids[:, :1])
         rows, bias = way.unembedding.token_rows(at.ravel())
         rows, bias = rows.reshape(m, width, -1), bias.reshape(m, width)
@@ -127,7 +127,7 @@ class _Directions:
 
     def project(self, state: Float64[np.ndarray, "n d_model"]) -> Float64[np.ndarray, "m k"]:
         """Return how far a state, or a write, is along each direction."""
-        along: np.ndarray = np.einsum("md,mkd->mk", state[self.leads.places], self.pulled)
+        along: np.ndarray = np.einsum("md,mkd->mk", state[self.leads.picked], self.pulled)
         return along
 
     def split(self, parts: Sequence[Float64[np.ndarray, " mk"]], heads: Sequence[HeadSplit] | None) -> Split:
@@ -149,11 +149,11 @@ class _Directions:
 
 def _heads(way: Way, reader: Reader, along: Sequence[_Directions]) -> list[list[HeadSplit]]:
     """Return what each head adds along all directions: a list a lead, one entry a layer."""
-    found: list[list[HeadSplit]] = [[] for _ in along]
+    splits: list[list[HeadSplit]] = [[] for _ in along]
     for layer, writer in enumerate(way.heads or ()):
         outputs = head_outputs(way.store, reader, layer)
-        for one, split in zip(along, found, strict=True):
+        for one, split in zip(along, splits, strict=True):
             m, width, d_model = one.pulled.shape
-            taken = outputs[torch.from_numpy(one.leads.places)].repeat_interleave(width, dim=0)
-            split.append(writer.split(taken, one.pulled.reshape(m * width, d_model)))
-    return found
+            selected = outputs[torch.from_numpy(one.leads.picked)].repeat_interleave(width, dim=0)
+            split.append(writer.split(selected, one.pulled.reshape(m * width, d_model)))
+    return splits

@@ -35,8 +35,8 @@ class LayerWrites:
     @property
     def points(self) -> list[Point]:
         """All that is read of it."""
-        found = (self.before if self.after is None else None, self.middle, self.after, self.attn, self.mlp)
-        return [point for point in found if point is not None]
+        candidates = (self.before if self.after is None else None, self.middle, self.after, self.attn, self.mlp)
+        return [point for point in candidates if point is not None]
 
     def along(self, project: Callable[[Point], Along], before: Along) -> tuple[Along, Along, Along]:
         """Return what attention and MLP wrote along some directions, and how far along them the stream is then.

@@ -16,7 +16,7 @@ from decision_traces.analysis.states import Point
 from decision_traces.store import TraceStore
 
 Read = Callable[[Point], np.ndarray]
-"""A state of the stream → that of some places, (m, d_model)."""
+"""A state of the stream → that of some positions, (m, d_model)."""
 
 
 @dataclass(frozen=True, slots=True)

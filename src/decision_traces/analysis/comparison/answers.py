@@ -60,15 +60,15 @@ def final_answers(store: TraceStore) -> FinalAnswers:
         UsageError: The run has no predictions, or not one whose truth is known.
     """
     answers = all_answers(store)
-    known = answers[answers["correct"].notna()]
-    if len(known) == 0:
+    answered = answers[answers["correct"].notna()]
+    if len(answered) == 0:
         column = _verdict(store).column
         raise UsageError(f"{store.run_dir} has no example of which the right answer is known ({column} is all null).")
     return FinalAnswers(
-        row=known.index.to_numpy(dtype=np.int64),
-        example_id=tuple(map(str, known["example_id"])),
-        correct=known["correct"].to_numpy(dtype=bool),
-        **{name: known[name].to_numpy(dtype=np.float64) for name in FINAL_FIGURES},
+        row=answered.index.to_numpy(dtype=np.int64),
+        example_id=tuple(map(str, answered["example_id"])),
+        correct=answered["correct"].to_numpy(dtype=bool),
+        **{name: answered[name].to_numpy(dtype=np.float64) for name in FINAL_FIGURES},
     )
 
 

@@ -109,15 +109,15 @@ def _pearson(
     values: Float64[np.ndarray, "n m"], number: Float[np.ndarray, " n"], counts: Float64[np.ndarray, "draw n"]
 ) -> tuple[Float64[np.ndarray, "draw m"], Float64[np.ndarray, "draw m"]]:
     """Return size and r of every column, each example counted so often in a draw."""
-    there = np.isfinite(values)
-    present = there.astype(np.float64)
-    x = np.where(there, values, 0.0) - present * np.nan_to_num(nan_mean(values, axis=0))
+    is_finite = np.isfinite(values)
+    present = is_finite.astype(np.float64)
+    x = np.where(is_finite, values, 0.0) - present * np.nan_to_num(nan_mean(values, axis=0))
     y = present * (number.astype(np.float64) - number.mean())[:, None]
     size, of_x, of_y = counts @ present, counts @ x, counts @ y
     products = [counts @ (a * b) - divide(s * t, size) for a, b, s, t in
                 ((x, x, of_x, of_x), (y, y, of_y, of_y), (x, y, of_x, of_y))]  # fmt: skip
     spread = [np.sqrt(np.maximum(np.nan_to_num(p), 0.0)) for p in products[:2]]
-    scale = [np.abs(np.where(there, values, 0.0)).max(0, initial=0.0), np.abs(number).max(initial=0.0)]
+    scale = [np.abs(np.where(is_finite, values, 0.0)).max(0, initial=0.0), np.abs(number).max(initial=0.0)]
     varies = (size >= _FEWEST) & (spread[0] > _ROUNDING * scale[0]) & (spread[1] > _ROUNDING * scale[1])
     r = divide(np.where(varies, products[2], np.nan), np.where(varies, spread[0] * spread[1], 1.0))
     return size, np.clip(r, -1, 1)

@@ -195,15 +195,15 @@ def compare_frame(
     """
     if missing := [c for c in ("example_id", "correct", *axes, *figures) if c not in frame]:
         raise UsageError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}.")
-    known = frame[frame["correct"].notna()]
-    if known.duplicated(["example_id", *axes]).any():
+    answered = frame[frame["correct"].notna()]
+    if answered.duplicated(["example_id", *axes]).any():
         raise UsageError(f"An example has two rows with the same {' and '.join(['example_id', *axes])}.")
-    truth = known.groupby("example_id", sort=False)["correct"].first().astype(bool)
+    truth = answered.groupby("example_id", sort=False)["correct"].first().astype(bool)
     blocks: list[np.ndarray] = []
     names: list[str] = []
     places: list[tuple[int, ...]] = []
     for name in figures:
-        wide = known.set_index(["example_id", *axes])[name]
+        wide = answered.set_index(["example_id", *axes])[name]
         table = wide.unstack(list(axes)) if axes else wide.to_frame()  # noqa: PD010 (pivot sorts examples)
         blocks.append(table.reindex(truth.index).to_numpy(dtype=np.float64, na_value=np.nan))
         names += [name] * table.shape[1]
@@ -286,10 +286,10 @@ def _rank_test(
     from scipy.stats import mannwhitneyu
 
     auroc, p_value = np.full((2, right.shape[1]), np.nan)
-    whole = np.isfinite(right).all(0) & np.isfinite(wrong).all(0)
+    gapless = np.isfinite(right).all(0) & np.isfinite(wrong).all(0)
     exact = _is_exact(right, wrong)
-    blocks = [np.flatnonzero(enough & whole & (exact == e)) for e in (True, False)]
-    for columns in (*blocks, *np.flatnonzero(enough & ~whole)[:, None]):
+    blocks = [np.flatnonzero(enough & gapless & (exact == e)) for e in (True, False)]
+    for columns in (*blocks, *np.flatnonzero(enough & ~gapless)[:, None]):
         if len(columns) == 0:
             continue
         # A block has no gaps and a column with gaps is alone: dropping rows drops that column's gaps only.

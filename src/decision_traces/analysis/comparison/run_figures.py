@@ -93,7 +93,7 @@ def _depths(store: TraceStore, model_path: Path | None, *, trust_remote_code: bo
 
     frame = run_depth(store, model_path, trust_remote_code=trust_remote_code).to_frame()
     rows = [store.row(example) for example in frame["example_id"]]
-    found = {name: np.full(store.n, np.nan) for name in _DEPTH_FIGURES}
-    for name, values in found.items():
+    figures = {name: np.full(store.n, np.nan) for name in _DEPTH_FIGURES}
+    for name, values in figures.items():
         values[rows] = frame[name].to_numpy(np.float64)
-    return found
+    return figures

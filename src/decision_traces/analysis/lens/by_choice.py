@@ -1,4 +1,4 @@
-"""The race between the answers to a multiple-choice question, layer by layer."""
+"""The lens by choice: how far each answer to a multiple-choice question is ahead, layer by layer."""
 
 import numpy as np
 import torch

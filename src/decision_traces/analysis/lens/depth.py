@@ -37,16 +37,16 @@ def decision_depth(lens: LensTrajectories) -> DecisionDepth:
 
 
 def depth_by_choice(by_choice: LensByChoice) -> DecisionDepth:
-    """Return when the answer given was ahead of all others for good, and the right one ahead of its strongest rival.
+    """Return when the answer given was ahead of all others for good, and the right one ahead of its competitor.
 
-    The rival is the strongest other answer at the end, as for `Decisions`.
+    The competitor is the strongest other answer at the end, as for `Decisions`.
     """
     every, leader = np.arange(len(by_choice.example_id)), by_choice.logits.argmax(2)
     true = by_choice.logits[every, :, np.maximum(by_choice.correct_idx, 0)]
     others = by_choice.logits[:, -1].copy()
     others[every, np.maximum(by_choice.correct_idx, 0)] = -np.inf
-    rival = by_choice.logits[every, :, others.argmax(1)]
-    ahead_from, lead_changes = _lead(true > rival, by_choice.known)
+    competitor = by_choice.logits[every, :, others.argmax(1)]
+    ahead_from, lead_changes = _lead(true > competitor, by_choice.known)
     return DecisionDepth(
         example_id=by_choice.example_id,
         correct=by_choice.is_correct,
@@ -73,6 +73,6 @@ def _changes(values: Int[np.ndarray, "n depth"] | Bool[np.ndarray, "n depth"]) -
 
 
 def _lead(ahead: Bool[np.ndarray, "n depth"], known: Bool[np.ndarray, " n"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return since when the lead has been held for good (-1: it is not), and how often it changed (-1: unknown)."""
+    """Return from which depth on the lead is kept for good (-1: from none), and how often it changed (-1: unknown)."""
     ahead_from = np.where(known & ahead[:, -1], _last_change(ahead), -1)
     return ahead_from.astype(np.int32), np.where(known, _changes(ahead), -1).astype(np.int32)

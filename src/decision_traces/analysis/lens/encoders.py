@@ -1,4 +1,4 @@
-"""The race between the choices of an encoder, layer by layer: its own head on the states of every layer."""
+"""The lens by choice of an encoder: its own head, applied to the states of every layer."""
 
 from collections.abc import Iterator
 from pathlib import Path

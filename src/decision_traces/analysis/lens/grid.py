@@ -16,7 +16,7 @@ from decision_traces.analysis.lens.logit_lens import DecisionTable, Followed, wi
 from decision_traces.analysis.lens.look import Ask, Columns, look
 from decision_traces.analysis.lens.unembedding import Unembedding
 from decision_traces.analysis.lens.vocabulary import Vocabulary
-from decision_traces.analysis.places import Block, Places, block_of, places_of
+from decision_traces.analysis.positions import Block, Positions, block_of, positions_of
 from decision_traces.analysis.progress import Progress
 from decision_traces.analysis.results import LensTrajectories
 from decision_traces.analysis.rounding import resolution
@@ -71,44 +71,44 @@ def lens_and_grid(
         ModelError: The end is not the model's own prediction, so that nothing before it can be trusted.
     """
     decisions = with_competitors(decisions_of(store, kind), store, unembedding)
-    places, path = places_of(store, all_positions=all_positions), path_of(store, "hidden")
-    slots, rounding, table = places.slots_of(decisions), resolution(store), DecisionTable(decisions, top_k)
-    page = _Page.of(store, places, unembedding, folder, len(path), max(PAGE_TOP_K, top_k))
+    positions, path = positions_of(store, all_positions=all_positions), path_of(store, "hidden")
+    slots, rounding, table = positions.slots_of(decisions), resolution(store), DecisionTable(decisions, top_k)
+    page = _Page.of(store, positions, unembedding, folder, len(path), max(PAGE_TOP_K, top_k))
     for start in range(0, store.n, page.writer.rows):
-        block, found = block_of(places, slice(start, min(start + page.writer.rows, store.n))), []
+        block, portions = block_of(positions, slice(start, min(start + page.writer.rows, store.n))), []
         here, chosen = block.chosen(decisions, slots, page.n_slots)
         states = [(torch.from_numpy(block.read(point)), point.normed) for point in path] if len(block) else []
         for rows in unembedding.portions(len(block)):
             first, last = np.searchsorted(chosen, (rows.start, rows.stop))
             mine = slice(here.start + int(first), here.start + int(last))
-            asked = _Asked(block.part(rows), Followed(decisions, mine, chosen[first:last] - rows.start, rounding))
-            columns = look(unembedding, [(state[rows], normed) for state, normed in states], page.n_top, asked.begin)
-            table.add(columns, asked.followed)
-            found.append(asked.for_page(columns))
-        page.write(block, found)
+            query = _Query(block.part(rows), Followed(decisions, mine, chosen[first:last] - rows.start, rounding))
+            columns = look(unembedding, [(state[rows], normed) for state, normed in states], page.n_top, query.begin)
+            table.add(columns, query.followed)
+            portions.append(query.for_page(columns))
+        page.write(block, portions)
         if progress is not None:
             progress(block.rows.stop, store.n)
     return table.result("hidden"), page.finish(all_positions=all_positions)
 
 
 @dataclass(slots=True)
-class _Asked:
-    """What is asked of some places: of their candidates, and of the decisions among them."""
+class _Query:
+    """What the lens is asked about some positions: their candidates, and the decisions among them."""
 
-    places: Block
+    positions: Block
     followed: Followed
     candidates: Int64[np.ndarray, "m candidate"] = field(init=False)
 
     def begin(self, end: Tensor, last: Sequence[tuple[Vocabulary, slice]]) -> Ask:
-        self.candidates = self.places.candidates(end).astype(np.int64)
+        self.candidates = self.positions.candidates(end).astype(np.int64)
         self.followed.begin(end, last)
         return self.ask
 
     def ask(self, one: Vocabulary, strip: slice) -> Columns:
         ids = self.candidates[strip]
         probs = np.where(ids >= 0, one.prob(ids.clip(0)), np.float32(0))
-        asked = {"prob": probs[:, 0], "rank": one.rank(ids[:, 0]).astype(np.int32), "candidate_probs": probs}
-        return asked | self.followed.ask(one, strip)
+        columns = {"prob": probs[:, 0], "rank": one.rank(ids[:, 0]).astype(np.int32), "candidate_probs": probs}
+        return columns | self.followed.ask(one, strip)
 
     def for_page(self, columns: Columns) -> Columns:
         """Return what the page gets, as it is stored."""
@@ -117,7 +117,7 @@ class _Asked:
             "kl": columns["kl"].clip(0),
             **{name: columns[name].astype(np.float16) for name in ("top_probs", "candidate_probs")},
             "candidates": self.candidates.astype(np.int32),
-            "known": (self.places.true_id >= 0).astype(np.int8),
+            "known": (self.positions.true_id >= 0).astype(np.int8),
         }
 
 
@@ -126,44 +126,46 @@ class _Page:
     """The group that is written, and what is known of all of it."""
 
     writer: GridWriter
-    places: Places
+    positions: Positions
     n_top: int
     met: np.ndarray
     scales: dict[str, float] = field(default_factory=lambda: {"entropy": 0.0, "kl": 0.0})
 
     @classmethod
     def of(
-        cls, store: TraceStore, places: Places, unembedding: Unembedding, folder: Path, depths: int, top_k: int
+        cls, store: TraceStore, positions: Positions, unembedding: Unembedding, folder: Path, depths: int, top_k: int
     ) -> "_Page":
         """Begin the group."""
-        n_slots, vocab = places.positions.shape[1], unembedding.weight.shape[0]
+        n_slots, vocab = positions.at.shape[1], unembedding.weight.shape[0]
         sizes = {
             EXAMPLE: store.n,
             SLOT: n_slots,
             DEPTH: depths,
-            CANDIDATE: places.n_candidates,
+            CANDIDATE: positions.n_candidates,
             TOP: min(top_k, vocab),
         }
         row_bytes = n_slots * depths * (store.d_model * 2 + top_k * 6 + 16)
         writer = GridWriter(folder / LENS_GRID, LENS_ARRAYS, sizes, rows_at_once(row_bytes, store.n))
-        return cls(writer, places, sizes[TOP], np.zeros(vocab, bool))
+        return cls(writer, positions, sizes[TOP], np.zeros(vocab, bool))
 
     @property
     def n_slots(self) -> int:
         """How many slots an example has."""
-        return int(self.places.positions.shape[1])
+        return int(self.positions.at.shape[1])
 
-    def write(self, block: Block, found: Sequence[Columns]) -> None:
+    def write(self, block: Block, portions: Sequence[Columns]) -> None:
         """Write a block of examples, of which so much was found, portion by portion."""
-        values = {"positions": self.places.positions[block.rows].astype(np.int32)}
-        columns = {name: np.concatenate([part[name] for part in found]) for name in (found[0] if found else ())}
-        for name in ("top_ids", "candidates") if found else ():
+        values = {"positions": self.positions.at[block.rows].astype(np.int32)}
+        columns = {
+            name: np.concatenate([part[name] for part in portions]) for name in (portions[0] if portions else ())
+        }
+        for name in ("top_ids", "candidates") if portions else ():
             self.met[np.unique(columns[name][columns[name] >= 0])] = True
-        for name in self.scales if found else ():
+        for name in self.scales if portions else ():
             self.scales[name] = max(self.scales[name], float(np.quantile(columns[name], _SCALE_QUANTILE)))
         for name, column in columns.items():
-            whole = block.spread(column, self.n_slots, _MISSING.get(name, 0))  # (row, slot, ...)
-            values[name] = whole if name in {"candidates", "known"} else np.moveaxis(whole, 1, 2)
+            spread = block.spread(column, self.n_slots, _MISSING.get(name, 0))  # (row, slot, ...)
+            values[name] = spread if name in {"candidates", "known"} else np.moveaxis(spread, 1, 2)
         self.writer.write(block.rows, values)
 
     def finish(self, *, all_positions: bool) -> Int64[np.ndarray, " ids"]:

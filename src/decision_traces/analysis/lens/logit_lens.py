@@ -71,9 +71,9 @@ def logit_lens(
     points = path if with_end else [*path, end]
     table, rounding = DecisionTable(decisions, top_k), resolution(store)
     for here, states in states_at(points, decisions, unembedding.rows_at_once):
-        found = Followed(decisions, here, np.arange(here.stop - here.start), rounding)
+        followed = Followed(decisions, here, np.arange(here.stop - here.start), rounding)
         way = [(torch.from_numpy(state), point.normed) for state, point in zip(states, points, strict=True)]
-        table.add(look(unembedding, way, max(2, top_k), found.begin, with_end=with_end), found)
+        table.add(look(unembedding, way, max(2, top_k), followed.begin, with_end=with_end), followed)
         if progress is not None:
             progress(here.stop, len(decisions))
     return table.result(stage)
@@ -87,35 +87,35 @@ def with_competitors(decisions: Decisions, store: TraceStore, unembedding: Unemb
     missing = np.flatnonzero(decisions.competitor_id < 0)
     if len(missing) == 0:
         return decisions
-    found, end = decisions.competitor_id.copy(), path_of(store, "hidden")[-1]
+    competitor, end = decisions.competitor_id.copy(), path_of(store, "hidden")[-1]
     for part in parts([end], decisions):
         states = torch.from_numpy(part.read(end))
-        wanted = missing[(missing >= part.decisions.start) & (missing < part.decisions.stop)]
-        for rows in unembedding.portions(len(wanted)):
-            some = wanted[rows]
+        needed = missing[(missing >= part.decisions.start) & (missing < part.decisions.stop)]
+        for rows in unembedding.portions(len(needed)):
+            some = needed[rows]
             logits = unembedding.logits(states[torch.from_numpy(some - part.decisions.start)], normed=end.normed)
             target = torch.from_numpy(decisions.target_id[some]).to(logits.device)
             # A copy: the logits are an inference tensor, which may not be written to.
             others = logits.scatter(1, target[:, None], -torch.inf)
-            found[some] = others.argmax(1).cpu().numpy()
-    return replace(decisions, competitor_id=found)
+            competitor[some] = others.argmax(1).cpu().numpy()
+    return replace(decisions, competitor_id=competitor)
 
 
 @dataclass(slots=True)
 class Followed:
-    """Some decisions among the places of a look, and the tokens that they are between.
+    """Some decisions among the positions of a look, and the tokens that they are between.
 
     Attributes:
         decisions: All decisions.
         here: Which of them.
-        places: (m,) at which place of the look each is made, ascending.
+        picked: (m,) at which position of the look each is made, ascending.
         rounding: See `rounding.resolution`.
         error: (m, choice) how far the lens at the end is from what the run stored; known once the look has begun.
     """
 
     decisions: Decisions
     here: slice
-    places: Int64[np.ndarray, " m"]
+    picked: Int64[np.ndarray, " m"]
     rounding: float
     error: Float32[np.ndarray, "m choice"] = field(init=False)
 
@@ -128,12 +128,12 @@ class Followed:
         """Return logit, probability and rank of every token that is followed; -1 and NaN where a decision has none."""
         mine, rows = self._within(strip)
         some, ids = one.pick(rows), np.stack([values[mine] for values in self._tokens().values()], axis=1)
-        there, at = ids >= 0, ids.clip(0)
+        exists, at = ids >= 0, ids.clip(0)
         columns: Columns = {}
         values = {"logit": some.logit(at), "prob": some.prob(at), "rank": _ranks(some, at).astype(np.int32)}
-        for what, found in values.items():
-            found[~there] = -1 if what == "rank" else np.nan
-            columns |= {f"{name}_{what}": found[:, i] for i, name in enumerate(self._tokens())}
+        for quantity, numbers in values.items():
+            numbers[~exists] = -1 if quantity == "rank" else np.nan
+            columns |= {f"{name}_{quantity}": numbers[:, i] for i, name in enumerate(self._tokens())}
         return columns
 
     def _tokens(self) -> dict[str, Int64[np.ndarray, " m"]]:
@@ -142,29 +142,29 @@ class Followed:
         return {name: values[self.here].astype(np.int64) for name, values in ids.items()}
 
     def _within(self, strip: slice) -> tuple[slice, Int64[np.ndarray, " k"]]:
-        """Return which of the decisions are made in a strip of places, and in which of its rows."""
-        first, last = np.searchsorted(self.places, (strip.start, strip.stop))
-        return slice(int(first), int(last)), self.places[first:last] - strip.start
+        """Return which of the decisions are made in a strip of positions, and in which of its rows."""
+        first, last = np.searchsorted(self.picked, (strip.start, strip.stop))
+        return slice(int(first), int(last)), self.picked[first:last] - strip.start
 
     def _model_error(self, last: Sequence[tuple[Vocabulary, slice]]) -> Float32[np.ndarray, "m choice"]:
         """Return how far the lens at the end of the model is from what the run stored: `probability_error`."""
         choices = self.decisions.choices
         ids = self.decisions.pred_id[:, None] if choices is None else choices.token_ids
-        ids, seen = ids[self.here].astype(np.int64), []
+        ids, by_strip = ids[self.here].astype(np.int64), []
         for one, strip in last:
             mine, rows = self._within(strip)
             some = one.pick(rows)
-            seen.append(some.prob(ids[mine]) if choices is None else some.logit(ids[mine]))
-        found = np.concatenate(seen)
+            by_strip.append(some.prob(ids[mine]) if choices is None else some.logit(ids[mine]))
+        by_lens = np.concatenate(by_strip)
         if choices is None:
-            return probability_error(found, self.decisions.pred_prob[self.here, None], self.rounding)
-        probs = torch.softmax(torch.from_numpy(found), dim=1).numpy()
+            return probability_error(by_lens, self.decisions.pred_prob[self.here, None], self.rounding)
+        probs = torch.softmax(torch.from_numpy(by_lens), dim=1).numpy()
         return probability_error(probs, choices.probs[self.here], self.rounding)
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionTable:
-    """What looks have told of decisions so far.
+    """What looks have returned for decisions so far.
 
     Attributes:
         decisions: All of them; they come in order.
@@ -175,12 +175,12 @@ class DecisionTable:
     top_k: int
     _looked: list[Columns] = field(default_factory=list)
 
-    def add(self, columns: Columns, found: Followed) -> None:
-        """Take what a look told of the decisions among its places."""
-        common = {name: columns[name][found.places] for name in ("entropy", "margin", "kl")}
-        top = {name: columns[name][found.places, :, : self.top_k] for name in ("top_ids", "top_probs")}
-        followed = {name: values for name, values in columns.items() if name.startswith(_FOLLOWED)}
-        self._looked.append(common | top | followed | {"error": found.error})
+    def add(self, columns: Columns, made: Followed) -> None:
+        """Add what a look returned for the decisions among its positions."""
+        common = {name: columns[name][made.picked] for name in ("entropy", "margin", "kl")}
+        top = {name: columns[name][made.picked, :, : self.top_k] for name in ("top_ids", "top_probs")}
+        columns_followed = {name: values for name, values in columns.items() if name.startswith(_FOLLOWED)}
+        self._looked.append(common | top | columns_followed | {"error": made.error})
 
     def result(self, stage: Stage) -> LensTrajectories:
         """Return all of it.
@@ -217,7 +217,7 @@ class DecisionTable:
 def _ranks(one: Vocabulary, ids: Int[np.ndarray, "n m"]) -> Int[np.ndarray, "n m"]:
     """Return the rank of some tokens of each row, counting once what stands there twice.
 
-    A rank is a pass over the whole vocabulary, and what a model predicts is nearly always the true token or its rival.
+    A rank is a pass over the whole vocabulary, and the prediction is nearly always the true token or its competitor.
     """
     ranks = np.zeros_like(ids)
     for i in range(ids.shape[1]):
@@ -229,7 +229,7 @@ def _ranks(one: Vocabulary, ids: Int[np.ndarray, "n m"]) -> Int[np.ndarray, "n m
 
 
 def probability_error(
-    seen: Float32[np.ndarray, "n choice"], stored: Float32[np.ndarray, "n choice"], rounding: float
+    by_lens: Float32[np.ndarray, "n choice"], stored: Float32[np.ndarray, "n choice"], rounding: float
 ) -> Float32[np.ndarray, "n choice"]:
     """Return the differences of probabilities; infinite where they are more than rounding.
 
@@ -237,13 +237,13 @@ def probability_error(
     nowhere near sure, probabilities without its norm are all small as well, and only their ratio tells.
 
     Args:
-        seen: By the lens.
+        by_lens: By the lens.
         stored: By the run.
         rounding: See `rounding.resolution`.
     """
-    difference = np.abs(seen - stored)
+    difference = np.abs(by_lens - stored)
     floor = np.float32(_SMALL_PROB)
-    ratio = np.abs(np.log(np.maximum(seen, floor)) - np.log(np.maximum(stored, floor)))
+    ratio = np.abs(np.log(np.maximum(by_lens, floor)) - np.log(np.maximum(stored, floor)))
     wrong = (difference > _MOST_ERROR[0] + _MOST_ERROR[1] * rounding) | (
         ratio > _MOST_RATIO[0] + _MOST_RATIO[1] * rounding
     )

@@ -1,4 +1,4 @@
-"""One look through the lens: some places at all depths, each state multiplied by the unembedding once."""
+"""One look through the lens: some positions at all depths, each state multiplied by the unembedding once."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,9 +12,9 @@ from decision_traces.analysis.lens.vocabulary import Vocabulary, in_order, in_st
 
 Columns = dict[str, np.ndarray]
 State = tuple[Float[Tensor, "m d_model"], bool]
-"""A state of the stream at some places, and whether the final norm has been applied already."""
+"""A state of the stream at some positions, and whether the final norm has been applied already."""
 Ask = Callable[[Vocabulary, slice], Columns]
-"""(distributions of some places, which of them) → what else is wanted of these."""
+"""(distributions of some positions, which of them) → what else is wanted of these."""
 Begin = Callable[[Float[Tensor, "m vocab"], Sequence[tuple[Vocabulary, slice]]], Ask]
 """(logits at the end of the model, their distributions strip by strip) → what is asked at every depth."""
 
@@ -26,7 +26,7 @@ def look(
 
     Args:
         unembedding: The model's final norm and output embedding.
-        states: The way of m places through the model; the last is the model's end.
+        states: The way of m positions through the model; the last is the model's end.
         n_top: How many of the most probable tokens to find.
         begin: Called once, with the end of the model; what it returns is called at every depth.
         with_end: Whether the end is a depth itself, and not only what others are compared with.
@@ -51,7 +51,7 @@ def look(
 
 
 def _statistics(one: Vocabulary, last: Vocabulary) -> Columns:
-    """Describe some distributions; `last` is what the model says at its end of the same places."""
+    """Describe some distributions; `last` is what the model says at its end of the same positions."""
     best = one.logit(one.top_ids[:, :2])
     return {
         "top_ids": one.top_ids.astype(np.int32),

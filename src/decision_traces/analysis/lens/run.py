@@ -28,7 +28,7 @@ def run(store: TraceStore, options: LensOptions, counting: Counting, *, page: Pa
         store: The run.
         options: See there.
         counting: Told what is counted.
-        page: Folder for what the page draws, of decoders: every place at every depth.
+        page: Folder for what the page draws, of decoders: every position at every depth.
 
     Raises:
         TraceError: See `logit_lens`, `lens_by_choice` and `encoder_lens_by_choice`.

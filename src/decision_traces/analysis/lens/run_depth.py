@@ -17,7 +17,7 @@ def run_depth(
 ) -> DecisionDepth:
     """Return when each decision of a run was made.
 
-    Next-token runs are read through the vocabulary, runs with choices through the race between these.
+    Next-token runs are read with the logit lens, runs with choices with the lens by choice.
 
     Args:
         store: A run that captured `hidden`.

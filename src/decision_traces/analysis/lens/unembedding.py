@@ -201,13 +201,13 @@ def load_unembedding(
         UnsupportedArchitecture: See `of_model`.
     """
     about, folder = store.about, store.run_dir / UNEMBED_DIR
-    told = _told_ending(about)
-    held = model_path is None and PlainFolder(store.run_dir).has(folder / UNEMBED_FILE)
-    if not held or told is None or about.final_norm is None:
+    ending = _told_ending(about)
+    in_run = model_path is None and PlainFolder(store.run_dir).has(folder / UNEMBED_FILE)
+    if not in_run or ending is None or about.final_norm is None:
         return of_run(store, load_run_model(store, model_path, device, trust_remote_code=trust_remote_code))
     _refuse_changed(store, folder)
     norm, head, shift = load_unembedding_file(folder, about.final_norm, resolve_device(device))
-    return Unembedding(norm, head, replace(told, shift=shift))
+    return Unembedding(norm, head, replace(ending, shift=shift))
 
 
 def _told_ending(about: RunMeta) -> LogitMap | None:
@@ -249,8 +249,8 @@ def load_run_model(
         ModelError: The model cannot be loaded, or its weights are not those of the run.
     """
     about = store.about
-    if model_path is None and (held := recall(about.weights_digest)):
-        return _held(store, held, attention)
+    if model_path is None and (in_memory := recall(about.weights_digest)):
+        return _held(store, in_memory, attention)
     source = replace(_source(store, model_path, device, attention), trust_remote_code=trust_remote_code)
     try:
         return _loaded(store, source)
@@ -281,15 +281,15 @@ def _task(store: TraceStore) -> ModelTask:
 
 
 def _held(
-    store: TraceStore, held: Sequence[tuple[nn.Module, PreTrainedTokenizerBase]], attention: Attention
+    store: TraceStore, in_memory: Sequence[tuple[nn.Module, PreTrainedTokenizerBase]], attention: Attention
 ) -> LoadedModel:
     """Return a model that is in memory and whose weights are still those of the run."""
-    for model, tokenizer in held:
+    for model, tokenizer in in_memory:
         if weights_digest(model) == store.about.weights_digest:
             return loaded_from_memory(model, tokenizer, _task(store), attention)
     raise ModelError(
-        f"The {type(held[0][0]).__name__} in memory that {store.run_dir} was made with has other weights by now. Trace "
-        "it again, or name a folder with the weights of the run (model_path)."
+        f"The {type(in_memory[0][0]).__name__} in memory that {store.run_dir} was made with has other weights by now. "
+        "Trace it again, or name a folder with the weights of the run (model_path)."
     )
 
 
@@ -302,8 +302,8 @@ def find_tokenizer(store: TraceStore, model_path: Path | None = None, *, trust_r
     if model_path is None and holds_words(folder):
         _refuse_changed(store, folder)
         return load_words(folder)
-    if model_path is None and (held := recall(store.about.weights_digest)):
-        return held[0][1]
+    if model_path is None and (in_memory := recall(store.about.weights_digest)):
+        return in_memory[0][1]
     try:
         return load_tokenizer(replace(_source(store, model_path, "cpu"), trust_remote_code=trust_remote_code))
     except ModelError:

@@ -69,21 +69,21 @@ class Vocabulary:
 
     def prob(self, ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
         """Return the probabilities of some tokens of each row."""
-        found: Float32[np.ndarray, "n m"] = _at(self.weights, ids) / self.total.cpu().numpy()[:, None]
-        return found
+        probs: Float32[np.ndarray, "n m"] = _at(self.weights, ids) / self.total.cpu().numpy()[:, None]
+        return probs
 
     def rank(self, ids: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """Return one more than the number of tokens with a larger logit than one token of each row."""
         mark = self.logits.gather(1, _as_tensor(ids[:, None], self.logits))
         # As numbers, which torch counts several times as fast as truths; float32 holds all up to 16 million exactly.
         larger = torch.gt(self.logits, mark, out=torch.empty_like(self.logits)).sum(1)
-        found: Int64[np.ndarray, " n"] = larger.long().cpu().numpy() + 1
-        return found
+        ranks: Int64[np.ndarray, " n"] = larger.long().cpu().numpy() + 1
+        return ranks
 
     def entropy(self) -> Float32[np.ndarray, " n"]:
         """Return the entropy of each row, nats."""
-        found: Float32[np.ndarray, " n"] = (self._log_total() - self.mean).cpu().numpy()
-        return found
+        entropy: Float32[np.ndarray, " n"] = (self._log_total() - self.mean).cpu().numpy()
+        return entropy
 
     def _log_total(self) -> Float32[Tensor, " n"]:
         return log_total(self.centred, self.weights, self.total)
@@ -93,8 +93,8 @@ class Vocabulary:
         if last is self:
             return np.zeros(len(self.logits), np.float32)
         apart = last.mean - torch.linalg.vecdot(last.weights, self.centred) / last.total
-        found: Float32[np.ndarray, " n"] = (apart - last._log_total() + self._log_total()).cpu().numpy()
-        return found
+        divergence: Float32[np.ndarray, " n"] = (apart - last._log_total() + self._log_total()).cpu().numpy()
+        return divergence
 
 
 def in_strips(
@@ -131,14 +131,14 @@ def _most(logits: Float32[Tensor, "n vocab"], k: int) -> Int64[Tensor, "n k"]:
         return logits.topk(k, dim=1).indices
     groups = logits[:, : _GROUPS * m].view(n, _GROUPS, m).amax(1).topk(k, dim=1).indices
     members = groups[:, None, :] + m * torch.arange(_GROUPS, device=logits.device)[:, None]
-    rest = torch.arange(_GROUPS * m, vocab, device=logits.device).expand(n, -1)
-    ids = torch.cat([members.reshape(n, -1), rest], dim=1)
+    ungrouped = torch.arange(_GROUPS * m, vocab, device=logits.device).expand(n, -1)
+    ids = torch.cat([members.reshape(n, -1), ungrouped], dim=1)
     return ids.gather(1, logits.gather(1, ids).topk(k, dim=1).indices)
 
 
 def _at(values: Float32[Tensor, "n vocab"], ids: Int64[np.ndarray, "n m"]) -> Float32[np.ndarray, "n m"]:
-    found: Float32[np.ndarray, "n m"] = values.gather(1, _as_tensor(ids, values)).cpu().numpy()
-    return found
+    entries: Float32[np.ndarray, "n m"] = values.gather(1, _as_tensor(ids, values)).cpu().numpy()
+    return entries
 
 
 def _as_tensor(ids: Int64[np.ndarray, "n m"], values: Tensor) -> Int64[Tensor, "n m"]:

@@ -155,15 +155,15 @@ def cross_validate(
 
     check_folds(labels, folds)
     auroc, balanced = [], []
-    for fitted, held in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
+    for fitted, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
         model = LogisticRegression(C=_INVERSE_L2, class_weight="balanced", max_iter=_MOST_STEPS)
         probe = make_pipeline(StandardScaler(), model).fit(features[fitted], labels[fitted])
-        margin = probe.decision_function(features[held])
+        margin = probe.decision_function(features[held_out])
         one_each = [margin] if margin.ndim == 1 else margin.T
         classes = probe.classes_[-len(one_each) :]
-        areas = [roc_auc_score(labels[held] == c, m) for c, m in zip(classes, one_each, strict=True)]
+        areas = [roc_auc_score(labels[held_out] == c, m) for c, m in zip(classes, one_each, strict=True)]
         auroc.append(np.mean(areas))
-        balanced.append(balanced_accuracy_score(labels[held], probe.predict(features[held])))
+        balanced.append(balanced_accuracy_score(labels[held_out], probe.predict(features[held_out])))
     return FoldScores(np.array(auroc, np.float64), np.array(balanced, np.float64))
 
 
@@ -192,9 +192,9 @@ def cross_validate_number(
     if len(values) < 2 * folds:
         raise UsageError(f"A probe of a number in {folds} folds needs {2 * folds} examples; there are {len(values)}.")
     scores = []
-    for fitted, held in KFold(folds, shuffle=True, random_state=seed).split(features):
+    for fitted, held_out in KFold(folds, shuffle=True, random_state=seed).split(features):
         probe = make_pipeline(StandardScaler(), RidgeCV(_PENALTIES)).fit(features[fitted], values[fitted])
-        scores.append(r2_score(values[held], probe.predict(features[held])))
+        scores.append(r2_score(values[held_out], probe.predict(features[held_out])))
     return np.array(scores, np.float64)
 
 
@@ -253,9 +253,9 @@ def even_subsample(codes: Int64[np.ndarray, " n"], most: int | None, seed: int) 
         return np.arange(len(codes))
     rng = np.random.default_rng([seed, 0])
     members = [rng.permutation(np.flatnonzero(codes == code)) for code in range(int(codes.max()) + 1)]
-    taken: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
     # The rarest first: what they leave, the others share.
-    for left, rank in enumerate(sorted(range(len(members)), key=lambda code: len(members[code]))):
-        share = -(-(most - sum(map(len, taken))) // (len(members) - left))
-        taken.append(members[rank][:share])
-    return np.sort(np.concatenate(taken))
+    for done, rank in enumerate(sorted(range(len(members)), key=lambda code: len(members[code]))):
+        share = -(-(most - sum(map(len, chosen))) // (len(members) - done))
+        chosen.append(members[rank][:share])
+    return np.sort(np.concatenate(chosen))

@@ -63,11 +63,11 @@ def labels_of(store: TraceStore, column: str) -> Labels:
     """
     names = _usable(store)
     if column not in names:
-        said = "holds no labels" if column in store.columns else "is no column of tokens.parquet"
-        raise UsageError(f"--by {column}: {column} {said}; those that do: {', '.join(names)}.")
-    whole = read_columns(store, (column,)).column(column).combine_chunks()
-    values = pc.drop_null(whole)
-    rows = np.flatnonzero(pc.is_valid(whole).to_numpy(zero_copy_only=False)).astype(np.int64)
+        problem = "holds no labels" if column in store.columns else "is no column of tokens.parquet"
+        raise UsageError(f"--by {column}: {column} {problem}; those that do: {', '.join(names)}.")
+    with_gaps = read_columns(store, (column,)).column(column).combine_chunks()
+    values = pc.drop_null(with_gaps)
+    rows = np.flatnonzero(pc.is_valid(with_gaps).to_numpy(zero_copy_only=False)).astype(np.int64)
     numbers = _numbers(values)
     distinct = pc.unique(values).to_pylist() if numbers is None else np.unique(numbers).tolist()
     if len(distinct) < 2:
@@ -82,8 +82,8 @@ def labels_of(store: TraceStore, column: str) -> Labels:
         )
     ordered = sorted(distinct, reverse=pa.types.is_boolean(values.type))  # true against false
     place = {value: i for i, value in enumerate(ordered)}
-    found = values.to_pylist() if numbers is None else numbers.tolist()
-    codes = np.array([place[value] for value in found], np.int64)
+    row_values = values.to_pylist() if numbers is None else numbers.tolist()
+    codes = np.array([place[value] for value in row_values], np.int64)
     return Labels(column, rows, tuple(map(_name, ordered)), codes, np.full(len(rows), np.nan))
 
 

@@ -1,4 +1,4 @@
-"""The state at the place of every example's answer, depth by depth: what probes read."""
+"""The state at the position of every example's answer, depth by depth: what probes read."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -46,8 +46,8 @@ class AnswerStates:
         states = self.store.gather(name, layer=layer, position=self.position)[rows]
         if self.choice is not None:
             states = states[np.arange(len(rows)), self.choice[rows]]
-        found: np.ndarray = states.astype(np.float64)
-        return found
+        at_depth: np.ndarray = states.astype(np.float64)
+        return at_depth
 
 
 def answer_states(store: TraceStore) -> AnswerStates:
@@ -71,8 +71,8 @@ def answer_states(store: TraceStore) -> AnswerStates:
         stream.append((f"{kind}_res_post_mlp", store.L - 1))
     if kind != "dec":
         choice = _whole(store, "pred_idx") if kind == "enc_mc" else None
-        there = np.ones(store.n, bool) if choice is None else choice >= 0
-        return AnswerStates(store, tuple(stream), store.spans.start, there, choice)
+        has_answer = np.ones(store.n, bool) if choice is None else choice >= 0
+        return AnswerStates(store, tuple(stream), store.spans.start, has_answer, choice)
     column = store.task.decided_at
     if column is None or column not in store.columns:
         raise UsageError(f"{store.run_dir} does not say at which token it answers: no answer_pos and no next_pos.")

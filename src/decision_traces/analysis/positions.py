@@ -22,18 +22,18 @@ CANDIDATES: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Positions:
     """Positions of a run, a row of slots an example.
 
     Attributes:
-        positions: (n, slot) token position in each slot, -1 where it is empty.
+        at: (n, slot) token position in each slot, -1 where it is empty.
         slot: (n, slot) where these stand on the position axis of the run's arrays.
         true_id: (n, slot) the true token, -1 where it is not known.
         choices: (n, choice) tokens that say the choices of a question, or None.
         answer: (n, slot) whether the slot is where the question is answered, or None.
     """
 
-    positions: Int64[np.ndarray, "n slot"]
+    at: Int64[np.ndarray, "n slot"]
     slot: Int64[np.ndarray, "n slot"]
     true_id: Int64[np.ndarray, "n slot"]
     choices: Int64[np.ndarray, "n choice"] | None = None
@@ -45,13 +45,13 @@ class Places:
         Raises:
             SelectionError: The run does not keep the position of one.
         """
-        same = self.positions[decisions.row] == decisions.position[:, None]
+        same = self.at[decisions.row] == decisions.position[:, None]
         lost = np.flatnonzero(~same.any(1))
         if len(lost):
             where = f"position {decisions.position[lost[0]]} of {decisions.example_id[lost[0]]}"
             raise SelectionError(f"The run does not keep {where}, where a decision is made.")
-        found: np.ndarray = same.argmax(1).astype(np.int64)
-        return found
+        slots: np.ndarray = same.argmax(1).astype(np.int64)
+        return slots
 
     @property
     def n_candidates(self) -> int:
@@ -65,31 +65,33 @@ class Block:
 
     Attributes:
         rows: The examples.
-        at: Two arrays (m,): example, counted from the first of `rows`, and slot.
+        cells: Two arrays (m,): example, counted from the first of `rows`, and slot.
         stored: (m,) where each stands on the position axis.
         true_id: (m,) the true token, or -1.
-        choices: (m, choice) tokens of the choices, -1 at places that answer no question; None without questions.
+        choices: (m, choice) tokens of the choices, -1 at positions that answer no question; None without questions.
     """
 
     rows: slice
-    at: tuple[np.ndarray, np.ndarray]
+    cells: tuple[np.ndarray, np.ndarray]
     stored: Int64[np.ndarray, " m"]
     true_id: Int64[np.ndarray, " m"]
     choices: Int64[np.ndarray, "m choice"] | None
 
     def __len__(self) -> int:
-        """Return how many places there are."""
+        """Return how many positions there are."""
         return len(self.stored)
 
     def part(self, rows: slice) -> "Block":
-        """Return some of the places."""
+        """Return some of the positions."""
         choices = None if self.choices is None else self.choices[rows]
-        return Block(self.rows, (self.at[0][rows], self.at[1][rows]), self.stored[rows], self.true_id[rows], choices)
+        return Block(
+            self.rows, (self.cells[0][rows], self.cells[1][rows]), self.stored[rows], self.true_id[rows], choices
+        )
 
     def chosen(
         self, decisions: Decisions, slots: Int64[np.ndarray, " n"], n_slots: int
     ) -> tuple[slice, Int64[np.ndarray, " k"]]:
-        """Return which decisions are made in these examples, and at which of the places, in order.
+        """Return which decisions are made in these examples, and which of the positions each is made at, in order.
 
         Args:
             decisions: All of a run, at most one an example.
@@ -98,11 +100,11 @@ class Block:
         """
         first, last = np.searchsorted(decisions.row, (self.rows.start, self.rows.stop))
         here = slice(int(first), int(last))
-        place = self.spread(np.arange(len(self)), n_slots, NONE)
-        return here, place[decisions.row[here] - self.rows.start, slots[here]]
+        index = self.spread(np.arange(len(self)), n_slots, NONE)
+        return here, index[decisions.row[here] - self.rows.start, slots[here]]
 
     def read(self, point: Point) -> Float[np.ndarray, "m ..."]:
-        """Return one state of the stream at every place."""
+        """Return one state of the stream at every position."""
         picks: dict[str, int | slice] = {EXAMPLE: self.rows}
         axis = point.array.spec.layer_axis
         if axis is not None and point.layer is not None:
@@ -115,19 +117,19 @@ class Block:
 
     @property
     def row(self) -> Int64[np.ndarray, " m"]:
-        """Row of each place, counted from the first of `rows`."""
-        return self.at[0]
+        """Row of each position, counted from the first of `rows`."""
+        return self.cells[0]
 
     def slots(self, _point: Point) -> Int64[np.ndarray, " m"]:
-        """Return the slot of each place on the position axis, which is that of all arrays of one side."""
+        """Return the slot of each position on the position axis, which is that of all arrays of one side."""
         return self.stored
 
     def spread(self, values: np.ndarray, n_slots: int, empty: int = 0) -> np.ndarray:
-        """Return (m, ...) as (row, slot, ...), `empty` where no place is."""
+        """Return (m, ...) as (row, slot, ...), `empty` in slots without a position."""
         shape = (self.rows.stop - self.rows.start, n_slots, *values.shape[1:])
-        whole = np.full(shape, empty, values.dtype)
-        whole[self.at] = values
-        return whole
+        grid = np.full(shape, empty, values.dtype)
+        grid[self.cells] = values
+        return grid
 
     def candidates(self, end: Float[Tensor, "m vocab"]) -> Int64[np.ndarray, "m candidate"]:
         """Return the target, the choices, and the most probable tokens at the end of the model."""
@@ -137,7 +139,7 @@ class Block:
         return np.concatenate([target, *(() if self.choices is None else (self.choices,)), top], axis=1)
 
 
-def places_of(store: TraceStore, *, all_positions: bool) -> Places:
+def positions_of(store: TraceStore, *, all_positions: bool) -> Positions:
     """Return the positions to look at: those of the decisions, one slot a kind, or all that the run keeps.
 
     Raises:
@@ -146,7 +148,7 @@ def places_of(store: TraceStore, *, all_positions: bool) -> Places:
     """
     array = path_of(store, "hidden")[0].array
     slots, made = array.slots(array.position_axis), [decisions_of(store, kind) for kind in kinds_of(store)]
-    decided = [_by_row(one, one.position, store.n) for one in made]
+    decided = [_by_row(decision_set, decision_set.position, store.n) for decision_set in made]
     if all_positions:
         positions = slots.at()
         slot = np.broadcast_to(np.arange(positions.shape[1]), positions.shape)
@@ -156,35 +158,35 @@ def places_of(store: TraceStore, *, all_positions: bool) -> Places:
         slot = np.stack([slots.find(column) for column in decided], axis=1)
         true_id = np.full_like(positions, NONE)
     here = [(positions == column[:, None]) & (positions >= 0) for column in decided]
-    for one, there in zip(made, here, strict=True):
-        true_id = np.where(there, _by_row(one, one.true_id, store.n)[:, None], true_id)
+    for decision_set, made_here in zip(made, here, strict=True):
+        true_id = np.where(made_here, _by_row(decision_set, decision_set.true_id, store.n)[:, None], true_id)
     choices = made[0].choices
     if choices is None:
-        return Places(positions, slot, true_id)
-    return Places(positions, slot, true_id, _by_row(made[0], choices.token_ids, store.n), here[0])
+        return Positions(positions, slot, true_id)
+    return Positions(positions, slot, true_id, _by_row(made[0], choices.token_ids, store.n), here[0])
 
 
 def _by_row(decisions: Decisions, values: Int64[np.ndarray, "m ..."], n: int) -> Int64[np.ndarray, "n ..."]:
     """Return values of decisions by row of the run, -1 where a row has none."""
-    found = np.full((n, *values.shape[1:]), NONE, np.int64)
-    found[decisions.row] = values
-    return found
+    by_row = np.full((n, *values.shape[1:]), NONE, np.int64)
+    by_row[decisions.row] = values
+    return by_row
 
 
 def _next_ids(store: TraceStore, positions: Int64[np.ndarray, "n slot"]) -> Int64[np.ndarray, "n slot"]:
     """Return the token after each position, -1 where the text ends."""
     ids, after = read_columns(store, ("input_ids",)).column("input_ids"), positions + 1
     rows, slots = np.nonzero((positions >= 0) & (after < store.spans.stop[:, None]))
-    found = np.full(positions.shape, NONE, np.int64)
-    found[rows, slots] = entries_at(ids, rows, after[rows, slots])
-    return found
+    next_ids = np.full(positions.shape, NONE, np.int64)
+    next_ids[rows, slots] = entries_at(ids, rows, after[rows, slots])
+    return next_ids
 
 
-def block_of(places: Places, rows: slice) -> Block:
+def block_of(positions: Positions, rows: slice) -> Block:
     """Return the occupied slots of some examples."""
-    row, slot = np.nonzero(places.positions[rows] >= 0)
+    row, slot = np.nonzero(positions.at[rows] >= 0)
     choices = None
-    if places.choices is not None and places.answer is not None:
-        answers = places.answer[rows][row, slot]
-        choices = np.where(answers[:, None], places.choices[rows][row], NONE)
-    return Block(rows, (row, slot), places.slot[rows][row, slot], places.true_id[rows][row, slot], choices)
+    if positions.choices is not None and positions.answer is not None:
+        answers = positions.answer[rows][row, slot]
+        choices = np.where(answers[:, None], positions.choices[rows][row], NONE)
+    return Block(rows, (row, slot), positions.slot[rows][row, slot], positions.true_id[rows][row, slot], choices)
