@@ -53,7 +53,8 @@ class Decisions:
 
     Attributes:
         example_id: n examples; those without a decision are left out.
-        row: (n,) row of `tokens.parquet` and of every array, ascending; a text with several masks has its row several times.
+        row: (n,) row of `tokens.parquet` and of every array, ascending; a text with several masks has its row several
+            times.
         position: (n,) where the prediction was made.
         true_id: (n,) the true token; -1 where it is not known.
         pred_id: (n,) the token the model chose.
