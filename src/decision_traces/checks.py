@@ -1,4 +1,4 @@
-"""What a check of a run folder says."""
+"""The result of a check of a run folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Every error a user can meet. Each message says what was asked, what is there, and what to do.
+"""Every error a user can meet. Each message names what was asked for, what is there, and what to do.
 
 The commands print these without a traceback and exit with 1. Standard parents are kept so that ordinary
 `except KeyError` or `except ValueError` in a notebook still works.
@@ -20,7 +20,7 @@ class UsageError(TraceError, ValueError):
 
 
 class PathError(TraceError):
-    """A path that is none of this machine. No ValueError: a parser of flags would print it as its own."""
+    """A path that cannot be one of this machine. Not a ValueError: a parser of flags would print it as its own."""
 
 
 class DataError(TraceError, ValueError):
@@ -32,11 +32,11 @@ class ModelError(TraceError, ValueError):
 
 
 class UnsupportedArchitecture(ModelError):
-    """A model whose inner path could not be found and proved; the message carries the reason."""
+    """A model whose module structure could not be found and verified; the message gives the reason."""
 
 
 class CaptureError(TraceError, RuntimeError):
-    """A site that was asked for and did not fire as planned, or a forward pass that broke its promises."""
+    """A hook point that did not fire as planned, or a forward pass that did not do what was checked before."""
 
 
 class WriteError(CaptureError):
@@ -94,11 +94,11 @@ class SelectionError(TraceError, IndexError):
 
 
 class Interrupted(TraceError):
-    """The user stopped a run; the message says what is left and how to go on."""
+    """The user stopped a run; the message names what is left and how to go on."""
 
 
 class OutOfMemory(TraceError, MemoryError):
-    """Main memory or the accelerator's did not suffice; the message says what uses less."""
+    """Main memory, or the accelerator's, was too small; the message names what uses less."""
 
 
 class UncertifiedWarning(UserWarning):

@@ -58,7 +58,7 @@ def give_back(model: nn.Module) -> None:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """Return the C library of this process if it is glibc, which alone has these."""
+    """Return the C library of this process if it is glibc, the only one that has these."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)

@@ -26,7 +26,7 @@ class Encoding:
         ids: (n_tokens,) token ids, special tokens as the tokenizer adds them by default.
         offsets: (n_tokens, 2) character span of each token; (0, 0) for special tokens.
         truncated: Whether the text was longer than the limit.
-        type_ids: (n_tokens,) which segment a token is of, as the model wants to be told; None where its tokenizer does
+        type_ids: (n_tokens,) which segment a token is of, as the model takes it; None where its tokenizer does
             not say, or its forward pass does not ask.
         sequence_ids: (n_tokens,) 0 for tokens of the first text of a pair, 1 of the second, -1 of neither; None for
             a single text.
@@ -65,7 +65,7 @@ class TokenBatch:
         lengths: Number of tokens of each.
         input_ids: (batch, n_positions) token ids.
         attention_mask: (batch, n_positions), 1 for tokens.
-        token_type_ids: (batch, n_positions), or None where the model is not told.
+        token_type_ids: (batch, n_positions), or None where the model takes none.
         target: What the decoder of an encoder-decoder reads, row by row; None for any other model.
     """
 

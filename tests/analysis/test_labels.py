@@ -74,7 +74,7 @@ def test_columns_are_classes_or_numbers(store: TraceStore) -> None:
     [
         ("nothing", r"nothing is no column of tokens.parquet; those that do: .*kind, even, stars"),
         ("tokens", "tokens holds no labels; those that do: "),
-        ("one", "one is 'x' in all 60 examples that have it; nothing can be told apart by it"),
+        ("one", "one is 'x' in all 60 examples that have it; there is nothing to tell apart"),
         ("name", "name has 60 different values in 60 examples; at most 24 groups can be compared"),
     ],
 )

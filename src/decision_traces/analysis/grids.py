@@ -35,7 +35,7 @@ from decision_traces.store import (
 
 SLOT, CANDIDATE, TOP, PART = "slot", "candidate", "top", "part"
 _SHARD_BYTES: Final = 4 << 20
-_LARGEST_CHUNK: Final = 128 << 20  # of an example of a long text; more is not read at once, whatever a file says
+_LARGEST_CHUNK: Final = 128 << 20  # of an example of a long text; more is not read at once, whatever a file claims
 _MOST_TOKENS: Final = 1 << 12
 _ATTRIBUTES: Final = ("all_positions", "scale", "stage", "vocab_size", "parts", "sum_error", "of", "logit_cap")
 
@@ -164,7 +164,7 @@ class Grid:
         Args:
             result: The result that holds it.
             name: LENS_GRID or CONTRIBUTION_GRID.
-            store: The run, which says how large things may be.
+            store: The run, whose sizes bound those of the arrays.
 
         Raises:
             ResultError: The group is damaged.
@@ -186,8 +186,8 @@ class Grid:
             ResultError: A file that it comes from is damaged or missing.
         """
         reader = self._reader(array)
-        place = (row // reader.shard[0], *(0 for _ in reader.shard[1:]))
-        file = f"{self._name}/{array}/{reader.names(place)}"
+        shard = (row // reader.shard[0], *(0 for _ in reader.shard[1:]))
+        file = f"{self._name}/{array}/{reader.names(shard)}"
         if file in self._result.files:  # where all is zero there is none
             self._result.file(file)
         box = (slice(row, row + 1), *(slice(0, n) for n in reader.shape[1:]))
@@ -208,16 +208,16 @@ class Grid:
 
     def _reader(self, array: str) -> ShardReader:
         if array not in self._readers:
-            place = f"{self._name}/{array}"
-            path = self._result.file(f"{place}/zarr.json")
+            group = f"{self._name}/{array}"
+            path = self._result.file(f"{group}/zarr.json")
             plain = PlainFolder(self._result.place.root)
             try:
                 opened = open_zarr(plain, path.parent)
             except (*DECODE_ERRORS, AttributeError, DamagedRunError) as error:
-                raise self._result.damaged(f"{place}/zarr.json: {first_line(error)}") from error
+                raise self._result.damaged(f"{group}/zarr.json: {first_line(error)}") from error
             reader = shard_reader(opened, path.parent, plain)
             if reader is None or not self._as_written(self._specs[array], reader):
-                raise self._result.damaged(f"{place} is not laid out as this package writes it")
+                raise self._result.damaged(f"{group} is not laid out as this package writes it")
             self._readers[array] = reader
         return self._readers[array]
 

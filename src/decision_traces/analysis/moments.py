@@ -91,7 +91,7 @@ def standardised(first: Moments, second: Moments, scale: Float64[np.ndarray, " m
     Args:
         first: One group.
         second: The other.
-        scale: Largest absolute value of each figure, by which a spread is told from rounding.
+        scale: Largest absolute value of each figure, to tell a spread from rounding.
 
     Returns:
         NaN where a group has fewer than two members, or nothing varies.

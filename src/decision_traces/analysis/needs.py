@@ -1,4 +1,4 @@
-"""What each analysis needs of a run: what is missing is said before a model is loaded. Needs no torch."""
+"""What each analysis needs of a run: what is missing is reported before a model is loaded. Needs no torch."""
 
 from decision_traces.analysis.attention.statistics import attention_array
 from decision_traces.analysis.attribution.stream import layer_writes

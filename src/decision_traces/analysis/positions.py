@@ -1,4 +1,4 @@
-"""What every position of a run would say next: where it is, what is true there, which tokens are in question."""
+"""The positions of a run at which predictions are looked at: where each is, the true token, the candidates."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +18,7 @@ from decision_traces.store import TraceStore
 from decision_traces.tasks.decisions import NONE, Decisions
 
 CANDIDATES: Final = 10
-"""How many of the most probable tokens at the end are candidates, besides the target."""
+"""How many of the most probable tokens at the end are candidates, next to the target."""
 
 
 @dataclass(frozen=True, slots=True)

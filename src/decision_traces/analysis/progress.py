@@ -1,4 +1,4 @@
-"""How an analysis tells how far it is."""
+"""How an analysis reports its progress."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -35,7 +35,7 @@ class Analysis:
     result: Callable[[Any], str]
 
     def run(self, store: TraceStore, options: Any, counting: Counting = uncounted, *, page: Path | None = None) -> Any:
-        """Return the result; what the page shows besides, and is too large to return, goes into the folder `page`."""
+        """Return the result; what only the page shows, too large to return, goes into the folder `page`."""
         return import_module(self.home).run(store, options, counting, page=page)
 
     def write(self, result: Any, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The deep check: some rows of a run once more through the model, each alone, against what was stored."""
+"""The deep check: some rows of a run go through the model again, one at a time, and are compared with the run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -38,7 +38,7 @@ def replay_rows(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> Iterator[CheckResult]:
-    """Load the model of a run, compare its weights, and run sampled rows alone against the stored arrays.
+    """Load the model of a run, compare its weights, run sampled rows one at a time and compare with the stored arrays.
 
     How far they may be apart is found by running the same rows again in other ways: with another number of threads,
     with matrix products in parts, and twice in one batch. All of that changes the order of sums and nothing else.
@@ -49,7 +49,7 @@ def replay_rows(
         model_path: Where the model lies now, if not where it lay then.
         device: As for extraction.
         seed: Of the sample.
-        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
+        trust_remote_code: Run Python that the model brings along; what the run recorded about it does not count.
 
     Yields:
         The check of the weights, then one for every array with the largest relative difference.
@@ -89,10 +89,10 @@ class _Replay:
         self.arrays = {name: store.array(name) for name in store.stored()}
         self.found = {name: Distances() for name in self.arrays}
         self.sides = {side: store.dims(side) for side in self.structure.stacks}
-        self.places: list[Site] = [place for array in self.arrays.values() for place in _places(array)]
+        self.sites: list[Site] = [site for array in self.arrays.values() for site in _sites(array)]
 
     def run(self, row: int, choice: int) -> None:
-        """Run one row (one choice of it) alone and in other ways, and keep how far all that is apart."""
+        """Run one row (one choice of it) by itself and in other ways, and keep how far the results are apart."""
         encoding = self._encoding(row, choice)
         if encoding.n_tokens == 0:
             return
@@ -113,7 +113,7 @@ class _Replay:
     def _pass(self, encoding: Encoding, row: int, choice: int, times: int = 1) -> Arrays:
         """Run a row, or a batch of so many copies of it, and return every array of the first."""
         batch = make_batch(range(times), [encoding] * times, pad_id(self.loaded.tokenizer, self.loaded.embedded))
-        buffers = BatchBuffers(self.places, self.sides, "float32")
+        buffers = BatchBuffers(self.sites, self.sides, "float32")
         partial_sides = {side for side, dims in self.sides.items() if dims.positions != "all"}
         slots = {side: [self._slots(row, side, choice)] * times for side in partial_sides}
         buffers.start(batch.lengths_by_side(self.sides), slots)
@@ -169,7 +169,7 @@ def _numbers(array: StoredArray) -> tuple[int, ...]:
     return (0,) if axis is None else tuple(array.numbers(axis))
 
 
-def _places(array: StoredArray) -> list[Site]:
+def _sites(array: StoredArray) -> list[Site]:
     dims = array.dims
     if dims is None:
         raise UsageError("--deep needs a run of format 1.1: extract it again.")
@@ -179,5 +179,5 @@ def _places(array: StoredArray) -> list[Site]:
 def _like(array: StoredArray, buffers: BatchBuffers) -> Float32[np.ndarray, "..."]:
     """Return what was recorded of the first row, in the form of a stored array of one example."""
     spec: ArraySpec = array.spec
-    parts = [buffers.padded(place)[0].numpy() for place in _places(array)]
+    parts = [buffers.padded(site)[0].numpy() for site in _sites(array)]
     return parts[0] if spec.layer_axis is None else np.stack(parts)

@@ -78,7 +78,7 @@ def need_choice_states(store: TraceStore) -> None:
 
 
 def refuse_unsplit(store: TraceStore, *, bends: bool = False) -> None:
-    """Raise where logits are not a sum of what the parts of a model wrote, as far as a run tells.
+    """Raise where logits are not a sum of what the parts of a model wrote, as far as a run's meta shows.
 
     Args:
         store: The run.
@@ -96,7 +96,7 @@ def _refuse_post_norm(store: TraceStore) -> None:
     """Raise where the residual stream is not a sum of what its parts wrote.
 
     Raises:
-        UnsupportedArchitecture: The run says that its model normalises the stream after each write.
+        UnsupportedArchitecture: The run's meta says that its model normalises the stream after each write.
     """
     if store.about.post_attn == "post_norm":
         raise UnsupportedArchitecture(
@@ -140,5 +140,5 @@ def refuse_cross_attention(store: TraceStore, what: str) -> None:
     if store.arch == "encdec":
         raise UnsupportedArchitecture(
             f"{store.about.model or 'The model'} is an encoder-decoder, whose cross-attention writes into the "
-            f"residual stream as well: {what} is made for decoders alone. {what_works(store)}"
+            f"residual stream as well: {what} is made for decoders only. {what_works(store)}"
         )

@@ -24,7 +24,7 @@ class Point:
     Attributes:
         array: Where it is stored.
         layer: Index on the array's layer or depth axis; None where it has none.
-        normed: Whether the final norm has been applied already: true for `hidden[L]` alone.
+        normed: Whether the final norm has been applied already: true only for `hidden[L]`.
     """
 
     array: StoredArray
@@ -145,7 +145,7 @@ def states_at(
 ) -> Iterator[tuple[slice, list[Float[np.ndarray, "m d_model"]]]]:
     """Yield so many decisions at a time, as a slice of all, and every state of the stream at them.
 
-    What each portion costs, however many decisions it has, is thereby paid as seldom as can be.
+    Portions are as large as they may be, because each has a cost of its own, however many decisions it has.
 
     Raises:
         SelectionError: The run does not keep the position of some decision.

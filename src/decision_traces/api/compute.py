@@ -17,7 +17,7 @@ class Computed:
     Attributes:
         result: The result of the analysis.
         files: What lies in its folder now.
-        notes: What the user should be told of the old result, a sentence each.
+        notes: What users should know about the old result, a sentence each.
     """
 
     result: Any
@@ -34,7 +34,7 @@ def compute(
         store: The run; it knows where its results lie.
         name: One of `analysis.registry.ANALYSES`.
         options: Of that analysis; the defaults where left out.
-        counting: Told what is counted.
+        counting: Called with what is counted.
         command: What makes it, where that is another command.
 
     Raises:

@@ -51,19 +51,19 @@ def _with(
 
 
 def _reason(error: TypeError) -> str:
-    """Return what Python says of a call's arguments, without the function's name."""
+    """Return Python's message about a call's arguments, without the function's name."""
     return str(error).rpartition("() ")[2]
 
 
 class Run(TraceStore):
-    """A run folder, open for reading, for analyses and to be looked at; `TraceStore` says how it is read.
+    """A run folder, open for reading, for analyses and to be looked at; see `TraceStore` for how it is read.
 
     An analysis is kept in the run (or in `results`), in place of the one before, as its command keeps it, and returned.
     Its options are those of the command, by name.
 
-    Errors common to all analyses: `NotCapturedError` for an array that it needs, `ModelError` where the model is not to
-    be had or is another one, `UnsupportedArchitecture` where the method does not apply, `UsageError` for an option
-    that there is not, `RunError` where the result cannot be written.
+    Errors common to all analyses: `NotCapturedError` for an array that it needs, `ModelError` where the model is
+    missing or another one, `UnsupportedArchitecture` where the method does not apply, `UsageError` for an unknown
+    option, `RunError` where the result cannot be written.
 
     Examples:
         >>> run = Run("traces/wt2_val500_gpt2")  # doctest: +SKIP

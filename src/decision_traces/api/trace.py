@@ -105,7 +105,7 @@ def trace(
         dataset: Or the name of a data set.
         task: What the model is asked: "answers" reads a decoder's answer to five-choice questions, "multiple_choice"
             scores choices with an encoder; the others are over texts, and "auto" takes what the model is for.
-        progress: Whether to draw a bar; or who is told instead.
+        progress: Whether to draw a bar; or a `Progress` that is called instead.
         **options: The flags of `decision-traces extract`, by name: capture, layers, out_dir, ...
 
     Returns:
@@ -113,7 +113,7 @@ def trace(
 
     Raises:
         UsageError: An option that there is not, that means nothing here, or that is of another form.
-        Interrupted: Stopped (Ctrl-C, the stop button); says what is left, and how to go on.
+        Interrupted: Stopped (Ctrl-C, the stop button); names what is left, and how to go on.
         TraceError: Another of its children; see `errors`.
 
     Examples:
@@ -146,7 +146,7 @@ def _progress(progress: bool | Progress | None) -> Progress:
     if isinstance(progress, Progress):
         return progress
     if not isinstance(progress, bool | None):
-        raise UsageError(f"progress={short(progress)}: give True or False, or a Progress that is told.")
+        raise UsageError(f"progress={short(progress)}: give True or False, or a Progress to call.")
     return TqdmBar() if progress else Silent()
 
 

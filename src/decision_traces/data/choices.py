@@ -19,7 +19,7 @@ class ChoiceQuestion:
 
     Attributes:
         example_id: As that of the data set's `Example`.
-        question: The question alone.
+        question: The question without its choices.
         labels: One label a choice, all different.
         choices: The texts of the choices.
         answer_key: Label of the right choice; None where the data set keeps it secret.

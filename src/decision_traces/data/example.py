@@ -20,7 +20,7 @@ class Example:
     Attributes:
         example_id: Stable over machines, limits and sources: see `make_example_id`.
         text: The text as it goes to the tokenizer.
-        fields: What else the data set says about it (kind of item, question, choices, answer, ...). Becomes
+        fields: What else the data set has about it (kind of item, question, choices, answer, ...). Becomes
             columns of `tokens.parquet`; every example of one source carries the same keys.
     """
 

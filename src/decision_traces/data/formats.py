@@ -50,18 +50,18 @@ def jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                 yield number, _json_object(line, f"{path}, line {number}")
 
 
-def _json_object(line: str, place: str) -> Row:
+def _json_object(line: str, location: str) -> Row:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON ({error.msg}).") from error
+        raise DataError(f"{location}: not JSON ({error.msg}).") from error
     if not isinstance(record, dict):
-        raise DataError(f"{place}: expected a JSON object, got {line.strip()[:60]}.")
+        raise DataError(f"{location}: expected a JSON object, got {line.strip()[:60]}.")
     if "\\ud" in line.lower():  # Only an escape can bring half a surrogate pair into a file that is UTF-8.
         try:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError(f"{place}: half a surrogate pair is not valid Unicode.") from error
+            raise DataError(f"{location}: half a surrogate pair is not valid Unicode.") from error
     return record
 
 

@@ -1,4 +1,4 @@
-"""What to say when a published file is not there, and what tells one set of examples from another."""
+"""The error for a published file that is not there, and the fingerprint of a set of examples."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ def missing_local(
     """Return the error for a split that a local folder does not have, naming the files and folders that are there."""
     if not data_dir.is_dir():
         return DataError(f"--data_dir {data_dir}: there is no such folder.")
-    here = [data_dir, *(place for folder in folders if (place := data_dir / folder).is_dir())]
-    files = sorted(p.relative_to(data_dir).as_posix() for place in here for p in place.iterdir() if p.is_file())
+    searched = [data_dir, *(path for folder in folders if (path := data_dir / folder).is_dir())]
+    files = sorted(p.relative_to(data_dir).as_posix() for folder in searched for p in folder.iterdir() if p.is_file())
     other = sorted(f"{p.name}/" for p in data_dir.iterdir() if p.is_dir() and p.name not in folders)
     return DataError(
         f"--data_dir {data_dir} has no {split} split of {dataset}: looked for {' or '.join(names)} there and under "

@@ -80,19 +80,19 @@ class Published:
             raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}).") from error
 
     def _file(self, split: str, data_dir: Path) -> Path:
-        places = [*(data_dir / folder for folder in self.folders), data_dir]
-        candidates = (place / name for name in self.files[split] for place in places)
+        folders = [*(data_dir / folder for folder in self.folders), data_dir]
+        candidates = (folder / name for name in self.files[split] for folder in folders)
         path = next((c for c in candidates if c.is_file()), None)
         if path is None:
             raise missing_local(self.name, split, data_dir, self.files[split], self.folders)
         return path
 
     def _examples(
-        self, split: str, place: str, records: Iterable[tuple[int, Row]], to_hub_row: Callable[[Row], Row]
+        self, split: str, location: str, records: Iterable[tuple[int, Row]], to_hub_row: Callable[[Row], Row]
     ) -> Iterator[Example | None]:
         for row, (number, record) in enumerate(records):
             try:
                 text, fields = self.to_example(to_hub_row(record), split)
             except Malformed as fault:
-                raise DataError(f"{place} {number}: {fault}.") from fault
+                raise DataError(f"{location} {number}: {fault}.") from fault
             yield Example(make_example_id(self.name, split, row, text), text, fields) if text else None

@@ -1,4 +1,4 @@
-"""The data sets by name. A new one is a row here and a module that says where it is and what its rows are."""
+"""The data sets by name. A new one is a row here and a module with its location and its rows."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping

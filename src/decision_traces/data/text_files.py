@@ -42,10 +42,10 @@ class TextRow:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A row as it stands in its table, and how to name its place in messages."""
+    """A row as it stands in its table, and how to name its location in messages."""
 
     number: int
-    place: str
+    location: str
     values: Mapping[str, Any]
 
 
@@ -103,14 +103,14 @@ def _jsonl(path: Path, where: str, column: str) -> Iterator[Record]:
         for number, line in enumerate(stream):
             if not line.strip():
                 continue
-            place = f"{where}, line {number + 1}"
+            location = f"{where}, line {number + 1}"
             try:
                 record = json.loads(line, object_pairs_hook=_named_once)
             except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
-                raise DataError(f"{place}: not JSON ({first_line(error)}).") from error
+                raise DataError(f"{location}: not JSON ({first_line(error)}).") from error
             if not isinstance(record, dict):
-                raise DataError(f"{place}: expected an object with a column {column}, got {_kind(record)}.")
-            yield Record(number, place, record)
+                raise DataError(f"{location}: expected an object with a column {column}, got {_kind(record)}.")
+            yield Record(number, location, record)
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,15 +132,15 @@ def _csv(path: Path, where: str, column: str) -> Iterator[Record]:
             _need(column, header, where)
             number = 0
             while True:
-                place = f"{where}, line {reader.line_num + 1}"
+                location = f"{where}, line {reader.line_num + 1}"
                 cells = _cells(reader, where)
                 if cells is None:
                     return
                 if cells and len(cells) != len(header):
                     named = ", ".join(header)
-                    raise DataError(f"{place}: expected {len(header)} cells ({named}), got {len(cells)}.")
+                    raise DataError(f"{location}: expected {len(header)} cells ({named}), got {len(cells)}.")
                 if cells:
-                    yield Record(number, place, dict(zip(header, cells, strict=True)))
+                    yield Record(number, location, dict(zip(header, cells, strict=True)))
                     number += 1
     finally:
         csv.field_size_limit(most)
@@ -209,45 +209,45 @@ def rows_of_records(records: Iterable[Record], column: str = TEXT) -> Iterator[T
     """
     sources: dict[str, str] = {}
     for record in records:
-        _need(column, record.values, record.place)
-        text = _text(record.values[column], column, record.place)
+        _need(column, record.values, record.location)
+        text = _text(record.values[column], column, record.location)
         others = {n: v for n, v in record.values.items() if n != column}
         for name in others:
             if sources.setdefault(field_name(name), name) != name:
                 both = f"{sources[field_name(name)]} and {name}"
-                raise DataError(f"{record.place}: {both} would both be {field_name(name)} in the run. Rename one.")
-        yield TextRow(record.number, text, {field_name(n): _field(v, n, record.place) for n, v in others.items()})
+                raise DataError(f"{record.location}: {both} would both be {field_name(name)} in the run. Rename one.")
+        yield TextRow(record.number, text, {field_name(n): _field(v, n, record.location) for n, v in others.items()})
 
 
-def _text(value: object, column: str, place: str) -> str:
+def _text(value: object, column: str, location: str) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise DataError(f"{place}: {column} holds {_kind(value)}, where a text belongs.")
-    return _unicode(str(value), place)
+        raise DataError(f"{location}: {column} holds {_kind(value)}, where a text belongs.")
+    return _unicode(str(value), location)
 
 
-def _field(value: object, column: str, place: str) -> FieldValue:
+def _field(value: object, column: str, location: str) -> FieldValue:
     """Return a value as it may stand in a column; what has an inner structure as JSON, dates and the like as text."""
     if isinstance(value, str):
-        return _unicode(value, place)
+        return _unicode(value, location)
     if isinstance(value, int) and not -_LARGEST_INT <= value < _LARGEST_INT:
         return str(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        return [_unicode(v, place) for v in value]
+        return [_unicode(v, location) for v in value]
     if not isinstance(value, list | tuple | dict):
         return str(value)
     try:
-        return _unicode(json.dumps(value, ensure_ascii=False, default=str), place)
+        return _unicode(json.dumps(value, ensure_ascii=False, default=str), location)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: {column} cannot be kept ({first_line(error)}).") from error
+        raise DataError(f"{location}: {column} cannot be kept ({first_line(error)}).") from error
 
 
-def _unicode(text: str, place: str) -> str:
+def _unicode(text: str, location: str) -> str:
     if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-        raise DataError(f"{place}: half a surrogate pair is not valid Unicode.")
+        raise DataError(f"{location}: half a surrogate pair is not valid Unicode.")
     return text
 
 

@@ -1,6 +1,6 @@
 """`ud_ewt`: the sentences of the English Web Treebank in Universal Dependencies (Silveira et al. 2014).
 
-The text is the sentence as it was written; the words of the treebank are left alone. The treebank is revised twice
+The text is the sentence as it was written; the words of the treebank are not used. The treebank is revised twice
 a year, so the hub's revision and a local one can differ in some sentences, which then have other ids.
 """
 

@@ -1,6 +1,6 @@
 """What each analysis leaves in a run: its folder, its files, the command that makes it, the panels that show it.
 
-Names of these files stand here alone. Nothing here computes anything: see `analysis.registry`.
+Only this module names these files. Nothing here computes anything: see `analysis.registry`.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class Panel:
     Attributes:
         name: The page's word for it.
         artifact: What it shows.
-        not_yet: What it says where that has not been computed.
+        not_yet: Its text where that has not been computed.
     """
 
     name: str

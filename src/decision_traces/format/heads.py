@@ -18,7 +18,7 @@ class Head:
     Attributes:
         logits: Whether it gives any.
         words: Whether these are over the vocabulary; then the head must be the checkpoint's own.
-        encoder: Whether the model is an encoder alone, whose tokens see one another in both directions.
+        encoder: Whether the model is only an encoder, whose tokens see one another in both directions.
         target: Whether a decoder reads a target of its own beside the text.
         choices: Whether it scores choices, each by itself; such a head may be new, and then decides nothing.
     """
@@ -31,7 +31,7 @@ class Head:
 
     @property
     def decoder(self) -> bool:
-        """Whether the model is a decoder alone."""
+        """Whether the model is only a decoder."""
         return not self.encoder and not self.target
 
 

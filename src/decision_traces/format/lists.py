@@ -30,7 +30,7 @@ class Spans:
 
 
 def is_label(kind: pa.DataType) -> bool:
-    """Return whether a column of a type says one thing of an example that can be grouped or sorted by."""
+    """Return whether a column of a type has one value an example, to group or sort by."""
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return bool(text or pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
 

@@ -1,4 +1,4 @@
-"""What is known about a run: `meta.json` is written and read here alone, every field with its kind and its bounds."""
+"""What is known about a run: `meta.json` is written and read only here, every field with its kind and its bounds."""
 
 import re
 from collections.abc import Mapping
@@ -213,7 +213,7 @@ class RunMeta:
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> "RunMeta":
-        """Return what the content of a `meta.json` says; nothing raises, `problems` names what does not fit."""
+        """Read the content of a `meta.json`; nothing raises, `problems` names what does not fit."""
         values: dict[str, Any] = {}
         problems = []
         figures: dict[str, Any] = {}

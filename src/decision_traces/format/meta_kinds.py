@@ -1,4 +1,4 @@
-"""What a value of a JSON file may be: each kind returns it as Python has it, or says what it is not.
+"""What a value of a JSON file may be: each kind returns it as a Python value, or names what it should be.
 
 A kind is a function that raises `ValueError` with a few words. Numbers have bounds, so that no file can make a reader
 build more than it holds.

@@ -64,7 +64,7 @@ class Stage:
 
     Attributes:
         name: What it is called inside: of a hook point, a check, a convention.
-        order: Its place in the order of computation: within a layer; `once` ones before (below 0) or behind it.
+        order: Its rank in the order of computation: within a layer; `once` ones before (below 0) or behind it.
         axes: Axes of its array behind the example (and choice).
         capture: The word of `--capture` that adds its array; None where it has no array of its own.
         array, group: Name of the array, and of its Zarr group; `{side}` is `dec`, `enc` or `enc_mc`, `{self}` what
@@ -72,14 +72,14 @@ class Stage:
         key: The array's name in its group.
         prefixes: Where it can be.
         part: The part of a layer that it is about, which not all layers may have; None where every layer has it.
-        made_of: Of an array that repeats others: the stage that stands at its first place, the one that stands at
-            each place behind (that of the layer before), and maybe the one at its last.
+        made_of: Of an array that repeats others: the stage at its first index, the one at each index behind it
+            (that of the layer before), and maybe the one at its last.
         bounds: The least and the largest value it can have; None where it can have any.
         needs_eager: Whether only eager attention computes it.
-        check: Its self-check; None where others' say it all.
+        check: Its self-check; None where those of other stages cover it.
         checked_with: Stages that its check needs to have recorded too.
         convention: What it is, in the `meta.json` of runs that hold it; empty where each model has its own sentence.
-        always_told: Whether that stands in every run's.
+        always_told: Whether every run has that sentence.
     """
 
     name: str

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from decision_traces.errors import ModelError, first_line
 from decision_traces.format.arrays import ModelTask
+from decision_traces.format.heads import HEADS
 from decision_traces.model.checkpoint import task_of_class
 from decision_traces.model.load import AS_WE_READ, Attention, LoadedModel
 
@@ -84,7 +85,7 @@ def traced_part(model: nn.Module, task: ModelTask | None = None) -> PreTrainedMo
         ModelError: It is no model of transformers, or none for this task.
     """
     plain = plain_model(model)
-    if task == "encode":
+    if task is not None and not HEADS[task].logits:
         plain = plain.base_model
     own = task_of_class(plain)
     if task not in {None, own}:

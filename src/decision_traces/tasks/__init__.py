@@ -1,4 +1,4 @@
-"""The kinds of decision that can be traced: one module each, which says all that the rest of the house asks about it.
+"""The kinds of decision that can be traced: one module each, with all that the rest of the package asks about it.
 
 A new kind is a module here, a line in `TASKS`, and what runs a model for it in `extract`.
 """

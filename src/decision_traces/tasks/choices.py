@@ -75,7 +75,7 @@ def check_choices(rows: TokenTable, label: str) -> Iterator[CheckResult]:
 
 def _figures(table: "pd.DataFrame") -> Sequence[np.ndarray]:
     """Return probability, entropy and margin of the choices; a choice of probability 0 adds no entropy."""
-    if not set(_FIGURES) <= set(table.columns):  # older tools kept the verdict alone
+    if not set(_FIGURES) <= set(table.columns):  # older tools kept only the verdict
         return [np.full(len(table), np.nan)] * 3
     probs, logits = (np.stack(table[c].to_list()).astype(np.float64) for c in ("choice_probs", "choice_logits"))
     chosen = np.take_along_axis(probs, table["pred_idx"].to_numpy(dtype=np.int64)[:, None], axis=1)[:, 0]

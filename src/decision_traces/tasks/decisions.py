@@ -1,4 +1,4 @@
-"""Decisions as analyses take them: where each was made, what is true, what was said, the closest competitor."""
+"""Decisions as analyses take them: where each was made, what is true, what was predicted, the competitor."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -21,7 +21,7 @@ class Choices:
 
     Attributes:
         labels: n tuples of C labels, as in the prompt ("A", "B", ...).
-        token_ids: (n, C) the token that says each answer; of an answer of several tokens the first.
+        token_ids: (n, C) the token of each answer; of an answer of several tokens the first.
         correct_idx: (n,) the right answer; -1 where it is not known.
         pred_idx: (n,) the answer the model gave.
         logits: (n, C) the model's logits of these tokens.

@@ -14,7 +14,7 @@ class Figure:
     """One figure of the list.
 
     Attributes:
-        name: Its place in the URL.
+        name: What the URL calls it.
         label: What it is called.
         unit: Unit, or empty.
         values: (n,) NaN where an example has none; of a category, the index of its name.

@@ -1,4 +1,4 @@
-"""Masked tokens: what an encoder says stood where its mask token stands."""
+"""Masked tokens: what an encoder predicts where its mask token stands."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -78,7 +78,7 @@ def _check(tokens: TokenTable) -> Iterator[CheckResult]:
     repeated = (np.diff(row, prepend=-1) == 0) & (np.diff(pos, prepend=-1) <= 0)
     yield rule("masked_pos", outside | repeated, labels, "masked positions are tokens of the text, in ascending order")
     if not outside.any() and "input_ids" in usable:
-        with suppress(DamagedRunError):  # the column's own check says so
+        with suppress(DamagedRunError):  # the column's own check reports it
             yield _replaced(entries_at(table.column("input_ids"), row, pos), flat, known, labels)
     for name in ("masked_true_ids", "masked_pred_ids"):
         if name in flat and vocab_size:
@@ -112,7 +112,7 @@ def _replaced(read: np.ndarray, flat: dict[str, pa.Array], known: np.ndarray, la
 
 
 def _decisions(table: pa.Table) -> Decisions:
-    """Return a decision for every masked token; a competitor is told only where the model was wrong."""
+    """Return a decision for every masked token; the competitor is known only where the model was wrong."""
     each = pc.list_value_length(table.column("masked_pos").combine_chunks()).to_numpy(zero_copy_only=False)
     row = np.repeat(np.arange(table.num_rows), each)
     flat = pa.table({name: table.column(name).combine_chunks().flatten() for name in _READ})

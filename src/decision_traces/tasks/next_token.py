@@ -1,4 +1,4 @@
-"""Next token: what a decoder says at the end of a text, whose last token is the truth, and what would come after it."""
+"""Next token: a decoder's prediction of the last token of a text, and of what would come after it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial

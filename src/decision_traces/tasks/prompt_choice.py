@@ -1,4 +1,4 @@
-"""Prompt choice: which answer to a question a decoder gives, read off what it says at the end of the prompt."""
+"""Prompt choice: which answer to a question a decoder gives, read off its prediction at the end of the prompt."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -131,8 +131,8 @@ def _note(table: pa.Table) -> str | None:
     apart = _begin_apart(table)
     lead = rectangle(table.column(FIRST_LOGITS)).argmax(1) == table.column("pred_idx").to_numpy()
     return (
-        "The answers were scored as whole texts. The model's inner path ends before them, so what is said of it is "
-        f"about their first tokens: of {apart.sum()} questions in which these differ, the answer given leads with its "
+        "The answers were scored as whole texts. The activations end before them, so the figures here are about "
+        f"their first tokens: of {apart.sum()} questions in which these differ, the answer given leads with its "
         f"own in {(apart & lead).sum()}; {(~apart).sum()} questions are left out."
     )
 

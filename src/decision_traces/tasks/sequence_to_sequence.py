@@ -1,4 +1,4 @@
-"""Sequence to sequence: what a decoder says of a target while it attends to a text that an encoder read."""
+"""Sequence to sequence: what a decoder predicts of a target while it attends to a text that an encoder read."""
 
 from collections.abc import Mapping
 from dataclasses import replace

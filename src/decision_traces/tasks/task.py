@@ -49,7 +49,7 @@ class Reading:
     Attributes:
         needs: The column without which there are none; where it holds numbers, they are positions, -1 for no decision.
         columns: What is read.
-        read: Makes decisions of these columns; it gets the example_id besides.
+        read: Makes decisions of these columns; it gets the example_id too.
         kept: In which runs its position is kept: those of all positions, of the next, the last, or some by number.
         none: Why a run may have no such decision.
     """
@@ -67,11 +67,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The column that says whether the answer of an example is right, and how sure the model was.
+    """The column that holds whether the answer of an example is right, and how sure the model was.
 
     Attributes:
         column: True, False, or null where the truth is not known.
-        columns: What `figures` reads besides.
+        columns: What else `figures` reads.
         figures: Table → probability of the answer given, entropy (nats), margin (logits); NaN where there is none.
     """
 
@@ -85,7 +85,7 @@ class Note:
     """A sentence on what analyses of a run leave out.
 
     Attributes:
-        columns: What is looked at; a run without the first has nothing to be said.
+        columns: What is looked at; a run without the first needs no note.
         say: Table → the sentence, None where nothing is left out.
     """
 
@@ -104,11 +104,11 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a model said at one position.
+    """What a model predicted at one position.
 
     Attributes:
-        true, pred: What was there, None where that is not known; what the model says.
-        entropy, margin, rank: Of the distribution, nats; best minus second logit; rank of what was there.
+        true, pred: The true token, None where it is not known; the predicted one.
+        entropy, margin, rank: Entropy of the distribution, nats; best minus second logit; rank of the true token.
         top: The most probable tokens, best first.
     """
 
@@ -128,7 +128,7 @@ class Prediction:
         pos: Its position, None where it is made at no one position.
         correct: Whether it is right; None where that is not known.
         known: Whether the truth is.
-        said: What was said; None where it is between choices (see `Option`).
+        said: What was predicted; None where it is between choices (see `Option`).
     """
 
     pos: int | None
@@ -175,7 +175,7 @@ class ListRow:
     Attributes:
         text: What it is about.
         from_end: Whether the end of that is shown, where the prediction is made.
-        target, said: What is true and what was said; `{kind}` stands for the run's first kind of decision.
+        target, said: Columns of the true and of the predicted answer; `{kind}` is the run's first kind of decision.
         search: What is searched in.
     """
 
@@ -198,7 +198,7 @@ def no_checks(rows: TokenTable) -> Iterator[CheckResult]:
 
 
 def no_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Return nothing to be said."""
+    """Return no lines."""
     return []
 
 
@@ -242,10 +242,10 @@ class Task:
         position_lists: Columns of lists of such positions.
         may_hold_nulls: Columns whose lists may.
         check: Checks the columns of the kind against one another and the tokens.
-        headline: What is said after an extraction of the meta's figures, in lines.
+        headline: Lines about the meta's figures, printed after an extraction.
         decisions: Decisions that are made once an example, at one position of a decoder, the run's own first.
         many: Decisions that an example may have several of.
-        verdict: Which column says whether an answer is right.
+        verdict: Which column holds whether an answer is right.
         note: What analyses of its decisions leave out.
         choices: Whether it is decided between choices: "tokens", by what comes after a prompt, or "sequences", each of
             which the model reads by itself, so that every array has an axis of choices.

@@ -59,7 +59,7 @@ def true_tokens(table: pa.Table, rows: np.ndarray, positions: np.ndarray, input_
     try:
         return entries_at(table.column(input_ids), rows, positions)
     except DamagedRunError:
-        return None  # the column's own check says so
+        return None  # the column's own check reports it
 
 
 def check_positions(

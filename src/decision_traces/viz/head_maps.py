@@ -16,7 +16,7 @@ _COLUMNS = 3
 def save_head_maps(heads: HeadMeans, path: Path, title: str) -> Path:
     """Draw the figures of all heads as maps, the first layer at the bottom, and save them as PNG.
 
-    Masses are drawn from 0 to the largest head, entropy and distance likewise; a map's colour bar says its unit.
+    Masses are drawn from 0 to the largest head, entropy and distance likewise; a map's colour bar has its unit.
     Heads that no example could measure stay white.
 
     Args:

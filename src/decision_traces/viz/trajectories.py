@@ -27,7 +27,7 @@ class _Panel:
 def save_trajectories(lens: LensTrajectories, depth: DecisionDepth, path: Path, title: str) -> Path:
     """Draw the lens trajectories of a run and save them as PNG.
 
-    Six panels over the layers: the probability of what the model says in the end, the probability of the actual
+    Six panels over the layers: the probability of the model's prediction at the end, the probability of the actual
     token, the lead of the target (the actual token; where it is not known, the predicted one) over its competitor,
     the entropy, how far the distribution is from the final one, and the share of decisions that stand. Lines are
     medians, bands the middle half of the examples.

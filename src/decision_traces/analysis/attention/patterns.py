@@ -69,7 +69,7 @@ def measure_heads(attn: Float[np.ndarray, "head n n"], repeats: Repetitions) -> 
     if n < 2:
         return result
     p = attn.astype(np.float32)
-    first = 1 if repeats.causal else 0  # the first query of a decoder sees itself alone
+    first = 1 if repeats.causal else 0  # the first query of a decoder sees only itself
     probs = p[:, first:]
     # p ln p is 0 where p is: the bound under the logarithm keeps 0·ln 0 out and changes no float16 above 0.
     result[:, 0] = -(probs * np.log(np.maximum(probs, _TINY))).sum(2).mean(1)

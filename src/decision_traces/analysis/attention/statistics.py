@@ -147,7 +147,7 @@ def attention_statistics(
     need_whole(array, "what a head looks at", positions=True)
     column, spans = f"{store.token_prefix(array.spec.side)}input_ids", array.spans
     if column not in store.columns:
-        raise DataError(f"{store.run_dir} has no {column}: which tokens are alike cannot be told.")
+        raise DataError(f"{store.run_dir} has no {column}: which tokens are alike is not known.")
     ids = read_columns(store, (column,)).column(column)
     n, n_layers, n_heads = array.size(EXAMPLE), array.size(LAYER), array.size(HEAD)
     per = spans.start[:1].size if n else 1
@@ -171,7 +171,7 @@ def attention_statistics(
 
 
 def attention_array(store: TraceStore) -> str:
-    """Return the name of the attention a run has, or of what it would have: asking for that says what is there."""
+    """Return the name of a run's attention array, or of the one it would have: reading that names what is there."""
     side = store.sides[0]
     expected = "enc_mc_attn" if store.task.reads_choices else f"{side}_self_attn"
     return next((name for name in ATTENTION_ARRAYS if store.has(name)), expected)

@@ -69,7 +69,7 @@ def encoder_attribution(store: TraceStore, loaded: LoadedModel, *, progress: Pro
 
     Method: direct logit attribution (Elhage et al. 2021) with all norms frozen, along the slope of the head. The
     model is run once more on the choices of every question, because a normed stream does not keep what was written
-    into it. Where the right choice is not known, the one given takes its place.
+    into it. Where the right choice is not known, the predicted one is split instead.
 
     Args:
         store: A multiple-choice run; it needs no arrays.

@@ -1,4 +1,4 @@
-"""A norm held fixed: at one residual vector a LayerNorm or RMSNorm is a linear map, and its parts can be told apart.
+"""A frozen norm: at one residual vector a LayerNorm or RMSNorm is a linear map, so it can be split into parts.
 
 At x such a norm is `s(x) * weight * (v - m * mean(v)) + bias` with v = x, where m is 1 for LayerNorm and 0 for
 RMSNorm. With s kept at what x gives, the map is linear in v, and what the norm makes of a sum is the sum of what it

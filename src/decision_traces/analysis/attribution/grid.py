@@ -52,7 +52,7 @@ def attribution_and_grid(
 ) -> tuple[Attribution, Int64[np.ndarray, " ids"]]:
     """Split leads at many positions: keep all of that in a folder, and return that of the decisions.
 
-    Method: as `direct_attribution`, which gives the same of the decisions alone: every state is read once.
+    Method: as `direct_attribution`, which gives the same for the decisions only: every state is read once.
 
     Memory: the result, the states of some examples (a few MB, several times over in float64), and for heads what they
     put out in one layer of these examples.

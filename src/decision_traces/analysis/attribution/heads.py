@@ -146,7 +146,7 @@ def find_head_writers(store: TraceStore, loaded: LoadedModel) -> tuple[HeadWrite
 
 
 def _writes(store: TraceStore) -> list[tuple[Point, ...]]:
-    """Return where each layer's attention wrote: the states after and before it, or what it wrote alone.
+    """Return where each layer's attention wrote: the states after and before it, or only what it wrote.
 
     Raises:
         NotCapturedError: The run holds neither.
@@ -202,7 +202,7 @@ def _samples(parts: Iterator[Part]) -> Iterator[Part]:
 
 
 def _record(store: TraceStore, loaded: LoadedModel, decisions: Decisions, which: int) -> list[_Call]:
-    """Run the model on one example of the run, alone, and keep what every module saw at the decision."""
+    """Run the model on one example of the run and return the input and output of every module at the decision."""
     row = int(decisions.row[which])
     ids = torch.from_numpy(store.encodings(row, trim=True)["input_ids"])[None].to(loaded.device)
     at = int(decisions.position[which] - store.spans.start[row])

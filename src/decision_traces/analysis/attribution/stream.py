@@ -64,7 +64,7 @@ def layer_writes(store: TraceStore) -> tuple[Point, tuple[LayerWrites, ...]]:
     """Return where a run holds what its embedding and its layers wrote.
 
     `resid` holds all of it. Where it, or the state between attention and MLP, is missing, `hidden` with `attn_out` and
-    `mlp_out` (or `attn_out` alone, where every state behind a layer is there) take its place.
+    `mlp_out` (or only `attn_out`, where every state behind a layer is there) take its place.
 
     Raises:
         NotCapturedError: The run holds neither.
@@ -74,7 +74,7 @@ def layer_writes(store: TraceStore) -> tuple[Point, tuple[LayerWrites, ...]]:
     after = _held(store, "dec_res_post_mlp") if store.has("dec_res_post_mlp") else [*hidden[1:], None]
     summed = after[-1] is None  # the last of `hidden` is normed
     if None in after[:-1] or (summed and None in (hidden[-1], attn[-1], mlp[-1])):
-        path_of(store, "post_mlp")  # says what is missing
+        path_of(store, "post_mlp")  # raises an error that names what is missing
     middle: Sequence[Point | None] = [None] * store.L
     if (store.has("dec_res_post_attn") and not summed) or (None in attn and None in mlp):
         middle = path_of(store, "post_attn")

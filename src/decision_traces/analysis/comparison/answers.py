@@ -50,7 +50,7 @@ class FinalAnswers:
 def final_answers(store: TraceStore) -> FinalAnswers:
     """Return the final answer of every example whose correctness is known.
 
-    Its kind of decision names the column that says it (`Task.verdict`). Examples without an answer key, or too short
+    Its kind of decision names the column for it (`Task.verdict`). Examples without an answer key, or too short
     for a prediction, are left out.
 
     Args:
@@ -85,7 +85,7 @@ def all_answers(store: TraceStore) -> pd.DataFrame:
 
 
 def _verdict(store: TraceStore) -> Verdict:
-    """Return what says whether an answer is right."""
+    """Return the column that holds whether an answer is right."""
     verdict = store.task.verdict
     if verdict is None or verdict.column not in store.columns:
         raise UsageError(f"{store.run_dir} has no predictions: neither next_correct nor is_correct is in its table.")

@@ -73,8 +73,8 @@ def calibrate(confidence: Float[np.ndarray, " n"], correct: Bool[np.ndarray, " n
     if not ((p >= 0) & (p <= 1 + 1e-6)).all():
         raise DataError(f"Confidences must be from 0 to 1, got {p.min()} to {p.max()}.")
     edges = np.arange(n_bins + 1) / n_bins
-    place = np.clip(np.searchsorted(edges, p, side="left") - 1, 0, n_bins - 1)
-    count, total, hits = (np.bincount(place, weights=w, minlength=n_bins) for w in (None, p, right))
+    bin_index = np.clip(np.searchsorted(edges, p, side="left") - 1, 0, n_bins - 1)
+    count, total, hits = (np.bincount(bin_index, weights=w, minlength=n_bins) for w in (None, p, right))
     low, high = _wilson(hits, count.astype(np.float64))
     return Calibration(
         edges=edges,

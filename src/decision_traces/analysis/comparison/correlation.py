@@ -93,7 +93,7 @@ def correlate(
     """
     if n_boot < 1 or not 0 < level < 1:
         raise UsageError(f"n_boot must be 1 or more and level between 0 and 1, got {n_boot} and {level}.")
-    values, names, places = flattened(figures, len(number), axes)
+    values, names, indices = flattened(figures, len(number), axes)
     n, r = _pearson(values, number, np.ones((1, len(number))))
     rng = np.random.default_rng(seed)
     drawn = np.concatenate([_pearson(values, number, counts)[1] for counts in draws(len(number), n_boot, rng)])
@@ -101,7 +101,7 @@ def correlate(
     p_value = _p_value(r[0], n[0])
     estimate = Estimate(r[0], low, high)
     return Correlation(
-        names, places, n[0].astype(np.int64), estimate, p_value, false_discovery(p_value), level, len(names)
+        names, indices, n[0].astype(np.int64), estimate, p_value, false_discovery(p_value), level, len(names)
     )
 
 

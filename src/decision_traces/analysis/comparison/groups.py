@@ -136,7 +136,7 @@ def compare_groups(
 
     Args:
         figures: Name to values, one per example, (n,), or (n, depth), (n, layer, head) and the like. What is not
-            finite is left out of that figure alone.
+            finite is left out of that figure only.
         correct: (n,) whether the example is right; of any two groups, whether it is in the first.
         axes: Names of the axes after the first, the same for all figures.
         n_boot: Bootstrap draws.
@@ -147,14 +147,14 @@ def compare_groups(
     Raises:
         UsageError: The shapes do not agree, or n_boot or level makes no sense.
     """
-    values, names, places = flattened(figures, len(correct), axes)
-    return replace(_compare(values, correct, names, places, (n_boot, level, seed)), groups=groups)
+    values, names, indices = flattened(figures, len(correct), axes)
+    return replace(_compare(values, correct, names, indices, (n_boot, level, seed)), groups=groups)
 
 
 def flattened(
     figures: Mapping[str, Float[np.ndarray, "n ..."]], n: int, axes: Sequence[str]
 ) -> tuple[Float64[np.ndarray, "n m"], tuple[str, ...], dict[str, Int64[np.ndarray, " m"]]]:
-    """Return figures of n examples as columns, with the name of each and its place on the axes.
+    """Return figures of n examples as columns, with the name of each and its index on the axes.
 
     Raises:
         UsageError: Their shapes do not agree.
@@ -182,7 +182,7 @@ def compare_frame(
     """Compare columns of a table in long form; see `compare_groups`.
 
     Args:
-        frame: Columns `example_id`, `correct`, the axes and the figures; one row per example and place on the
+        frame: Columns `example_id`, `correct`, the axes and the figures; one row per example and index on the
             axes. Rows whose `correct` is null are left out.
         figures: Columns to compare.
         axes: Columns that say where in the model a row belongs: `depth`, or `layer` and `head`.
@@ -191,7 +191,7 @@ def compare_frame(
         seed: Of the draws.
 
     Raises:
-        UsageError: A column is missing, or an example has two rows for one place.
+        UsageError: A column is missing, or an example has two rows for one index.
     """
     if missing := [c for c in ("example_id", "correct", *axes, *figures) if c not in frame]:
         raise UsageError(f"The table has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}.")
@@ -201,18 +201,18 @@ def compare_frame(
     truth = answered.groupby("example_id", sort=False)["correct"].first().astype(bool)
     blocks: list[np.ndarray] = []
     names: list[str] = []
-    places: list[tuple[int, ...]] = []
+    indices: list[tuple[int, ...]] = []
     for name in figures:
         wide = answered.set_index(["example_id", *axes])[name]
         table = wide.unstack(list(axes)) if axes else wide.to_frame()  # noqa: PD010 (pivot sorts examples)
         blocks.append(table.reindex(truth.index).to_numpy(dtype=np.float64, na_value=np.nan))
         names += [name] * table.shape[1]
-        places += list(table.columns.to_frame(index=False).itertuples(index=False, name=None)) if axes else [()]
+        indices += list(table.columns.to_frame(index=False).itertuples(index=False, name=None)) if axes else [()]
     return _compare(
         np.concatenate(blocks, axis=1),
         truth.to_numpy(dtype=bool),
         tuple(names),
-        {axis: np.array([place[i] for place in places], np.int64) for i, axis in enumerate(axes)},
+        {axis: np.array([index[i] for index in indices], np.int64) for i, axis in enumerate(axes)},
         (n_boot, level, seed),
     )
 
@@ -292,7 +292,7 @@ def _rank_test(
     for columns in (*blocks, *np.flatnonzero(enough & ~gapless)[:, None]):
         if len(columns) == 0:
             continue
-        # A block has no gaps and a column with gaps is alone: dropping rows drops that column's gaps only.
+        # A block has no gaps and a column with gaps is a block of its own: dropping rows drops that column's gaps only.
         a, b = (g[np.isfinite(g[:, columns]).all(1)][:, columns] for g in (right, wrong))
         test = mannwhitneyu(a, b, axis=0, method="exact" if exact[columns[0]] else "asymptotic")
         auroc[columns], p_value[columns] = test.statistic / (len(a) * len(b)), test.pvalue
@@ -302,7 +302,7 @@ def _rank_test(
 def _is_exact(
     right: Float64[np.ndarray, "n_right m"], wrong: Float64[np.ndarray, "n_wrong m"]
 ) -> Bool[np.ndarray, " m"]:
-    """Return where the exact distribution of U is due: a small group and no ties, decided for each column alone."""
+    """Return where the exact distribution of U is due: a small group and no ties, decided for each column by itself."""
     ordered = np.sort(np.concatenate([right, wrong]), axis=0)
     tied = (np.diff(ordered, axis=0) == 0).any(0)
     small = np.minimum(np.isfinite(right).sum(0), np.isfinite(wrong).sum(0)) <= _EXACT_UP_TO

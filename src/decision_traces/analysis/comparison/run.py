@@ -93,7 +93,7 @@ def _by(store: TraceStore, labels: Labels, options: CompareOptions, counting: Co
 
 
 def _figures(store: TraceStore, options: CompareOptions, counting: Counting) -> tuple[RunFigures, dict[str, str]]:
-    """Return what a run tells, and why it does not tell the rest."""
+    """Return the figures of a run, and why others are missing."""
     figures = run_figures(store, counting, options.model_path, trust_remote_code=options.trust_remote_code)
     return figures, dict(figures.left_out)
 

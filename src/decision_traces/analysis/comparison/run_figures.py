@@ -1,4 +1,4 @@
-"""Everything a run tells of its examples in numbers, for comparisons: the answer, its depth, what heads look at."""
+"""The figures of a run's examples, for comparisons: the answer, its depth, what heads look at."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """What a run tells; `left_out` says why it does not tell the rest."""
+    """Figures of a run; `left_out` has the reason why others are missing."""
 
     sections: dict[str, Section] = field(default_factory=dict)
     heads: HeadMeans | None = None
@@ -46,7 +46,7 @@ class RunFigures:
 def run_figures(
     store: TraceStore, counting: Counting, model_path: Path | None = None, *, trust_remote_code: bool = False
 ) -> RunFigures:
-    """Return what a run tells of its examples.
+    """Return the figures of a run's examples.
 
     Args:
         store: Any run.

@@ -17,7 +17,7 @@ from decision_traces.store import TraceStore
 def lens_by_choice(store: TraceStore, unembedding: Unembedding, *, progress: Progress | None = None) -> LensByChoice:
     """Read at every depth how far each answer is ahead, as if the model ended there.
 
-    Method: the logit lens (nostalgebraist 2020) on the tokens of the answers alone; probabilities are the softmax
+    Method: the logit lens (nostalgebraist 2020) on the tokens of the answers only; probabilities are the softmax
     over these.
 
     Args:

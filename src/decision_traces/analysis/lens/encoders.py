@@ -33,7 +33,7 @@ def load_head(
         store: A multiple-choice run.
         model_path: Where the model lies now, if not where it lay then.
         device: "auto" (a GPU if there is one) or a torch device.
-        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
+        trust_remote_code: Run Python that the model brings along; what the run recorded about it does not count.
 
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.

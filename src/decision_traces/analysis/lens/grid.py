@@ -46,7 +46,7 @@ def lens_and_grid(
 ) -> tuple[LensTrajectories, Int64[np.ndarray, " ids"]]:
     """Look through the lens at many positions: keep all of that in a folder, and return that of the decisions.
 
-    Method: as `logit_lens`, which gives the same of the decisions alone: no state goes through the unembedding twice.
+    Method: as `logit_lens`, which gives the same for the decisions only: no state goes through the unembedding twice.
 
     Memory: the trajectories, states and results of some examples (a few MB), and the logits of some rows (64 MB on a
     CPU, a few times over).

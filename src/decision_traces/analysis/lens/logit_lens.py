@@ -22,10 +22,10 @@ from decision_traces.memory import freed_memory_kept
 from decision_traces.store import TraceStore
 from decision_traces.tasks.decisions import Decisions, Kind
 
-# Above the rounding of any type (which bfloat16 alone makes large), far below a norm or a scale left out.
+# Above the rounding of any type (large only for bfloat16), far below a norm or a scale left out.
 _MOST_ERROR: Final = (0.05, 16)  # and so many times the resolution of the run
 _MOST_RATIO: Final = (0.3, 64)  # of the logarithms, in nats
-_SMALL_PROB: Final = 1e-3  # below it a ratio says little: logits far below the top are rounded as coarsely
+_SMALL_PROB: Final = 1e-3  # below it a ratio means little: logits far below the top are rounded as coarsely
 _FOLLOWED: Final = ("true_", "pred_", "competitor_")
 
 
@@ -80,9 +80,9 @@ def logit_lens(
 
 
 def with_competitors(decisions: Decisions, store: TraceStore, unembedding: Unembedding) -> Decisions:
-    """Return the decisions with every competitor known: those the table does not tell are read off the end.
+    """Return the decisions with every competitor known: those that the table does not have are read off the end.
 
-    The table tells none where only one token was kept per prediction (`--next_topk 1`, or older tools).
+    The table has none where only one token was kept per prediction (`--next_topk 1`, or older tools).
     """
     missing = np.flatnonzero(decisions.competitor_id < 0)
     if len(missing) == 0:
@@ -234,7 +234,7 @@ def probability_error(
     """Return the differences of probabilities; infinite where they are more than rounding.
 
     Rounding shows as a small difference of a large probability and as a small ratio of small ones: where a model is
-    nowhere near sure, probabilities without its norm are all small as well, and only their ratio tells.
+    nowhere near sure, probabilities without its norm are all small as well, and only their ratio shows it.
 
     Args:
         by_lens: By the lens.

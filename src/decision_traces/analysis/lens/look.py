@@ -22,7 +22,7 @@ Begin = Callable[[Float[Tensor, "m vocab"], Sequence[tuple[Vocabulary, slice]]],
 def look(
     unembedding: Unembedding, states: Sequence[State], n_top: int, begin: Begin, *, with_end: bool = True
 ) -> Columns:
-    """Return what the lens says at every depth.
+    """Return the statistics of the lens at every depth.
 
     Args:
         unembedding: The model's final norm and output embedding.
@@ -51,7 +51,7 @@ def look(
 
 
 def _statistics(one: Vocabulary, last: Vocabulary) -> Columns:
-    """Describe some distributions; `last` is what the model says at its end of the same positions."""
+    """Describe some distributions; `last` are those at the model's end, at the same positions."""
     best = one.logit(one.top_ids[:, :2])
     return {
         "top_ids": one.top_ids.astype(np.int32),

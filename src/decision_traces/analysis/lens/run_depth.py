@@ -23,7 +23,7 @@ def run_depth(
         store: A run that captured `hidden`.
         model_path: Where the model lies now, if not where it lay then.
         device: "auto" (a GPU if there is one) or a torch device.
-        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
+        trust_remote_code: Run Python that the model brings along; what the run recorded about it does not count.
 
     Raises:
         TraceError: See `decision_depth`, `lens_by_choice` and `encoder_lens_by_choice`.

@@ -193,7 +193,7 @@ def load_unembedding(
         store: The run.
         model_path: Where the model lies now, if not where it lay then.
         device: "auto" (a GPU if there is one) or a torch device.
-        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
+        trust_remote_code: Run Python that the model brings along; what the run recorded about it does not count.
 
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
@@ -201,7 +201,7 @@ def load_unembedding(
         UnsupportedArchitecture: See `of_model`.
     """
     about, folder = store.about, store.run_dir / UNEMBED_DIR
-    ending = _told_ending(about)
+    ending = _recorded_ending(about)
     in_run = model_path is None and PlainFolder(store.run_dir).has(folder / UNEMBED_FILE)
     if not in_run or ending is None or about.final_norm is None:
         return of_run(store, load_run_model(store, model_path, device, trust_remote_code=trust_remote_code))
@@ -210,8 +210,8 @@ def load_unembedding(
     return Unembedding(norm, head, replace(ending, shift=shift))
 
 
-def _told_ending(about: RunMeta) -> LogitMap | None:
-    """Return what a run says its model makes of what it unembeds; None where that is not told, or another thing."""
+def _recorded_ending(about: RunMeta) -> LogitMap | None:
+    """Return what a run recorded of its model's step behind the unembedding; None where there is none, or another."""
     if about.logit_factor is None:
         return _AS_IT_IS if about.logits_are_unembedded else None
     return LogitMap(about.logit_factor, about.logit_cap)
@@ -243,14 +243,14 @@ def load_run_model(
         model_path: Where the model lies now, if not where it lay then.
         device: "auto" (a GPU if there is one) or a torch device.
         attention: Which attention implementation to load it with.
-        trust_remote_code: Run Python that the model brings along; what the run says of it does not count.
+        trust_remote_code: Run Python that the model brings along; what the run recorded about it does not count.
 
     Raises:
         ModelError: The model cannot be loaded, or its weights are not those of the run.
     """
     about = store.about
     if model_path is None and (in_memory := recall(about.weights_digest)):
-        return _held(store, in_memory, attention)
+        return _matching(store, in_memory, attention)
     source = replace(_source(store, model_path, device, attention), trust_remote_code=trust_remote_code)
     try:
         return _loaded(store, source)
@@ -280,7 +280,7 @@ def _task(store: TraceStore) -> ModelTask:
     return store.about.task or ("causal" if store.arch == "dec" else "multiple_choice")
 
 
-def _held(
+def _matching(
     store: TraceStore, in_memory: Sequence[tuple[nn.Module, PreTrainedTokenizerBase]], attention: Attention
 ) -> LoadedModel:
     """Return a model that is in memory and whose weights are still those of the run."""
@@ -311,7 +311,7 @@ def find_tokenizer(store: TraceStore, model_path: Path | None = None, *, trust_r
 
 
 def _source(store: TraceStore, model_path: Path | None, device: str, attention: Attention = "sdpa") -> ModelSource:
-    """Return where the model of a run lies; where it is the run that says so, that is told before it is loaded."""
+    """Return the location of a run's model; a location that only the run names is logged before loading."""
     about = store.about
     if not about.model:
         raise ModelError(f"{store.run_dir} does not say by which model it was made. Name its folder with --model_path.")
@@ -320,7 +320,9 @@ def _source(store: TraceStore, model_path: Path | None, device: str, attention: 
         model_path = _path_of(store) if named_by_run else demo.MODEL_DIR
     dtype, revision = about.model_dtype or "auto", about.setting("revision")
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ModelError(f"{store.run_dir} says that its model computed in {dtype!r}, which is none of the types here.")
+        raise ModelError(
+            f"{store.run_dir} names {dtype!r} as the type its model computed in, which is none of the types here."
+        )
     source = ModelSource(
         about.model, model_path, about.setting("gguf_file"), revision, device, cast(ModelDtype, dtype), attention
     )
@@ -337,7 +339,7 @@ def _tell(sentence: str) -> None:
 
 
 def _path_of(store: TraceStore) -> Path | None:
-    """Return where the run says that its model lay: seen from here, or else from the run's folder."""
+    """Return the location of the model that the run recorded: seen from here, or else from the run's folder."""
     if store.about.model_path is None:
         return None
     path = Path(store.about.model_path)

@@ -106,7 +106,7 @@ def probe_correctness(
 
     Raises:
         NotCapturedError: The run captured neither `hidden` nor `resid`.
-        UsageError: Right or wrong examples are fewer than folds (the message says how many there are), the run
+        UsageError: Right or wrong examples are fewer than folds (the message has the numbers), the run
             has no predictions, a number makes no sense, or the run does not keep all layers.
         SelectionError: The run does not keep the position at which some answer is given.
     """
@@ -172,7 +172,7 @@ def cross_validate_number(
 ) -> Float64[np.ndarray, " fold"]:
     """Fit a linear probe of a number on all folds but one; return its R² on that one, for each fold.
 
-    Ridge regression on features standardised on the fitting folds, its penalty chosen on these alone.
+    Ridge regression on features standardised on the fitting folds, its penalty chosen on these only.
 
     Args:
         features: (n, d).

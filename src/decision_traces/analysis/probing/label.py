@@ -84,7 +84,7 @@ def probe_label(
 
     Raises:
         NotCapturedError: The run captured neither `hidden` nor `resid`.
-        UsageError: A class has fewer examples than folds (the message says how many there are).
+        UsageError: A class has fewer examples than folds (the message has the numbers).
         SelectionError: The run does not keep the position at which some answer is given.
     """
     states = answer_states(store)

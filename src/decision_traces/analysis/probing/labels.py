@@ -20,7 +20,7 @@ _OURS: Final = frozenset({"example_id", "text"})
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a column says of the examples in which it is not empty.
+    """The values of a column, of the examples in which it is not empty.
 
     Attributes:
         name: The column.
@@ -72,7 +72,7 @@ def labels_of(store: TraceStore, column: str) -> Labels:
     distinct = pc.unique(values).to_pylist() if numbers is None else np.unique(numbers).tolist()
     if len(distinct) < 2:
         only = f"{distinct[0]!r} in all {len(rows)} examples that have it" if distinct else "empty everywhere"
-        raise UsageError(f"--by {column}: {column} is {only}; nothing can be told apart by it.")
+        raise UsageError(f"--by {column}: {column} is {only}; there is nothing to tell apart.")
     if numbers is not None and not (len(distinct) <= _WHOLE_CLASSES and all(v == int(v) for v in distinct)):
         return Labels(column, rows, (), np.zeros(len(rows), np.int64), numbers)
     if len(distinct) > MOST_CLASSES:
@@ -81,9 +81,9 @@ def labels_of(store: TraceStore, column: str) -> Labels:
             f"{MOST_CLASSES} groups can be compared."
         )
     ordered = sorted(distinct, reverse=pa.types.is_boolean(values.type))  # true against false
-    place = {value: i for i, value in enumerate(ordered)}
+    code_of = {value: i for i, value in enumerate(ordered)}
     row_values = values.to_pylist() if numbers is None else numbers.tolist()
-    codes = np.array([place[value] for value in row_values], np.int64)
+    codes = np.array([code_of[value] for value in row_values], np.int64)
     return Labels(column, rows, tuple(map(_name, ordered)), codes, np.full(len(rows), np.nan))
 
 

@@ -54,7 +54,7 @@ def answer_states(store: TraceStore) -> AnswerStates:
     """Return where the answers of a run are given.
 
     That is at `next_pos`, or `answer_pos` in decoder runs over multiple choice; in encoder runs at the first token (of
-    the choice that was picked). A run that captured `resid` alone has the same states, but for the last, which is
+    the choice that was picked). A run that captured only `resid` has the same states, but for the last, which is
     then the one before the model's final norm.
 
     Raises:
