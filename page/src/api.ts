@@ -1,6 +1,6 @@
 // What can be asked for, and how the answers are read.
 import { json, load, type Loaded } from "./cache";
-import type { Contributions, LensHead, Meta, Outcomes, Race, Rows, Runs, Tokens } from "./types";
+import type { ByChoice, Contributions, LensHead, Meta, Outcomes, Rows, Runs, Tokens } from "./types";
 
 const bytes = (body: ArrayBuffer): Uint8Array => new Uint8Array(body);
 const floats = (body: ArrayBuffer): Float32Array => new Float32Array(body);
@@ -42,7 +42,7 @@ export const rowNamed = (run: string, ex: string) => load<{ row: number }>(`${ru
 export const tokens = (run: string, row: number, choice: number) =>
   load<Tokens>(`${ofChoice(run, row, choice)}/tokens.json`, json);
 export const outcomes = (run: string, row: number) => load<Outcomes | null>(`${run}/e/${row}/outcomes.json`, json);
-export const race = (run: string, row: number) => load<Race>(`${run}/e/${row}/race.json`, json);
+export const byChoice = (run: string, row: number) => load<ByChoice>(`${run}/e/${row}/by_choice.json`, json);
 export const contributions = (run: string, row: number, pos: number) =>
   load<Contributions>(`${run}/e/${row}/contributions/${pos}.json`, json);
 export const thumbs = (run: string, row: number, choice: number, layer: number) =>

@@ -46,7 +46,7 @@ function axes(state: State, meta: Meta, patch: Partial<State>, notes: string[]):
   }
   if (state.choice !== null && state.choice >= countOfChoices(meta)) {
     patch.choice = null;
-    notes.push(`There is no choice ${state.choice} with an inner path of its own.`);
+    notes.push(`There is no choice ${state.choice} with activations of its own.`);
   }
 }
 

@@ -6,7 +6,7 @@ import type { Loaded } from "./cache";
 import { layerOf } from "./format";
 import { UNASKED, type Pinned, type Place, type Question } from "./state";
 import { betweenChoices, countOfChoices, readsChoices } from "./task";
-import type { Choice, Contributions, Meta, Race, Tokens } from "./types";
+import type { ByChoice, Choice, Contributions, Meta, Tokens } from "./types";
 
 export interface Side {
   place: Place & { choice: number };
@@ -15,13 +15,13 @@ export interface Side {
   tokens: Tokens;
   lens: Loaded<Lens>;
   contributions: Loaded<Contributions>;
-  race: Loaded<Race>;
+  byChoice: Loaded<ByChoice>;
   /** The position looked at: the one chosen, or that of the decision. */
   pos: number;
   /** Which depths, candidates and so on belong to it; -1 where the lens has nothing there. */
   slot: number;
   target: Token | null;
-  rival: Token | null;
+  competitor: Token | null;
   /** The layer and head whose attention is shown. */
   shown: Shown;
 }
@@ -103,7 +103,7 @@ function assembled(place: Side["place"], meta: Meta, row: number, tokens: Tokens
   const last = Math.max(0, tokens.n_tokens - 1);
   const pos = Math.min(last, place.pos ?? tokens.decision?.pos ?? last);
   const at = readsChoices(meta) ? 0 : pos;
-  const followed = betweenChoices(meta) && !meta.missing.race;
+  const followed = betweenChoices(meta) && !meta.missing.by_choice;
   const here = tokens.decisions.find((d) => d.pos === pos);
   const side: Side = {
     place,
@@ -112,11 +112,11 @@ function assembled(place: Side["place"], meta: Meta, row: number, tokens: Tokens
     tokens: here ? { ...tokens, decision: here } : tokens,
     lens,
     contributions: meta.contributions ? api.contributions(place.run, row, at) : {},
-    race: followed ? api.race(place.run, row) : {},
+    byChoice: followed ? api.byChoice(place.run, row) : {},
     pos,
     slot: lens.value?.slotOf.get(pos) ?? -1,
     target: null,
-    rival: null,
+    competitor: null,
     shown: { layer: null, head: null },
   };
   const compared = { ...side, ...question(side, asked) };
@@ -150,9 +150,9 @@ export function choicesAt(side: Side): Choice[] | null {
 
 /**
  * Return the target and what it is compared with: what was asked for, else what comes next (or is right), and the
- * strongest rival of the target.
+ * most probable competitor of the target.
  */
-export function question(side: Side, { target: aim, vs }: Question): { target: Token | null; rival: Token | null } {
+export function question(side: Side, { target: aim, vs }: Question): { target: Token | null; competitor: Token | null } {
   const choices = choicesAt(side);
   if (choices) {
     const chosen = choices.find((c) => choiceId(side, c) === aim);
@@ -160,19 +160,19 @@ export function question(side: Side, { target: aim, vs }: Question): { target: T
     const others = choices.filter((c) => c !== right).sort((a, b) => b.logit - a.logit);
     const asked = others.find((c) => choiceId(side, c) === vs) ?? others[0];
     const named = (c: Choice | undefined) => (c ? { id: choiceId(side, c), text: `${c.label} ${c.text}` } : null);
-    return { target: named(right), rival: named(asked) };
+    return { target: named(right), competitor: named(asked) };
   }
   const { decision } = side.tokens;
   const list = candidates(side);
-  if (list.length === 0) return { target: decision?.true ?? decision?.pred ?? null, rival: null };
+  if (list.length === 0) return { target: decision?.true ?? decision?.pred ?? null, competitor: null };
   const target = list.find((c) => c.id === aim) ?? list.find((c) => c.target) ?? list[0];
   const others = list.filter((c) => c.id !== target.id);
   const asked = vs === null ? undefined : others.find((c) => c.id === vs);
   const strongest = [...others].sort((a, b) => b.prob - a.prob)[0] ?? null;
-  return { target, rival: asked ?? strongest };
+  return { target, competitor: asked ?? strongest };
 }
 
-/** What a choice is called in contributions and race: its place, or where choices are tokens, its token. */
+/** The id of a choice in contributions and in the lens by choice: its number, or where choices are tokens, its token. */
 export function choiceId(side: Side, choice: Choice): number {
   return readsChoices(side.meta) ? (side.tokens.choices ?? []).indexOf(choice) : choice.id;
 }
@@ -250,17 +250,17 @@ export interface Lead {
   total: number;
 }
 
-/** Return what each part adds to the lead of the target over its rival: the difference of two rows. */
+/** Return what each part adds to the lead of the target over its competitor: the difference of two rows. */
 export function lead(side: Side): Lead | null {
   const found = side.contributions.value;
-  if (!found || !side.target || !side.rival) return null;
+  if (!found || !side.target || !side.competitor) return null;
   const of = (id: number) => found.candidates.findIndex((c) => c.id === id);
-  const [target, rival] = [of(side.target.id), of(side.rival.id)];
-  if (target < 0 || rival < 0) return null;
+  const [target, competitor] = [of(side.target.id), of(side.competitor.id)];
+  if (target < 0 || competitor < 0) return null;
   const row = (at: number): Omit<Lead, "total"> => ({
     parts: found.parts, values: found.values[at], heads: found.heads?.[at] ?? null,
   });
-  return minus(row(rival), row(target)); // each row is the lead of the target over one candidate
+  return minus(row(competitor), row(target)); // each row is the lead of the target over one candidate
 }
 
 /** Return one lead less another, part by part. */

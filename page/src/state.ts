@@ -9,7 +9,7 @@ export interface Place {
   run: string;
   ex: string;
   pos: number | null;
-  /** Of runs with an inner path for each choice; null for the one that was given. */
+  /** Of runs that keep activations for each choice; null for the one that was answered. */
   choice: number | null;
 }
 

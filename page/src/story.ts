@@ -18,9 +18,9 @@ export interface Story {
 const SEEN = 0.02; // a lead among less probable tokens than this is none to speak of
 
 export function story(side: Side): Story | null {
-  if (!side.target || !side.rival) return null;
+  if (!side.target || !side.competitor) return null;
   const found = lead(side);
-  const paths = pathsOf(side, side.target.id, side.rival.id);
+  const paths = pathsOf(side, side.target.id, side.competitor.id);
   if (!paths) {
     if (!found) return null;
     const ahead = found.total > 0;
@@ -41,10 +41,10 @@ export function story(side: Side): Story | null {
   return { from, ahead, turned, ...pushes };
 }
 
-function pathsOf(side: Side, target: number, rival: number): [number[], number[]] | null {
-  const race = side.race.value;
-  if (race && readsChoices(side.meta)) return [race.probs.map((d) => d[target]), race.probs.map((d) => d[rival])];
-  const [ours, theirs] = [path(side, target), path(side, rival)];
+function pathsOf(side: Side, target: number, competitor: number): [number[], number[]] | null {
+  const byChoice = side.byChoice.value;
+  if (byChoice && readsChoices(side.meta)) return [byChoice.probs.map((d) => d[target]), byChoice.probs.map((d) => d[competitor])];
+  const [ours, theirs] = [path(side, target), path(side, competitor)];
   return ours && theirs ? [ours, theirs] : null;
 }
 

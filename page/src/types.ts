@@ -46,7 +46,7 @@ export interface Meta {
   attention: { array: string; layers: number[]; heads: number[] } | null;
   lens: { all_positions: boolean; scale: { entropy: number; kl: number }; vocab_size: number } | null;
   contributions: { all_positions: boolean; parts: string[]; of: "token" | "choice" } | null;
-  missing: Partial<Record<"attention" | "lens" | "contributions" | "race", Missing>>;
+  missing: Partial<Record<"attention" | "lens" | "contributions" | "by_choice", Missing>>;
   partial: { lens: string; contributions: string };
   figures: Figure[];
   rows_per_part: number;
@@ -140,7 +140,7 @@ export interface LensHead {
   states_per_block: number;
   candidates: number[][];
   words: Record<number, string>;
-  python: { lens: string; race: string };
+  python: { lens: string; trajectories: string };
 }
 
 export interface Contributions {
@@ -155,7 +155,7 @@ export interface Contributions {
   python: string;
 }
 
-export interface Race {
+export interface ByChoice {
   labels: string[];
   logits: number[][];
   probs: number[][];

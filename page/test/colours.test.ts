@@ -23,7 +23,7 @@ function contrast(a: string, b: string): number {
 
 describe.each([":root", ':root[data-theme="dark"]'])("colours of %s", (selector) => {
   const colour = variables(selector);
-  it.each(["ink", "muted", "target", "rival", "other"])("%s reads as text", (name) => {
+  it.each(["ink", "muted", "target", "competitor", "other"])("%s reads as text", (name) => {
     const grounds = name === "other" ? ["panel"] : ["panel", "chosen"];
     for (const ground of grounds) expect(contrast(colour[name], colour[ground]), ground).toBeGreaterThanOrEqual(4.5);
   });

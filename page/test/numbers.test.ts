@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { assemble, halves } from "../src/api";
 import { colours, inkOn, ramp, SCALES } from "../src/colour";
 import { brief, depth, layerOf, number, prob, signed, word } from "../src/format";
-import { spread } from "../src/panels/runners";
+import { spread } from "../src/panels/trajectory";
 
 it("decodes float16", () => {
   const raw = Uint16Array.of(0x3c00, 0xc000, 0x3555, 0x0001, 0x7bff, 0x0000, 0x7c00);
@@ -23,7 +23,7 @@ it("puts the blocks of a lens together", () => {
   };
   const head = {
     pos: [0, 4], known: [1, 0], depths: 2, top: 1, statistics: ["prob", "rank"], states_per_block: 3,
-    candidates: [[1], [2]], words: {}, python: { lens: "", race: "" },
+    candidates: [[1], [2]], words: {}, python: { lens: "", trajectories: "" },
   };
   // Three states, then one: ranks, ids; probabilities of target, of the most probable, of the candidate.
   const first = block([4, 50_257, 6, 7, 8, 9], [one, half, zero, one, half, zero, half, one, one]);

@@ -43,9 +43,9 @@ describe("the question", () => {
   const side = sideWith(lensOf([[0.5, 0.2]], 1));
   const asked = (target: number | null, vs: number | null) => {
     const found = question(side, { target, vs });
-    return [found.target?.id, found.rival?.id];
+    return [found.target?.id, found.competitor?.id];
   };
-  it("is the actual token against its strongest rival", () => expect(asked(null, null)).toEqual([7, 8]));
+  it("is the actual token against its most probable competitor", () => expect(asked(null, null)).toEqual([7, 8]));
   it("is any candidate against any other", () => expect(asked(8, 7)).toEqual([8, 7]));
   it("is never a token against itself", () => expect([asked(8, 8), asked(7, 7)]).toEqual([[8, 7], [7, 8]]));
   it("is the usual one where another is asked for that is no candidate", () => expect(asked(99, 98)).toEqual([7, 8]));
@@ -60,11 +60,11 @@ describe("contributions", () => {
     },
   };
   const side = sideWith(lensOf([[0.5, 0.2]], 1), { contributions });
-  it("of the target over its rival are a difference of rows", () => {
+  it("of the target over its competitor are a difference of rows", () => {
     expect(lead(side)).toEqual({
       parts: contributions.value.parts, values: [1, 0.5, -2, -3, 1, 0.25], heads: [[0.5, 0]], total: -2.25,
     });
-    const turned = lead({ ...side, target: side.rival, rival: side.target })!;
+    const turned = lead({ ...side, target: side.competitor, competitor: side.target })!;
     expect([turned.values, turned.heads, turned.total]).toEqual([[-1, -0.5, 2, 3, -1, -0.25], [[-0.5, 0]], 2.25]);
     expect(strongestLayer(lead(side)!)).toBe(1);
     expect(minus(lead(side)!, lead(side)!).total).toBe(0);

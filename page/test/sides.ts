@@ -27,7 +27,7 @@ export function lensOf(probs: [number, number][], rank: number, known = 1): Lens
   const depths = probs.length;
   return {
     pos: [2], known: [known], depths, top: 2, statistics: ["prob", "rank", "entropy", "kl"], states_per_block: depths,
-    candidates: [[7, 8]], words: { 7: " cat", 8: " dog" }, python: { lens: "", race: "" },
+    candidates: [[7, 8]], words: { 7: " cat", 8: " dog" }, python: { lens: "", trajectories: "" },
     values: {
       prob: Float32Array.from(probs, ([p]) => p), rank: new Float32Array(depths).fill(rank),
       entropy: new Float32Array(depths), kl: new Float32Array(depths),
@@ -47,7 +47,7 @@ export function sideWith(lens: Lens, more: Partial<Side> = {}): Side {
   };
   return {
     place: { run: "r0", ex: "tiny-1", pos: 2, choice: 0 }, meta: metaOf(), row: 1, tokens, lens: { value: lens },
-    contributions: {}, race: {}, pos: 2, slot: 0, target: { id: 7, text: " cat" }, rival: { id: 8, text: " dog" },
+    contributions: {}, byChoice: {}, pos: 2, slot: 0, target: { id: 7, text: " cat" }, competitor: { id: 8, text: " dog" },
     shown: { layer: 1, head: 0 }, ...more,
   };
 }

@@ -120,7 +120,7 @@ def shown(run: Path, position: int) -> dict[str, Any]:
         "lens": lambda: resources.lens(page, 1),
         "lens in numbers": lambda: resources.lens_block(page, 1, 0),
         "lens, prob": lambda: resources.lens_values(page, 1, "prob"),
-        "race": lambda: resources.race(page, 2),
+        "by_choice": lambda: resources.by_choice(page, 2),
         "contributions": lambda: resources.contributions(page, 1, position),
     }
     found: dict[str, Any] = {}
@@ -221,7 +221,7 @@ def test_one_damaged_result_empties_its_own_panels_alone(whole: Path, copy, tmp_
     assert list(meta["missing"]) == ["contributions"] and meta["lens"] is not None
     said = meta["missing"]["contributions"]
     assert "is damaged: contributions.zarr/parts" in said["why"] and said["command"].endswith("--all_positions")
-    assert client.get("/api/r/e/1/race.json").status_code == client.get("/api/r/e/1/lens.json").status_code == 200
+    assert client.get("/api/r/e/1/by_choice.json").status_code == client.get("/api/r/e/1/lens.json").status_code == 200
     write_bundle([run], tmp_path / "site")
     held = {p.relative_to(tmp_path / "site" / "api").as_posix() for p in (tmp_path / "site" / "api").rglob("*.json")}
     assert any(p.endswith("e/1/lens.json") for p in held) and not any("contributions" in p for p in held)

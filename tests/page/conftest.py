@@ -56,7 +56,7 @@ def demo_run(once) -> Path:
 
 @pytest.fixture(scope="session")
 def question_run(once) -> Path:
-    """Questions answered by the embedded model, with the race of their choices."""
+    """Questions answered by the embedded model, with the lens by choice."""
     from decision_traces.cli import attribution, lens
     from decision_traces.extract.answer import AnswerConfig, extract_answers
 
@@ -70,7 +70,7 @@ def question_run(once) -> Path:
 
 @pytest.fixture(scope="session")
 def choice_run(once, tiny_encoder_folder) -> Path:
-    """Questions to a tiny encoder, every choice with its own inner path."""
+    """Questions to a tiny encoder, each choice with activations of its own."""
     from decision_traces.cli import attribution, lens
     from decision_traces.extract.multiple_choice import MultipleChoiceConfig, extract_multiple_choice
 

@@ -167,8 +167,8 @@ def test_the_lens_by_choice_ends_where_the_table_says(client: TestClient, questi
     for key, run in (("r1", question_run), ("r2", choice_run)):
         probs = TraceStore(run).tokens["choice_probs"]
         for row in range(4):
-            race = client.get(f"/api/{key}/e/{row}/race.json").json()
-            assert np.allclose(race["probs"][-1], probs[row], atol=0.02)
+            by_choice = client.get(f"/api/{key}/e/{row}/by_choice.json").json()
+            assert np.allclose(by_choice["probs"][-1], probs[row], atol=0.02)
 
 
 def test_text_is_searched(client: TestClient, demo_run: Path) -> None:

@@ -102,7 +102,7 @@ def test_the_page_opens_where_an_answer_nearly_was_right(page, address: str, dem
     tokens = TraceStore(demo_run).tokens
     wrong = tokens[~tokens["next_correct"]]
     assert state(page)["ex"] == wrong.loc[wrong["next_true_prob"].idxmax(), "example_id"]
-    for name in ("Tokens", "Lens", "Decision", "Contributions", "Race", "Attention"):
+    for name in ("Tokens", "Lens", "Decision", "Contributions", "Trajectories", "Attention"):
         expect(panel(page, name)).to_be_visible()
     expect(panel(page, "Tokens")).to_contain_text("leads")
     expect(page.get_by_role("navigation", name="examples").get_by_role("status")).to_have_text("12 of 12")
@@ -236,19 +236,19 @@ def test_data_and_python_of_a_panel(page, address: str, demo_run: Path) -> None:
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-def test_questions_race_and_choices_are_chosen(page, address: str, question_run: Path, choice_run: Path) -> None:
+def test_questions_lens_by_choice_and_choices(page, address: str, question_run: Path, choice_run: Path) -> None:
     open_row(page, address, question_run, 1)
-    expect(panel(page, "Choice race")).to_be_visible()
+    expect(panel(page, "Lens by choice")).to_be_visible()
     expect(panel(page, "Decision").get_by_role("listitem")).to_have_count(5)
     store = open_row(page, address, choice_run, 1)
-    expect(panel(page, "Choice race")).to_be_visible()
+    expect(panel(page, "Lens by choice")).to_be_visible()
     choices = page.get_by_role("group", name="choice", exact=True).get_by_role("button")
     expect(choices).to_have_count(5)
     expect(choices.nth(int(store.tokens["pred_idx"][1]))).to_have_attribute("aria-pressed", "true")
     choices.nth(3).click()
     assert state(page)["choice"] == "3"
     expect(choices.nth(3)).to_have_attribute("aria-pressed", "true")
-    expect(page.get_by_role("region", name="Lens")).to_have_count(0)
+    expect(page.get_by_role("region", name="Lens", exact=True)).to_have_count(0)
 
 
 def test_text_is_text_and_what_is_missing_is_said(page, address: str, bare_run: Path) -> None:
@@ -408,7 +408,7 @@ def test_another_run_shows_an_example_that_it_has(page, address: str, demo_run: 
     assert state(page)["run"] == key(bare_run) and state(page)["ex"] in list(TraceStore(bare_run).tokens["example_id"])
     assert not {"pos", "layer", "vs"} & set(state(page))
     page.get_by_label("run", exact=True).select_option(key(demo_run))
-    expect(panel(page, "Race")).to_be_visible()
+    expect(panel(page, "Trajectories")).to_be_visible()
 
 
 def test_a_probable_token_of_a_lens_cell_becomes_the_competitor(page, address: str, demo_run: Path) -> None:
@@ -436,7 +436,7 @@ def test_any_candidate_becomes_the_target(page, address: str, demo_run: Path) ->
         expect(aimed).to_have_count(1)
         expect(aimed).to_contain_text(name)
         expect(aimed.locator(".bar")).to_be_disabled()
-        assert panel(page, "Contributions").locator("header .is-rival").inner_text() != name.strip("␣")
+        assert panel(page, "Contributions").locator("header .is-competitor").inner_text() != name.strip("␣")
     assert state(page)["target"].isdigit() and "vs" not in state(page)
     parts = page.locator(".sum b").first.inner_text()
     page.reload()

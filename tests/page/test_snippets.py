@@ -77,11 +77,11 @@ def test_snippets_give_what_panels_show(name: str, request: pytest.FixtureReques
     if meta["lens"] is not None:
         _lens(ask, meta["python"])
     if name in {"question_run", "choice_run"}:
-        race = ask("e/0/race.json")
-        found = run_snippet(meta["python"], race["python"])
-        assert list(found["label"][: len(race["labels"])]) == race["labels"]
-        np.testing.assert_allclose(found["prob"], np.ravel(race["probs"]), rtol=1e-4)
-        np.testing.assert_allclose(found["logit"], np.ravel(race["logits"]), rtol=1e-4)
+        by_choice = ask("e/0/by_choice.json")
+        found = run_snippet(meta["python"], by_choice["python"])
+        assert list(found["label"][: len(by_choice["labels"])]) == by_choice["labels"]
+        np.testing.assert_allclose(found["prob"], np.ravel(by_choice["probs"]), rtol=1e-4)
+        np.testing.assert_allclose(found["logit"], np.ravel(by_choice["logits"]), rtol=1e-4)
     position = 0 if meta["task"]["n_choices"] else ask("e/0/c0/tokens.json")["decision"]["pos"]
     parts = ask(f"e/0/contributions/{position}.json")
     np.testing.assert_allclose(run_snippet(meta["python"], parts["python"]), parts["values"], rtol=1e-4)
@@ -96,7 +96,7 @@ def test_an_examples_id_is_one_literal(name: str, request: pytest.FixtureRequest
         snippets.decision(run, 0),
         snippets.attention(run, 0, 1),
         snippets.lens(run, 0),
-        snippets.race(run, 0) if name == "question_run" else snippets.lens(run, 0, "kl"),
+        snippets.trajectories(run, 0) if name == "question_run" else snippets.lens(run, 0, "kl"),
         snippets.lens_by_choice(run, 0),
         snippets.contributions(run, 0, 1, [0, 2]),
     ):
@@ -112,7 +112,7 @@ def _lens(ask: Callable[[str], Any], opening: str) -> None:
             found = run_snippet(opening, snippet, stat=statistic)
             np.testing.assert_allclose(found, values[statistic], rtol=1e-3, atol=1e-9)
     slot = len(head["pos"]) // 2
-    found = run_snippet(opening, head["python"]["race"], pos=head["pos"][slot])
+    found = run_snippet(opening, head["python"]["trajectories"], pos=head["pos"][slot])
     assert found.shape == (head["depths"], len(head["candidates"][slot]))
     target = [depth[slot] for depth in shown["prob"]["prob"]]
     np.testing.assert_allclose(found[:, 0], target, rtol=1e-3, atol=1e-7)  # float16, small ones with few digits

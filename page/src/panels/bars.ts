@@ -43,7 +43,7 @@ function labelOf(bar: Bar, room: number): string {
 export function drawBars(all: Bar[], { most, width, height, layer }: Look): Element {
   const room = (width - 50) / all.length;
   const end = most * 1.08;
-  const colour = (b: Bar) => (b.logits >= 0 ? "var(--target)" : "var(--rival)");
+  const colour = (b: Bar) => (b.logits >= 0 ? "var(--target)" : "var(--competitor)");
   const isMlp = (b: Bar) => b.part.startsWith("mlp");
   const title = (b: Bar) => `${b.part}: ${signed(b.logits)} logits, running sum ${signed(b.running)}`;
   const values = (up: boolean) =>

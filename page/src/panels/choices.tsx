@@ -1,4 +1,4 @@
-// Which choice's inner path is looked at.
+// Which choice's activations are looked at.
 import type { Side } from "../side";
 import { go } from "../state";
 

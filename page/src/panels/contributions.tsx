@@ -19,10 +19,10 @@ export function ContributionPanel({ sides, children }: { sides: Sides; children:
       name="contributions"
       title="Contributions"
       note={
-        side.target && side.rival ? (
+        side.target && side.competitor ? (
           <>
             logits towards <b class="is-target">{brief(side.target.text)}</b> (up) or{" "}
-            <b class="is-rival">{brief(side.rival.text)}</b> (down)
+            <b class="is-competitor">{brief(side.competitor.text)}</b> (down)
           </>
         ) : ""
       }
@@ -41,8 +41,8 @@ export function ContributionPanel({ sides, children }: { sides: Sides; children:
 }
 
 function values(side: Side): unknown {
-  const { tokens, pos, target, rival } = side;
-  return { example_id: tokens.example_id, position: pos, target, against: rival, ...lead(side) };
+  const { tokens, pos, target, competitor } = side;
+  return { example_id: tokens.example_id, position: pos, target, against: competitor, ...lead(side) };
 }
 
 /** Return the contributions of this example minus those of the pinned one; null where they have other parts. */
@@ -67,7 +67,7 @@ export function ContributionBars({ side, sides, height = 210 }: { side: Side; si
       <Bars found={found} most={most} height={height} what="Contributions in logits" />
       <p class="sum">
         <span>
-          Σ = Δlogit{cap === null ? "" : " before the cap"} = <b class={found.total >= 0 ? "is-target" : "is-rival"}>{signed(found.total)}</b>
+          Σ = Δlogit{cap === null ? "" : " before the cap"} = <b class={found.total >= 0 ? "is-target" : "is-competitor"}>{signed(found.total)}</b>
         </span>
         <Key />
       </p>
@@ -150,7 +150,7 @@ function Heads({ side, found }: { side: Side; found: Lead }) {
           <i
             style={{
               width: `${Math.max(2, (26 * Math.abs(v)) / most)}px`,
-              background: `var(--${v >= 0 ? "target" : "rival"})`,
+              background: `var(--${v >= 0 ? "target" : "competitor"})`,
             }}
           />{" "}
           {signed(v)}

@@ -13,29 +13,29 @@ interface Line {
   name: string;
   prob: number;
   target: boolean;
-  rival: boolean;
+  competitor: boolean;
   tag: string;
 }
 
 function lines(side: Side): Line[] {
-  const among = { target: side.target?.id, rival: side.rival?.id };
+  const among = { target: side.target?.id, competitor: side.competitor?.id };
   const choices = choicesAt(side);
   if (choices) {
     return choices.map((c) => {
       const id = choiceId(side, c);
       const tag = c.right ? "right" : c.given ? "given" : "";
-      const [target, rival] = [id === among.target, id === among.rival];
-      return { id, name: `${c.label}  ${c.text}`, prob: c.prob, target, rival, tag };
+      const [target, competitor] = [id === among.target, id === among.competitor];
+      return { id, name: `${c.label}  ${c.text}`, prob: c.prob, target, competitor, tag };
     });
   }
   const list = [...candidates(side)].sort((a, b) => b.prob - a.prob);
   const known = isKnown(side);
-  const asked = new Set([among.target, among.rival]);
+  const asked = new Set([among.target, among.competitor]);
   const shown = list.filter((c, i) => i < MOST || c.target || asked.has(c.id));
   return shown.map((c) => {
     const tag = c.target && known ? "actual" : "";
-    const [target, rival] = [c.id === among.target, c.id === among.rival];
-    return { id: c.id, name: word(c.text), prob: c.prob, target, rival, tag };
+    const [target, competitor] = [c.id === among.target, c.id === among.competitor];
+    return { id: c.id, name: word(c.text), prob: c.prob, target, competitor, tag };
   });
 }
 
@@ -82,16 +82,16 @@ export function DecisionBars({ side: chosen, onAsk, onPick }: Props) {
         {all.map((line) => (
           <li key={line.id} class="bar-line">
             <button
-              class={`bar${line.target ? " is-target" : ""}${line.rival ? " is-rival" : ""}`}
+              class={`bar${line.target ? " is-target" : ""}${line.competitor ? " is-competitor" : ""}`}
               disabled={line.target}
-              aria-pressed={line.rival}
+              aria-pressed={line.competitor}
               title={line.target ? "the target of the comparison" : "compare the target with this one"}
               onClick={() => onAsk({ vs: line.id })}
             >
               <span class="bar-name">{line.name}</span>
               <span class="bar-track"><i style={{ width: `${(100 * line.prob) / most}%` }} /></span>
               <span class="bar-value">{prob(line.prob)}</span>
-              <span class="bar-tag">{line.tag || (line.rival ? "against" : line.target ? "target" : "")}</span>
+              <span class="bar-tag">{line.tag || (line.competitor ? "against" : line.target ? "target" : "")}</span>
             </button>
             <button
               class="bar-aim"
@@ -110,9 +110,9 @@ export function DecisionBars({ side: chosen, onAsk, onPick }: Props) {
   );
 }
 
-/** Return the question that makes a line the target; its rival, if it was that, is looked for anew. */
+/** Return the question that makes a line the target; its competitor, if it was that, is looked for anew. */
 function aimedAt(line: Line): Partial<Question> {
-  return line.rival ? { target: line.id, vs: null } : { target: line.id };
+  return line.competitor ? { target: line.id, vs: null } : { target: line.id };
 }
 
 function Nothing({ side, onPick }: { side: Side; onPick: (pos: number) => void }) {

@@ -23,12 +23,17 @@ export function Help() {
       <ul>
         <li>
           <b class="is-target">Blue ●</b> is the target: the token that comes next, or the right choice, until ◎ in{" "}
-          <i>Decision</i> makes another one the target. <b class="is-rival">Orange ■</b> is what it is compared with:
-          click another in <i>Decision</i> or among the lens's most probable to change it.
+          <i>Decision</i> makes another one the target. <b class="is-competitor">Orange ■</b> is its
+          competitor: the most probable other answer. Click another in <i>Decision</i> or among the lens's most
+          probable to change it.
         </li>
         <li>
           <b>Lens</b>: the model's own final norm and unembedding, applied after every layer. Hover for the ten most
           probable tokens, click to go there.
+        </li>
+        <li>
+          <b>Trajectories</b>, <b>Lens by choice</b>: the probability of each candidate, or of each choice, after every
+          layer.
         </li>
         <li>
           <b>Contributions</b>: what embedding, attention and MLPs write along target − competitor, the final norm held

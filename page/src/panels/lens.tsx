@@ -198,7 +198,7 @@ function Top({ side, depth: d, onVs }: { side: Side; depth: number; onVs: (id: n
     <p class="top-tokens" role="group" aria-label={`most probable, ${depth(d)}`}>
       <span class="note">{depth(d)}:</span>
       {topOf(side, d, side.slot).map((token) => {
-        const kind = token.id === side.target?.id ? "is-target" : token.id === side.rival?.id ? "is-rival" : "";
+        const kind = token.id === side.target?.id ? "is-target" : token.id === side.competitor?.id ? "is-competitor" : "";
         const why = followed.has(token.id)
           ? "compare the target with this one"
           : choices
@@ -209,7 +209,7 @@ function Top({ side, depth: d, onVs }: { side: Side; depth: number; onVs: (id: n
             key={token.id}
             class={kind}
             disabled={!followed.has(token.id) || token.id === side.target?.id}
-            aria-pressed={token.id === side.rival?.id}
+            aria-pressed={token.id === side.competitor?.id}
             title={token.id === side.target?.id ? "the target of the comparison" : why}
             onClick={() => onVs(token.id)}
           >

@@ -105,7 +105,7 @@ function Item({ meta, row, at, count, chosen, stop, columns }: ItemProps) {
         <bdi>{part?.text[i] ?? (error && "could not be loaded") ?? ""}</bdi>
       </span>
       <span class="item-figures">
-        {said != null && <code class={correct === 0 ? "is-rival" : "is-target"}>{word(said)}</code>}
+        {said != null && <code class={correct === 0 ? "is-competitor" : "is-target"}>{word(said)}</code>}
         {correct === 0 && target != null && <> for <code class="is-target">{word(target)}</code></>}
         <span class="item-numbers">
           {[figure("entropy", "H"), figure("margin", "m")].filter(Boolean).join(" · ")}

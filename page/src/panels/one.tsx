@@ -1,5 +1,5 @@
 // One example: what it says, and how that came about.
-import { RaceChart, RacePanel } from "./race";
+import { TrajectoryChart, TrajectoryPanel } from "./trajectories";
 import { AttentionPanel, AttentionView } from "./attention";
 import { ChoiceChoose } from "./choices";
 import { ContributionBars, ContributionPanel } from "./contributions";
@@ -19,10 +19,10 @@ export function One({ side }: { side: Side }) {
     go({ pos, layer, ...(pos === side.pos ? {} : UNASKED) });
   const ask = (question: Partial<Question>) => go(question);
   const compare = (vs: number) => ask({ vs });
-  const race = (
-    <RacePanel sides={sides}>
-      <RaceChart side={side} sides={sides} height={byChoice ? 250 : 230} />
-    </RacePanel>
+  const trajectories = (
+    <TrajectoryPanel sides={sides}>
+      <TrajectoryChart side={side} sides={sides} height={byChoice ? 250 : 230} />
+    </TrajectoryPanel>
   );
   return (
     <>
@@ -32,7 +32,7 @@ export function One({ side }: { side: Side }) {
         <Story side={side} />
       </TokenPanel>
       <div class={byChoice ? "panels of-choices" : "panels"}>
-        {byChoice ? race : (
+        {byChoice ? trajectories : (
           <LensPanel sides={sides}>
             <LensGrid side={side} sides={sides} onPick={pick} onVs={compare} />
           </LensPanel>
@@ -41,7 +41,7 @@ export function One({ side }: { side: Side }) {
           <DecisionBars side={side} onAsk={ask} onPick={(pos) => pick(pos)} />
         </DecisionPanel>
         <ContributionPanel sides={sides}><ContributionBars side={side} sides={sides} /></ContributionPanel>
-        {!byChoice && race}
+        {!byChoice && trajectories}
         <AttentionPanel sides={sides}>
           <AttentionView side={side} sides={sides} onPick={(pos) => pick(pos)} />
         </AttentionPanel>

@@ -36,9 +36,9 @@ function Verdict({ side }: { side: Side }) {
   );
 }
 
-/** The colour of a token or choice: that of the target or its rival, where it is one of them. */
+/** The colour of a token or choice: that of the target or its competitor, where it is one of them. */
 function shade(side: Side, id: number): string | undefined {
-  return id === side.target?.id ? "is-target" : id === side.rival?.id ? "is-rival" : undefined;
+  return id === side.target?.id ? "is-target" : id === side.competitor?.id ? "is-competitor" : undefined;
 }
 
 /** What the model says at the side's position: what it ranks first, which equal float16 probabilities cannot tell. */
@@ -61,14 +61,14 @@ function Mark({ correct }: { correct: boolean | null }) {
 
 export function Story({ side }: { side: Side }) {
   const told = story(side);
-  if (!told || !side.target || !side.rival) return <p class="story"><Verdict side={side} /></p>;
-  const [first, second] = told.ahead ? [side.target, side.rival] : [side.rival, side.target];
+  if (!told || !side.target || !side.competitor) return <p class="story"><Verdict side={side} /></p>;
+  const [first, second] = told.ahead ? [side.target, side.competitor] : [side.competitor, side.target];
   const name = (token: typeof first) => (
-    <b class={token === side.target ? "is-target" : "is-rival"}>
+    <b class={token === side.target ? "is-target" : "is-competitor"}>
       <code>{choicesAt(side) ? token.text : brief(token.text)}</code>
     </b>
   );
-  const steps = side.lens.value?.depths ?? side.race.value?.probs.length ?? 0;
+  const steps = side.lens.value?.depths ?? side.byChoice.value?.probs.length ?? 0;
   const since = told.from === 0 ? "from the start" : <>from <b>{depth(told.from ?? 0)}</b> on</>;
   return (
     <p class="story">

@@ -33,7 +33,7 @@ export function Thumbs({ side }: { side: Side }) {
           <Thumb bytes={bytes?.subarray(i * rows * cols, (i + 1) * rows * cols)} rows={rows} cols={cols} />
           <span>
             {h}
-            {pushes && <em class={pushes[h] >= 0 ? "is-target" : "is-rival"}> {signed(pushes[h], 1)}</em>}
+            {pushes && <em class={pushes[h] >= 0 ? "is-target" : "is-competitor"}> {signed(pushes[h], 1)}</em>}
           </span>
         </button>
       ))}

@@ -13,9 +13,9 @@ import { DecisionBars, DecisionDifference, DecisionPanel, haveCommon } from "./d
 import { Choose } from "./frame";
 import { LensDifference } from "./lens-difference";
 import { LensGrid, LensPanel } from "./lens";
-import { RaceDifference } from "./race-difference";
-import { RaceChart, RacePanel } from "./race";
-import { racePair } from "./runners";
+import { TrajectoryDifference } from "./trajectory-difference";
+import { TrajectoryChart, TrajectoryPanel } from "./trajectories";
+import { trajectoryPair } from "./trajectory";
 import { Story } from "./story";
 import { TokenPanel, TokenStrip } from "./tokens";
 
@@ -98,13 +98,13 @@ export function Two({ pinned, second }: { pinned: Side; second: Side }) {
           </>
         ))}
       </TokenPanel>
-      <RacePanel sides={sides}>
-        {cmp === "diff" && racePair(first, second) ? (
-          <RaceDifference first={first} second={second} />
+      <TrajectoryPanel sides={sides}>
+        {cmp === "diff" && trajectoryPair(first, second) ? (
+          <TrajectoryDifference first={first} second={second} />
         ) : (
-          both(({ side }) => <RaceChart side={side} sides={sides} />)
+          both(({ side }) => <TrajectoryChart side={side} sides={sides} />)
         )}
-      </RacePanel>
+      </TrajectoryPanel>
       <ContributionPanel sides={sides}>
         {either(
           <ContributionDifference first={first} second={second} />,

@@ -76,7 +76,7 @@ _SPECS: Final = (
         "lens",
         (
             Panel("lens", LENS_GRID, "The lens has not been computed for this run yet."),
-            Panel("race", CHOICES_TABLE, "The choices have not been followed through the layers yet."),
+            Panel("by_choice", CHOICES_TABLE, "The choices have not been followed through the layers yet."),
         ),
     ),
     ResultSpec(

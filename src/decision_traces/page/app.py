@@ -112,7 +112,7 @@ def _add_example(app: FastAPI, runs: dict[str, ServedRun]) -> None:
     simple: dict[str, Callable[[PageRun, int], Resource]] = {
         "outcomes.json": resources.outcomes,
         "lens.json": resources.lens,
-        "race.json": resources.race,
+        "by_choice.json": resources.by_choice,
     }
     for name, make in simple.items():
         app.get(f"/api/{{key}}/e/{{row}}/{name}")(_of_row(runs, make))

@@ -217,9 +217,9 @@ def contributions(run: PageRun, at: int, position: int) -> Resource:
     return as_json(results.contributions_json(run, example.checked_row(run, at), position))
 
 
-def race(run: PageRun, at: int) -> Resource:
-    """Return the race between the choices of an example."""
-    return as_json(results.race_json(run, example.checked_row(run, at)))
+def by_choice(run: PageRun, at: int) -> Resource:
+    """Return the lens by choice of an example."""
+    return as_json(results.by_choice_json(run, example.checked_row(run, at)))
 
 
 def thumbs(run: PageRun, at: int, choice: int, layer: int) -> Resource:
@@ -289,8 +289,8 @@ def _of_example(run: PageRun, at: int) -> Found:
     if run.grid(CONTRIBUTION_GRID) is not None:
         for position in results.contribution_positions(run, at):
             yield f"contributions/{position}.json", partial(contributions, run, at, position)
-    if run.task.choices and "race" not in run.missing():
-        yield "race.json", partial(race, run, at)
+    if run.task.choices and "by_choice" not in run.missing():
+        yield "by_choice.json", partial(by_choice, run, at)
 
 
 def _of_choices(run: PageRun, at: int, *, exact: bool) -> Found:

@@ -1,4 +1,4 @@
-"""What the analyses left in a run, for one example: lens, contributions, the race between choices."""
+"""What the analyses left in a run, for one example: lens, contributions, lens by choice."""
 
 from collections.abc import Callable
 from functools import partial
@@ -89,7 +89,7 @@ def lens_json(run: PageRun, row: int) -> dict[str, Any]:
         "states_per_block": lens.states_per_block,
         "candidates": lens.candidates.tolist(),
         "words": {int(i): words[int(i)] for i in ids if int(i) in words},
-        "python": {"lens": snippets.lens(run, row), "race": snippets.race(run, row)},
+        "python": {"lens": snippets.lens(run, row), "trajectories": snippets.trajectories(run, row)},
     }
 
 
@@ -192,21 +192,21 @@ def _candidate(run: PageRun, row: int, token: int, *, of_choices: bool) -> dict[
     return {"id": token, "text": run.words().get(token, f"#{token}")}
 
 
-def race_json(run: PageRun, row: int) -> dict[str, Any]:
+def by_choice_json(run: PageRun, row: int) -> dict[str, Any]:
     """Return the choices' logits and probabilities at every depth.
 
     Raises:
-        SelectionError: The race was not computed, or the example is not in it.
+        SelectionError: The lens by choice was not computed, or the example is not in it.
         ResultError: It is damaged.
     """
-    lens = run.race
+    lens = run.by_choice
     if lens is None:
-        raise SelectionError(_said(run, "race"))
+        raise SelectionError(_said(run, "by_choice"))
     example = run.store.example_id(row)
     with run.reading("lens"):
         table = lens.table(CHOICES_TABLE, ["depth", "choice", "label", "logit", "prob"], ("example_id", example))
     if not table.num_rows:
-        raise SelectionError(f"{example} is not in the race. Compute it again: {run.command('lens')}.")
+        raise SelectionError(f"{example} is not in the lens by choice. Compute it again: {run.command('lens')}.")
     n = len(set(table.column("choice").to_pylist()))
     shaped = {name: table.column(name).to_numpy().reshape(-1, n) for name in ("logit", "prob")}
     return {

@@ -286,18 +286,18 @@ class PageRun:
             found["lens"] = self._lens()
         if self.grid(CONTRIBUTION_GRID) is None:
             found["contributions"] = self._contributions()
-        if self.task.choices and self.race is None:
-            found["race"] = self._race()
+        if self.task.choices and self.by_choice is None:
+            found["by_choice"] = self._by_choice()
         return found
 
     @property
-    def race(self) -> Result | None:
-        """The result that holds the race of the choices, None where there is none that can be used."""
+    def by_choice(self) -> Result | None:
+        """The result that holds the lens by choice, None where there is none that can be used."""
         lens = self.result(ANALYSIS_OF[CHOICES_TABLE])
         return lens if lens is not None and CHOICES_TABLE in lens.files else None
 
-    def _race(self) -> dict[str, str]:
-        return self._to_compute("race")
+    def _by_choice(self) -> dict[str, str]:
+        return self._to_compute("by_choice")
 
     def _to_compute(self, panel: str, *flags: str) -> dict[str, str]:
         """Return what a panel says where its result is not there, or cannot be used, and what makes it, if anything."""

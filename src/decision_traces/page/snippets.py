@@ -43,24 +43,24 @@ def lens(run: "PageRun", row: int, statistic: str | None = None) -> str:
     return f"{_grid(run, row, LENS_GRID)}\ngrid[{name}][row][:, grid['positions'][row] >= 0]"
 
 
-def race(run: "PageRun", row: int) -> str:
+def trajectories(run: "PageRun", row: int) -> str:
     """Return what gives the probabilities (depth, candidate) of what the lens follows at a position."""
     start = int(run.store.spans.start[row])
-    place = f"pos + {start}" if start else "pos"
-    return f"{_grid(run, row, LENS_GRID)}\ngrid['candidate_probs'][row][:, grid['positions'][row] == {place}][:, 0]"
+    position = f"pos + {start}" if start else "pos"
+    return f"{_grid(run, row, LENS_GRID)}\ngrid['candidate_probs'][row][:, grid['positions'][row] == {position}][:, 0]"
 
 
 def lens_by_choice(run: "PageRun", row: int) -> str:
     """Return what gives the choices' logits and probabilities at every depth."""
     path = f"{ANALYSIS_OF[CHOICES_TABLE]}/{CHOICES_TABLE}"
     return (
-        f"import pandas as pd\n\nraces = pd.read_parquet(st.results.folder / {path!r})\n"
-        f"races[races['example_id'] == {run.store.example_id(row)!r}]"
+        f"import pandas as pd\n\nby_choice = pd.read_parquet(st.results.folder / {path!r})\n"
+        f"by_choice[by_choice['example_id'] == {run.store.example_id(row)!r}]"
     )
 
 
 def contributions(run: "PageRun", row: int, slot: int, candidates: Sequence[int]) -> str:
-    """Return what gives the contributions (candidate, part) at one place."""
+    """Return what gives the contributions (candidate, part) at one position."""
     return f"{_grid(run, row, CONTRIBUTION_GRID)}\ngrid['parts'][row][{slot}][{list(candidates)!r}]"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from decision_traces.errors import UsageError
 from decision_traces.page.example import choices, decisions, table_row
-from decision_traces.page.results import Lens, contributions_json, lens_of, race_json
+from decision_traces.page.results import Lens, by_choice_json, contributions_json, lens_of
 from decision_traces.page.runs import PageRun
 from decision_traces.store import ExampleKey
 from decision_traces.viz.style import BLUE, GREY, VERMILION, as_written, label, new_figure, plain
@@ -46,7 +46,7 @@ class _Question:
     """Which two are compared: names, ids, and the probabilities of the candidates by depth."""
 
     target: int
-    rival: int
+    competitor: int
     names: dict[int, str]
     paths: dict[int, list[float]]
     position: int
@@ -54,7 +54,7 @@ class _Question:
 
 @as_written()
 def show(store: "TraceStore", example: ExampleKey) -> Still:
-    """Draw one example without a server: the race through the layers, and the contributions where they were computed.
+    """Draw one example without a server: probabilities by layer, and the contributions where they were computed.
 
     Args:
         store: The run.
@@ -69,7 +69,7 @@ def show(store: "TraceStore", example: ExampleKey) -> Still:
     with_parts = "contributions" not in run.missing()
     figure = new_figure(9.6 if with_parts else 5.2, 3.3)
     axes: Any = figure.subplots(1, 2 if with_parts else 1, squeeze=False)[0]
-    _race(axes[0], asked)
+    _trajectories(axes[0], asked)
     if with_parts:
         _parts(axes[1], contributions_json(run, row, asked.position), asked)
     said = label(_said(run, row))
@@ -84,17 +84,17 @@ def _question(run: PageRun, row: int) -> _Question:
     offered = choices(run, values)
     missing = run.missing()
     if offered is not None:
-        if "race" in missing:
-            raise UsageError(f"{missing['race']['why']} {missing['race']['command']}".strip())
-        race = np.asarray(race_json(run, row)["probs"])
+        if "by_choice" in missing:
+            raise UsageError(f"{missing['by_choice']['why']} {missing['by_choice']['command']}".strip())
+        by_choice = np.asarray(by_choice_json(run, row)["probs"])
         ids = [i if run.task.reads_choices else c["id"] for i, c in enumerate(offered)]
         target = next((i for i, c in enumerate(offered) if c["right"]), None)
         target = next(i for i, c in enumerate(offered) if c["given"]) if target is None else target
-        rival = max((i for i in range(len(ids)) if i != target), key=lambda i: offered[i]["logit"])
+        competitor = max((i for i in range(len(ids)) if i != target), key=lambda i: offered[i]["logit"])
         names = {ids[i]: f"{c['label']} {c['text']}" for i, c in enumerate(offered)}
-        paths = {ids[i]: race[:, i].tolist() for i in range(len(ids))}
+        paths = {ids[i]: by_choice[:, i].tolist() for i in range(len(ids))}
         position = 0 if run.task.reads_choices else int(values["answer_pos"]) - int(run.store.spans.start[row])
-        return _Question(ids[target], ids[rival], names, paths, position)
+        return _Question(ids[target], ids[competitor], names, paths, position)
     if "lens" in missing:
         raise UsageError(f"{missing['lens']['why']} {missing['lens']['command']}".strip())
     made = decisions(run, values, int(run.store.spans.start[row]))
@@ -108,23 +108,23 @@ def _tokens(run: PageRun, lens: Lens, position: int) -> _Question:
     ids = lens.candidates[slot]
     order = [k for k in np.argsort(-lens.candidate_probs[-1, slot]) if ids[k] >= 0]
     target = int(ids[0])
-    rival = int(next(ids[k] for k in order if ids[k] != target))
-    kept = dict.fromkeys([target, rival, *(int(ids[k]) for k in order)])
+    competitor = int(next(ids[k] for k in order if ids[k] != target))
+    kept = dict.fromkeys([target, competitor, *(int(ids[k]) for k in order)])
     chosen = list(kept)[: 2 + _OTHERS]
     column = {token: int(np.flatnonzero(ids == token)[0]) for token in chosen}
     paths = {token: lens.candidate_probs[:, slot, column[token]].tolist() for token in chosen}
     words = run.words()
-    return _Question(target, rival, {t: repr(words.get(t, f"#{t}"))[1:-1] for t in chosen}, paths, position)
+    return _Question(target, competitor, {t: repr(words.get(t, f"#{t}"))[1:-1] for t in chosen}, paths, position)
 
 
-def _race(axis: Any, asked: _Question) -> None:
+def _trajectories(axis: Any, asked: _Question) -> None:
     for token, path in asked.paths.items():  # the number first: matplotlib hides labels that begin with "_"
-        colour = BLUE if token == asked.target else VERMILION if token == asked.rival else GREY
-        strong = token in {asked.target, asked.rival}
+        colour = BLUE if token == asked.target else VERMILION if token == asked.competitor else GREY
+        strong = token in {asked.target, asked.competitor}
         axis.plot(path, color=colour, lw=2.2 if strong else 1, marker="o" if token == asked.target else None, ms=4,
                   label=f"{path[-1]:.2f} {label(asked.names[token], _NAME)}")  # fmt: skip
     depths = len(next(iter(asked.paths.values())))
-    plain(axis, "Race", "after layer", "probability")
+    plain(axis, "Trajectories", "after layer", "probability")
     step = max(1, depths // 10)
     axis.set_xticks(range(0, depths, step), ["emb", *map(str, range(depths - 1))][::step])
     axis.legend(frameon=False, fontsize=8)
@@ -133,7 +133,7 @@ def _race(axis: Any, asked: _Question) -> None:
 def _parts(axis: Any, found: dict[str, Any], asked: _Question) -> None:
     ids = [candidate["id"] for candidate in found["candidates"]]
     values = np.asarray(found["values"])
-    lead = values[ids.index(asked.rival)] - values[ids.index(asked.target)]
+    lead = values[ids.index(asked.competitor)] - values[ids.index(asked.target)]
     colours = [BLUE if v >= 0 else VERMILION for v in lead]
     axis.bar(range(len(lead)), lead, color=colours, width=0.75)
     axis.step(range(len(lead)), np.cumsum(lead), where="mid", color="#333333", lw=1)
@@ -142,9 +142,9 @@ def _parts(axis: Any, found: dict[str, Any], asked: _Question) -> None:
         label(p, _NAME).replace("attn ", "a").replace("mlp ", "m").replace("remainder", "bias") for p in found["parts"]
     ]
     axis.set_xticks(range(len(lead)), names, rotation=90, fontsize=7)
-    target, rival = (label(asked.names[token], _NAME) for token in (asked.target, asked.rival))
+    target, competitor = (label(asked.names[token], _NAME) for token in (asked.target, asked.competitor))
     unit = "logits" if found["logit_cap"] is None else "logits before the cap"
-    plain(axis, f"Contributions to {target} over {rival}: {lead.sum():+.2f}", "", unit)
+    plain(axis, f"Contributions to {target} over {competitor}: {lead.sum():+.2f}", "", unit)
 
 
 def _said(run: PageRun, row: int) -> str:

@@ -6,28 +6,28 @@ import { current, dataOf, type Sides } from "../sides";
 import { state } from "../state";
 import { script } from "../script";
 import { Empty, Panel, Waiting } from "./frame";
-import { drawRace, racePair, runners } from "./runners";
+import { drawTrajectories, trajectoryPair, trajectories } from "./trajectory";
 
 function values(side: Side): unknown {
   const rounded = (probs: number[]) => probs.map((p) => Number(p.toPrecision(4)));
-  const list = runners(side).map(({ id, name, probs }) => ({ id, name, probs: rounded(probs) }));
-  return { example_id: side.tokens.example_id, position: side.pos, axes: ["depth"], runners: list };
+  const list = trajectories(side).map(({ id, name, probs }) => ({ id, name, probs: rounded(probs) }));
+  return { example_id: side.tokens.example_id, position: side.pos, axes: ["depth"], trajectories: list };
 }
 
-export function RacePanel({ sides, children }: { sides: Sides; children: preact.ComponentChildren }) {
+export function TrajectoryPanel({ sides, children }: { sides: Sides; children: preact.ComponentChildren }) {
   const side = current(sides);
   const seen = glance(side);
   const ofChoices = choicesAt(seen) !== null;
   const diff = sides.length === 2 && state.value.cmp === "diff";
-  const difference = diff ? () => racePair(sides[0], sides[1])?.differences ?? null : undefined;
-  const python = ofChoices ? side.race.value?.python : side.lens.value?.python.race;
+  const difference = diff ? () => trajectoryPair(sides[0], sides[1])?.differences ?? null : undefined;
+  const python = ofChoices ? side.byChoice.value?.python : side.lens.value?.python.trajectories;
   return (
     <Panel
-      name="race"
-      title={ofChoices ? "Choice race" : "Race"}
+      name="trajectories"
+      title={ofChoices ? "Lens by choice" : "Trajectories"}
       note={ofChoices ? "probability among the choices" : "probability after each layer"}
       data={() => dataOf(sides, values, difference)}
-      link={`api/${side.place.run}/e/${side.row}/${ofChoices ? "race" : "lens"}.json`}
+      link={`api/${side.place.run}/e/${side.row}/${ofChoices ? "by_choice" : "lens"}.json`}
       python={script(side, python, ofChoices ? {} : { pos: side.pos })}
     >
       {children}
@@ -35,19 +35,19 @@ export function RacePanel({ sides, children }: { sides: Sides; children: preact.
   );
 }
 
-/** The largest probability in some races, to draw them on one scale. */
+/** The largest probability of several examples, to draw them on one scale. */
 function tallest(sides: Side[]): number {
-  return Math.max(1e-6, ...sides.flatMap((side) => runners(side).flatMap((r) => r.probs)));
+  return Math.max(1e-6, ...sides.flatMap((side) => trajectories(side).flatMap((r) => r.probs)));
 }
 
-export function RaceChart({ side: chosen, sides, height = 230 }: { side: Side; sides: Sides; height?: number }) {
+export function TrajectoryChart({ side: chosen, sides, height = 230 }: { side: Side; sides: Sides; height?: number }) {
   const side = glance(chosen);
   const ofChoices = choicesAt(side) !== null;
-  const missing = ofChoices ? side.meta.missing.race : side.meta.missing.lens;
-  if (missing) return <Empty missing={missing} what="race" />;
-  const all = runners(side);
+  const missing = ofChoices ? side.meta.missing.by_choice : side.meta.missing.lens;
+  if (missing) return <Empty missing={missing} what={ofChoices ? "lens by choice" : "lens"} />;
+  const all = trajectories(side);
   if (all.length === 0) {
-    const waits = ofChoices ? side.race : side.lens;
+    const waits = ofChoices ? side.byChoice : side.lens;
     if (!waits.value) return <Waiting error={waits.error} lines={8} />;
     return <p class="empty" role="note">Nothing was kept at this position.</p>;
   }
@@ -60,7 +60,7 @@ export function RaceChart({ side: chosen, sides, height = 230 }: { side: Side; s
       label={`Probabilities by layer. ${written}. ${leader.name} leads in the end.`}
       height={height}
       version={JSON.stringify([all, state.value.layer, height, most])}
-      make={(width) => drawRace(all, width, height, most)}
+      make={(width) => drawTrajectories(all, width, height, most)}
     />
   );
 }

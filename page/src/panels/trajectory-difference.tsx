@@ -3,13 +3,13 @@ import { Chart } from "../chart";
 import { prob, signedProb } from "../format";
 import { glance, type Side } from "../side";
 import { state } from "../state";
-import { drawRace, racePair, type Runner } from "./runners";
+import { drawTrajectories, trajectoryPair, type Trajectory } from "./trajectory";
 
-export function RaceDifference({ first, second }: { first: Side; second: Side }) {
-  const found = racePair(glance(first), glance(second));
+export function TrajectoryDifference({ first, second }: { first: Side; second: Side }) {
+  const found = trajectoryPair(glance(first), glance(second));
   if (!found) return <p class="empty" role="note">These two cannot be compared: look at them side by side.</p>;
   const { pinned, own, differences } = found;
-  const all: Runner[] = [
+  const all: Trajectory[] = [
     { ...own, id: 0, name: `this ${own.name}` },
     { ...pinned, id: 1, name: `pinned ${pinned.name}`, kind: "other" },
   ];
@@ -21,7 +21,7 @@ export function RaceDifference({ first, second }: { first: Side; second: Side })
         label={`Probability of the target by layer. ${told}.`}
         height={200}
         version={JSON.stringify([all, state.value.layer])}
-        make={(width) => drawRace(all, width, 200, most)}
+        make={(width) => drawTrajectories(all, width, 200, most)}
       />
       <p class="figures">
         this − pinned: {differences.map((v, d) => `${d === 0 ? "emb" : d - 1}: ${signedProb(v)}`).join(" · ")}

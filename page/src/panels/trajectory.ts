@@ -1,32 +1,32 @@
-// What runs in a race, how two examples' targets differ in it, and how it is drawn.
+// The probability of each candidate layer by layer: how two examples' targets differ, and how it is drawn.
 import * as Plot from "@observablehq/plot";
 import { brief, depth, prob } from "../format";
 import { candidates, choiceId, choicesAt, path, type Side } from "../side";
 import { state } from "../state";
 
-export interface Runner {
+export interface Trajectory {
   id: number;
   name: string;
   probs: number[];
-  kind: "target" | "rival" | "other";
+  kind: "target" | "competitor" | "other";
 }
 
 const MOST = 5;
 
-export function runners(side: Side): Runner[] {
-  const kind = (id: number): Runner["kind"] =>
-    id === side.target?.id ? "target" : id === side.rival?.id ? "rival" : "other";
+export function trajectories(side: Side): Trajectory[] {
+  const kind = (id: number): Trajectory["kind"] =>
+    id === side.target?.id ? "target" : id === side.competitor?.id ? "competitor" : "other";
   const choices = choicesAt(side);
   if (choices) {
-    const race = side.race.value;
-    if (!race) return [];
+    const byChoice = side.byChoice.value;
+    if (!byChoice) return [];
     return choices.map((c, i) => {
       const id = choiceId(side, c);
-      return { id, name: `${c.label} ${c.text}`, probs: race.probs.map((d) => d[i]), kind: kind(id) };
+      return { id, name: `${c.label} ${c.text}`, probs: byChoice.probs.map((d) => d[i]), kind: kind(id) };
     });
   }
   const list = [...candidates(side)].sort((a, b) => b.prob - a.prob);
-  const asked = [side.target?.id, side.rival?.id];
+  const asked = [side.target?.id, side.competitor?.id];
   const chosen = list.filter((c, i) => i < MOST || c.target || asked.includes(c.id));
   return chosen.flatMap((c) => {
     const probs = path(side, c.id);
@@ -35,15 +35,15 @@ export function runners(side: Side): Runner[] {
 }
 
 interface Pair {
-  pinned: Runner;
-  own: Runner;
+  pinned: Trajectory;
+  own: Trajectory;
   /** This minus pinned, by depth. */
   differences: number[];
 }
 
 /** Return both targets' probabilities by depth; null where one is not here, or the models have other depths. */
-export function racePair(first: Side, second: Side): Pair | null {
-  const [pinned, own] = [first, second].map((side) => runners(side).find((r) => r.kind === "target"));
+export function trajectoryPair(first: Side, second: Side): Pair | null {
+  const [pinned, own] = [first, second].map((side) => trajectories(side).find((r) => r.kind === "target"));
   if (!pinned || !own || pinned.probs.length !== own.probs.length) return null;
   return { pinned, own, differences: own.probs.map((p, d) => p - pinned.probs[d]) };
 }
@@ -51,12 +51,12 @@ export function racePair(first: Side, second: Side): Pair | null {
 /** What has no room for its zeros. */
 const RARE = { tickFormat: (p: number) => (p === 0 ? "0" : Number(p.toPrecision(2)).toExponential().replace("-", "−")) };
 
-export function drawRace(all: Runner[], width: number, height: number, most: number): Element {
+export function drawTrajectories(all: Trajectory[], width: number, height: number, most: number): Element {
   const end = all[0].probs.length - 1;
   const points = all.flatMap((r) => r.probs.map((p, d) => ({ d, p, ...r })));
   const names = spread(all.map((r) => ({ ...r, y: r.probs[end] })), 14 / (height - 46), most);
   const colour = (r: { kind: string }) => `var(--${r.kind})`;
-  const name = (r: Runner) => `${r.name.length > 13 ? r.name.slice(0, 12) + "…" : r.name} ${prob(r.probs[end])}`;
+  const name = (r: Trajectory) => `${r.name.length > 13 ? r.name.slice(0, 12) + "…" : r.name} ${prob(r.probs[end])}`;
   const layer = state.value.layer;
   const every = end <= 14 ? 1 : Math.ceil(end / 12);
   const ticks = Array.from({ length: end + 1 }, (_, d) => d).filter((d) => d % every === 0);
@@ -78,10 +78,10 @@ export function drawRace(all: Runner[], width: number, height: number, most: num
         stroke: "var(--line-strong)", strokeDasharray: "3,3",
       }),
       Plot.line(points, {
-        x: "d", y: "p", z: "id", stroke: colour, strokeWidth: (q: Runner) => (q.kind === "other" ? 1.2 : 2.6),
+        x: "d", y: "p", z: "id", stroke: colour, strokeWidth: (q: Trajectory) => (q.kind === "other" ? 1.2 : 2.6),
       }),
       Plot.dot(points.filter((q) => q.kind !== "other"), {
-        x: "d", y: "p", fill: colour, r: 3, symbol: (q: Runner) => (q.kind === "rival" ? "square" : "circle"),
+        x: "d", y: "p", fill: colour, r: 3, symbol: (q: Trajectory) => (q.kind === "competitor" ? "square" : "circle"),
         stroke: "var(--panel)", strokeWidth: 1,
         title: (q: (typeof points)[number]) => `${q.name}, ${depth(q.d)}: ${prob(q.p)}`,
       }),
