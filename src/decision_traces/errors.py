@@ -60,7 +60,7 @@ class DiskSpaceError(RunError, OSError):
 
 
 class ReplacedRunError(RunError):
-    """Another run lies where this one was opened."""
+    """Another run is now where this one was opened."""
 
 
 class DamagedRunError(RunError):

@@ -117,7 +117,7 @@ def encode(tokenizer: Any, texts: Sequence[str], limit: int | None, special: Spe
 
 
 def _starts_twice(tokenizer: Any, encoding: Encoding) -> bool:
-    """Return whether the start token stands in front twice: once from the tokenizer, once from the text."""
+    """Return whether the start token is in front twice: once from the tokenizer, once from the text."""
     first = encoding.ids[:2].tolist()
     start = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
     added, of_text = encoding.offsets[:2].tolist() if len(first) > 1 else ([0, 0], [0, 0])

@@ -1,6 +1,6 @@
 """How far a model is from itself when its sums are added in another order, and what of a run is further off.
 
-A distance is the largest difference in a layer, each relative to the largest value of the vector it stands in (the last
+A distance is the largest difference in a layer, each relative to the largest value of the vector it is in (the last
 axis: a token's state, a head's query, a row of attention). Sums are rounded as coarsely as the largest of their terms,
 so what rounding changes is of one size there, however different tokens are.
 """

@@ -15,7 +15,7 @@ class LensOptions:
     models at their masked tokens through their whole head, multiple-choice encoders through their classification head.
 
     Attributes:
-        model_path: Folder of the model, where it no longer lies where the run found it.
+        model_path: Folder of the model, if it has moved since the run.
         top_k: How many of the most probable tokens to keep at every layer.
         of: Decoders: the decisions that tables and pictures are about: next, the text's last token; after, what comes
             after the text, whose target is what the model predicts itself; answer. Default: the run's own.
@@ -41,7 +41,7 @@ class AttributionOptions:
     more.
 
     Attributes:
-        model_path: Folder of the model, where it no longer lies where the run found it.
+        model_path: Folder of the model, if it has moved since the run.
         top_k: How many of the heads that push most to show.
         of: Decoders: the decisions that tables and pictures are about: next, the text's last token; after, what comes
             after the text: what the model predicts, against its competitor; answer. Default: the run's own.
@@ -83,7 +83,7 @@ class CompareOptions:
         n_boot: Bootstrap draws.
         folds: Of the probe's cross-validation.
         max_examples: Let the probe use no more examples than these.
-        model_path: Where the model lies now, for the decision depth.
+        model_path: Where the model is now, for the decision depth.
         trust_remote_code: Run Python that the model brings along; only for models of people you trust.
     """
 

@@ -27,7 +27,7 @@ class Positions:
 
     Attributes:
         at: (n, slot) token position in each slot, -1 where it is empty.
-        slot: (n, slot) where these stand on the position axis of the run's arrays.
+        slot: (n, slot) the index of these on the position axis of the run's arrays.
         true_id: (n, slot) the true token, -1 where it is not known.
         choices: (n, choice) tokens that say the choices of a question, or None.
         answer: (n, slot) whether the slot is where the question is answered, or None.
@@ -66,7 +66,7 @@ class Block:
     Attributes:
         rows: The examples.
         cells: Two arrays (m,): example, counted from the first of `rows`, and slot.
-        stored: (m,) where each stands on the position axis.
+        stored: (m,) the index of each on the position axis.
         true_id: (m,) the true token, or -1.
         choices: (m, choice) tokens of the choices, -1 at positions that answer no question; None without questions.
     """

@@ -1,6 +1,6 @@
 """Every analysis, once: what it takes, what it needs of a run, and where its code is. Needs no torch.
 
-What its result holds stands in `format.analyses`; how a result is shown, in `viz.analyses`. The command line, the demo
+What its result holds is in `format.analyses`; how a result is shown, in `viz.analyses`. The command line, the demo
 and Python go through this table.
 """
 
@@ -23,7 +23,7 @@ class Analysis:
     Attributes:
         name: Its command.
         options: The dataclass of its options.
-        needs: (run, options) → nothing; raises what stands in its way, before anything is loaded.
+        needs: (run, options) → nothing; raises an error for what is missing, before anything is loaded.
         home: The module with its `run` and `write`; it may import torch, and is loaded when first asked.
         result: Options to the name of what they leave in a run (`format.analyses.RESULTS`).
     """

@@ -46,7 +46,7 @@ def replay_rows(
     Args:
         store: The run.
         n_rows: How many rows to sample.
-        model_path: Where the model lies now, if not where it lay then.
+        model_path: Where the model is now, if it has moved since the run.
         device: As for extraction.
         seed: Of the sample.
         trust_remote_code: Run Python that the model brings along; what the run recorded about it does not count.
@@ -96,16 +96,16 @@ class _Replay:
         encoding = self._encoding(row, choice)
         if encoding.n_tokens == 0:
             return
-        alone = self._pass(encoding, row, choice)
+        single = self._pass(encoding, row, choice)
         noise = {name: np.zeros(1) for name in self.arrays}
         for way, times in ((other_threads, 1), (SumsInParts, 1), (nullcontext, 2)):
             with way():
                 again = self._pass(encoding, row, choice, times)
-            noise = {name: np.maximum(noise[name], self._apart(again, alone, name)) for name in self.arrays}
+            noise = {name: np.maximum(noise[name], self._apart(again, single, name)) for name in self.arrays}
         where = self.store.example_id(row) + (f", choice {choice}" if self.store.n_choices else "")
         for name, array in self.arrays.items():
             picks: dict[str, int | slice] = {EXAMPLE: row, **({CHOICE: choice} if CHOICE in array.spec.axes else {})}
-            self.found[name].add(where, self._apart({name: array.read(**picks)}, alone, name), noise[name])
+            self.found[name].add(where, self._apart({name: array.read(**picks)}, single, name), noise[name])
 
     def _apart(self, left: Arrays, right: Arrays, name: str) -> Float64[np.ndarray, " layers"]:
         return apart(left[name], right[name], layered=self.arrays[name].spec.layer_axis is not None)

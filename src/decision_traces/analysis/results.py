@@ -1,4 +1,4 @@
-"""What the analyses return: arrays with their shapes said, checked once, and a table form."""
+"""What the analyses return: arrays whose shapes are documented and checked once, and a table form."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -38,7 +38,7 @@ def _part_of(result: Any, part: slice) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class TokenPath:
-    """What the lens says of one token of each example at every depth.
+    """The lens of one token of each example at every depth.
 
     Attributes:
         logit: (n, depth); NaN where the example has no such token, as is prob.
@@ -78,7 +78,7 @@ class LensTrajectories:
         kl_to_final: (n, depth) KL divergence of the final distribution from this one, nats; 0 at the end.
         model_error: Largest |probability by the lens at the end of the model - probability stored by the run|;
             in multiple-choice runs that over the choices. NaN where the run stored none.
-        position: (n,) token position of each decision: a text with several masks has several. None: not told.
+        position: (n,) token position of each decision: a text with several masks has several. None: not known.
     """
 
     stage: str

@@ -16,7 +16,7 @@ class Computed:
 
     Attributes:
         result: The result of the analysis.
-        files: What lies in its folder now.
+        files: The files in its folder now.
         notes: What users should know about the old result, a sentence each.
     """
 
@@ -38,7 +38,7 @@ def compute(
         command: What makes it, where that is another command.
 
     Raises:
-        TraceError: Whatever stands in the way of the analysis or of writing it; the old result stays then.
+        TraceError: The analysis, or writing it, failed; the old result stays then.
     """
     analysis = ANALYSES[name]
     options = analysis.options() if options is None else options

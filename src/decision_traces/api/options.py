@@ -29,7 +29,7 @@ def refuse_other_kinds(options: Any, names: Iterable[str]) -> None:
     """Refuse values of a dataclass that its annotations do not allow; words and numbers in tuples it checks itself.
 
     Raises:
-        UsageError: Names the first of them, and says what is wanted.
+        UsageError: Names the first of them, and what is expected.
     """
     hints = get_type_hints(type(options))
     for name in names:

@@ -51,7 +51,7 @@ class TqdmBar:
             self._bar.set_postfix_str(f"{n_bytes / 1e6:,.0f} MB written", refresh=False)
 
     def finish(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar, and leave it on the screen."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -46,7 +46,7 @@ _NOT_HERE: Final = frozenset({"model", "task", "dataset", "command", "plan", "qu
 
 
 class TraceOptions(TypedDict, total=False):
-    """The flags of the extraction commands, by their names; `decision-traces extract --help` says what each means."""
+    """The flags of the extraction commands, by their names; see `decision-traces extract --help` for each."""
 
     model_path: str | PathLike[str]
     gguf_file: str

@@ -42,7 +42,7 @@ class TextRow:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A row as it stands in its table, and how to name its location in messages."""
+    """A row of a table, and the location that messages name."""
 
     number: int
     location: str

@@ -89,7 +89,7 @@ class ArraySpec:
 
     @property
     def path(self) -> str:
-        """Where the array lies in the run folder, with forward slashes."""
+        """Path of the array in the run folder, with forward slashes."""
         return f"{self.group}/{self.key}"
 
     @property
@@ -103,7 +103,7 @@ class ArraySpec:
         return next(i for i, axis in enumerate(self.axes) if axis in {POSITION, QUERY, SOURCE})
 
     def source(self, number: int, n_layers: int) -> tuple[str, int]:
-        """Return which distinct tensor of the forward pass stands at one number of the layer (or depth) axis.
+        """Return which distinct tensor of the forward pass is at one number of the layer (or depth) axis.
 
         `pre_attn[l]`, `post_mlp[l-1]` and `hidden[l]` are the same numbers: they have the same source, and
         the writer stores it once.

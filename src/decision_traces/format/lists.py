@@ -1,4 +1,4 @@
-"""Columns of lists as arrays: where an example's tokens lie, what stands at a position, how long lists are."""
+"""Columns of lists as arrays: where an example's tokens are, the value at a position, how long lists are."""
 
 from dataclasses import dataclass
 
@@ -76,7 +76,7 @@ def rectangle(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def unnested(column: pa.ChunkedArray) -> tuple[Int64[np.ndarray, " rows"], pa.Array]:
-    """Return the length of every list of a column, and what stands in all of them, one behind the other.
+    """Return the length of every list of a column, and the values of all of them, one list behind the other.
 
     Raises:
         DamagedRunError: It is not a column of lists, or holds nulls.
@@ -93,7 +93,7 @@ def unnested(column: pa.ChunkedArray) -> tuple[Int64[np.ndarray, " rows"], pa.Ar
 def entries_at(
     column: pa.ChunkedArray, rows: Int[np.ndarray, " m"], positions: Int[np.ndarray, " m"]
 ) -> Num[np.ndarray, " m"]:
-    """Return what stands at some positions of some rows' lists.
+    """Return the values at some positions of some rows' lists.
 
     Raises:
         DamagedRunError: A list ends before the position, or holds nulls or lists.

@@ -278,7 +278,7 @@ CONVENTIONS: Final[Mapping[str, str]] = {
         if stage.always_told
     },
 }
-"""What stands in every run's `meta.json`: padding, the stream, then attention."""
+"""Conventions in every run's `meta.json`: padding, the stream, then attention."""
 
 PostAttn = Literal["stream", "derived", "post_norm"]
 """What `post_attn` is in a model; the sentences below say it to people."""

@@ -1,4 +1,4 @@
-"""Masked tokens: what an encoder predicts where its mask token stands."""
+"""Masked tokens: what an encoder predicts at its mask token."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -40,7 +40,7 @@ _LISTED: Final = (
     ("true_rank", "rank", "rank of the actual token", ""),
 )
 _AFTER: Final = ("after_", "after the text: ")
-"""What stands before the names of what comes after the text, where that is not the run's own decision."""
+"""Prefixes for the names and labels of what comes after the text, where that is not the run's own decision."""
 
 
 def _check(rows: TokenTable) -> Iterator[CheckResult]:
@@ -129,8 +129,10 @@ def _listed(table: pa.Table, kinds: Sequence[Kind]) -> list[Figure]:
 def _named(kinds: Sequence[Kind]) -> Iterator[tuple[str, str, str, str]]:
     """Yield column, name, label and unit of every figure that decisions about tokens may have."""
     for kind in kinds:
-        before, said = ("", "") if kind == kinds[0] else _AFTER
-        yield from ((f"{kind}_{column}", before + name, said + label, unit) for column, name, label, unit in _LISTED)
+        before, label_before = ("", "") if kind == kinds[0] else _AFTER
+        yield from (
+            (f"{kind}_{column}", before + name, label_before + label, unit) for column, name, label, unit in _LISTED
+        )
 
 
 def _predictions(values: Mapping[str, Any], kinds: Sequence[Kind]) -> list[Prediction]:

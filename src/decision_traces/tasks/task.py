@@ -157,8 +157,8 @@ class Words:
 
     Attributes:
         tokens: Title of the token panel.
-        where: What stands before the token at which a prediction is made: after, for.
-        truth: What stands before the token that is true there.
+        where: The word before the token at which a prediction is made: after, for.
+        truth: The words before the token that is true there.
         no_lens: Why the lens is not drawn, where a command computes it nevertheless.
     """
 
@@ -186,7 +186,7 @@ class ListRow:
     search: str = "text"
 
     def columns(self, kinds: Sequence[Kind]) -> dict[str, str]:
-        """Return the columns of target and said, by these names, in a run that has these decisions."""
+        """Return the columns of `target` and `said`, by these names, in a run that has these decisions."""
         kind = next(iter(kinds), "")
         named = {"target": self.target.format(kind=kind), "said": self.said.format(kind=kind)}
         return {name: column for name, column in named.items() if column}

@@ -125,14 +125,14 @@ def lens_by_choice_table(by_choice: LensByChoice) -> Table:
         "after", "answers as in the end", "right", "prob. of the answer given", "prob. of the right answer",
     )  # fmt: skip
     every, leader, known = np.arange(len(by_choice.pred_idx)), by_choice.logits.argmax(2), by_choice.known
-    given = by_choice.probs[every, :, by_choice.pred_idx]
+    pred_probs = by_choice.probs[every, :, by_choice.pred_idx]
     for depth in range(by_choice.n_layers + 1):
         right, true = _NONE, _NONE
         if known.any():
             right = f"{(leader[:, depth] == by_choice.correct_idx)[known].mean():.1%}"
             true = f"{by_choice.probs[every, depth, by_choice.correct_idx][known].mean():.3f}"
         same = f"{(leader[:, depth] == by_choice.pred_idx).mean():.1%}"
-        table.add_row(_state_name(float(depth), "hidden"), same, right, f"{given[:, depth].mean():.3f}", true)
+        table.add_row(_state_name(float(depth), "hidden"), same, right, f"{pred_probs[:, depth].mean():.3f}", true)
     return table
 
 

@@ -3,7 +3,7 @@
 An encoder's stream may be normed after every write (post-LN), so that it is no plain sum. With every norm on the way
 held fixed at what it did, it is one again: what a part wrote reaches the head through the norms behind it, each of
 them a linear map. The head itself may bend (a tanh); it is replaced by its slope at the last hidden state, and what
-the slope misses stands in the remainder. What parts do to one another on the way is not followed, as in decoders.
+the slope misses is part of the remainder. What parts do to one another on the way is not followed, as in decoders.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,7 @@
 """Attention split by head: what each head writes into the residual stream.
 
 A head's output is its attention row times its values; it enters the stream through its slice of the output
-projection. Which module that is, and what stands behind it (a norm in Gemma 2 and OLMo 2, a factor in Granite), is
+projection. Which module that is, and what comes behind it (a norm in Gemma 2 and OLMo 2, a factor in Granite), is
 found by the numbers of the run itself: the projection is the module whose input is what the heads put out. Names
 play no part. A way is believed only after it gave, on rows of the run, what attention added to the stream.
 """
@@ -53,7 +53,7 @@ class HeadWriter:
     Attributes:
         weight: (head · d_head, d_model) on the model's device.
         bias: (d_model,)
-        norm: What stands between projection and stream; None where nothing does.
+        norm: What is applied between projection and stream; None where nothing is.
         factor: 1 in most families.
     """
 

@@ -27,7 +27,7 @@ class Leads:
 
     Attributes:
         picked: (m,) which of them.
-        ids: (m, k) tokens; the first leads over each, itself among them; -1 stands for the first once more.
+        ids: (m, k) tokens; the first leads over each, itself among them; -1 repeats the first.
         logits: (m, k) theirs, before a cap.
     """
 

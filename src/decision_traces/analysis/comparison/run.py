@@ -34,7 +34,7 @@ def run(store: TraceStore, options: CompareOptions, counting: Counting, *, page:
     """Compare right answers with wrong ones, or by a column; the page draws nothing more.
 
     Raises:
-        TraceError: There are no groups to compare; what stands in the way of a part is named in the result instead.
+        TraceError: There are no groups to compare; why a part is missing is named in the result instead.
     """
     if options.by is None:
         return _right_against_wrong(store, options, counting)

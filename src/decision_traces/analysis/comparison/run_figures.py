@@ -51,7 +51,7 @@ def run_figures(
     Args:
         store: Any run.
         counting: Tells how far the statistics of attention are.
-        model_path: Where the model lies now, for the decision depth.
+        model_path: Where the model is now, for the decision depth.
         trust_remote_code: Whether Python that the model brings along may run.
     """
     sections: dict[str, Section] = {}

@@ -1,4 +1,4 @@
-"""Decision depth: at which layer a decision stands."""
+"""Decision depth: from which layer on a decision no longer changes."""
 
 import numpy as np
 from jaxtyping import Bool, Int

@@ -31,7 +31,7 @@ def load_head(
 
     Args:
         store: A multiple-choice run.
-        model_path: Where the model lies now, if not where it lay then.
+        model_path: Where the model is now, if it has moved since the run.
         device: "auto" (a GPU if there is one) or a torch device.
         trust_remote_code: Run Python that the model brings along; what the run recorded about it does not count.
 

@@ -43,7 +43,7 @@ def logit_lens(
 
     Method: nostalgebraist 2020, "interpreting GPT: the logit lens". `hidden[L]` is normed already and is not
     normed twice; the end of the model is therefore the model's own prediction, up to the rounding of the stored
-    numbers, and how far it is off stands in `model_error`.
+    numbers, and how far it is off is in `model_error`.
 
     Memory: the result, one layer of some examples (64 MB), and the logits of some rows (64 MB on a CPU, 256 MB on
     a GPU, a few times over) with their states at all depths.
@@ -215,7 +215,7 @@ class DecisionTable:
 
 
 def _ranks(one: Vocabulary, ids: Int[np.ndarray, "n m"]) -> Int[np.ndarray, "n m"]:
-    """Return the rank of some tokens of each row, counting once what stands there twice.
+    """Return the rank of some tokens of each row, counting repeated ids once.
 
     A rank is a pass over the whole vocabulary, and the prediction is nearly always the true token or its competitor.
     """

@@ -191,7 +191,7 @@ def load_unembedding(
 
     Args:
         store: The run.
-        model_path: Where the model lies now, if not where it lay then.
+        model_path: Where the model is now, if it has moved since the run.
         device: "auto" (a GPU if there is one) or a torch device.
         trust_remote_code: Run Python that the model brings along; what the run recorded about it does not count.
 
@@ -240,7 +240,7 @@ def load_run_model(
 
     Args:
         store: The run.
-        model_path: Where the model lies now, if not where it lay then.
+        model_path: Where the model is now, if it has moved since the run.
         device: "auto" (a GPU if there is one) or a torch device.
         attention: Which attention implementation to load it with.
         trust_remote_code: Run Python that the model brings along; what the run recorded about it does not count.

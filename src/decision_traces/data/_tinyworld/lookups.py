@@ -85,10 +85,10 @@ def make_fact_either_way(source: Source) -> Item:
 def _tell_and_ask(source: Source, back: float) -> Item:
     rng = source.rng
     facts = source.draw(_draw_facts, _facts_world)
-    told = [RELATIONS[r].told.format(n=n, v=v) for r, n, v in facts]
+    statements = [RELATIONS[r].told.format(n=n, v=v) for r, n, v in facts]
     # Not all of them: a model would learn to answer by elimination.
-    asked = rng.sample(facts, min(len(facts), rng.choice((1, 2, 3) if len(facts) > 5 else (1, 2, 3, 4))))
-    text = " ".join([*told, *(_ask(rng, fact, back) for fact in asked)])
+    asked_facts = rng.sample(facts, min(len(facts), rng.choice((1, 2, 3) if len(facts) > 5 else (1, 2, 3, 4))))
+    text = " ".join([*statements, *(_ask(rng, fact, back) for fact in asked_facts)])
     return Item("fact", text.removesuffix("."), (_facts_world(facts),))
 
 
@@ -123,13 +123,13 @@ def make_copy(source: Source) -> Item:
     def draw(rng: Random) -> list[str]:
         return rng.sample(words.ANY_WORDS, rng.randint(4, 12))
 
-    said = source.draw(draw, lambda said: "words: " + " ".join(said))
-    again = said[: rng.randint(2, len(said))]
+    spoken = source.draw(draw, lambda spoken: "words: " + " ".join(spoken))
+    again = spoken[: rng.randint(2, len(spoken))]
     one, other = rng.sample(words.NAMES, 2)
     first, second = rng.choice(
         (("Words:", "Again:"), ("Read this:", "Copy:"), (f"{one} says:", f"{other} says the same:"))
     )
-    return Item("copy", f"{first} {' '.join(said)}. {second} {' '.join(again)}", ("words: " + " ".join(said),))
+    return Item("copy", f"{first} {' '.join(spoken)}. {second} {' '.join(again)}", ("words: " + " ".join(spoken),))
 
 
 def make_induction(source: Source) -> Item:

@@ -19,8 +19,8 @@ def make_agreement(source: Source) -> Item:
     """Return an item of one to four sentences whose verb agrees with a noun far before it."""
     rng = source.rng
     clauses = [source.draw(_draw_clause, _clause_world) for _ in range(rng.choice((1, 1, 2, 2, 3, 4)))]
-    told = [f"{c.front} {c.verb}{c.link} {rng.choice(words.STATES)}." for c in clauses[:-1]]
-    text = " ".join([*told, f"{clauses[-1].front} {clauses[-1].verb}"])
+    sentences = [f"{c.front} {c.verb}{c.link} {rng.choice(words.STATES)}." for c in clauses[:-1]]
+    text = " ".join([*sentences, f"{clauses[-1].front} {clauses[-1].verb}"])
     return Item("agreement", text, tuple(_clause_world(c) for c in clauses))
 
 
@@ -69,8 +69,8 @@ ORDERS: dict[str, tuple[tuple[str, ...], int, bool]] = {
 
 def make_list(source: Source) -> Item:
     """Return an item in which one to three persons each go through an ordered list; the last is at work."""
-    told = [source.draw(_draw_list, str) for _ in range(source.rng.choice((1, 1, 2, 2, 3)))]
-    return Item("list", ". ".join(told), tuple(told))
+    lists = [source.draw(_draw_list, str) for _ in range(source.rng.choice((1, 1, 2, 2, 3)))]
+    return Item("list", ". ".join(lists), tuple(lists))
 
 
 def _draw_list(rng: Random) -> str:

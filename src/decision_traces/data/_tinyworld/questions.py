@@ -19,11 +19,11 @@ class Asked(NamedTuple):
 def make_question(source: Source) -> Item:
     """Return a five-choice question; open questions, answered by a word, often stand before it."""
     rng = source.rng
-    asked = source.draw(_draw_question, _question_world)
+    drawn = source.draw(_draw_question, _question_world)
     before = [_open_question(rng) for _ in range(rng.choice((0, 0, 1, 1, 2)))]
-    right = asked.choices[LETTERS.index(asked.key)]
-    text = " ".join([*before, f"{question_prompt(asked.question, asked.choices)} {right}"])
-    return Item("question", text, (_question_world(asked),), asked.question, asked.choices, asked.key)
+    right = drawn.choices[LETTERS.index(drawn.key)]
+    text = " ".join([*before, f"{question_prompt(drawn.question, drawn.choices)} {right}"])
+    return Item("question", text, (_question_world(drawn),), drawn.question, drawn.choices, drawn.key)
 
 
 def question_prompt(question: str, choices: tuple[str, ...]) -> str:
@@ -48,8 +48,8 @@ def _draw_question(rng: Random) -> Asked:
     topic, thing = _draw_commonplace(rng)
     right = topic.answers[thing]
     choices = shuffled(rng, [right, *_wrong_choices(rng, topic, thing)])
-    asked = rng.choice(topic.asked).format(x=thing)
-    return Asked(asked, tuple(choices), LETTERS[choices.index(right)])
+    stem = rng.choice(topic.asked).format(x=thing)
+    return Asked(stem, tuple(choices), LETTERS[choices.index(right)])
 
 
 def _wrong_choices(rng: Random, topic: Topic, thing: str) -> list[str]:

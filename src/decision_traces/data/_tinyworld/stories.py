@@ -94,12 +94,12 @@ _SCENERY = (
 def _gift(rng: Random, cast: Cast) -> str:
     """Who was given the thing, or who is thanked: the other of the two."""
     thing = cast.things[0]
-    given = f"{cast.hero} gave the {thing} to {cast.friend}"
+    giving = f"{cast.hero} gave the {thing} to {cast.friend}"
     return rng.choice(
         (
-            given,
-            f"{given}. {cast.friend} was happy and thanked {cast.hero}",
-            f"{given}. Now the owner of the {thing} is {cast.friend}",
+            giving,
+            f"{giving}. {cast.friend} was happy and thanked {cast.hero}",
+            f"{giving}. Now the owner of the {thing} is {cast.friend}",
         )
     )
 
@@ -129,10 +129,10 @@ def _colours(rng: Random, cast: Cast) -> str:
     """The colour of one of two things, told before."""
     first, second = rng.sample(words.COLOURS, 2)
     one, two, _ = cast.things
-    asked, colour = rng.choice(((one, first), (two, second)))
+    thing, colour = rng.choice(((one, first), (two, second)))
     return (
         f"{cast.hero} had a {one} and {cast.friend} had a {two}. The {one} was {first}. "
-        f"The {two} was {second}. They both saw that the colour of the {asked} was {colour}"
+        f"The {two} was {second}. They both saw that the colour of the {thing} was {colour}"
     )
 
 
