@@ -97,7 +97,15 @@ class Decisions:
 
 
 def names_of(table: pa.Table) -> tuple[str, ...]:
-    """Return the example_ids of a table as texts."""
+    """Return the example_ids of a table as texts.
+
+    Raises:
+        DamagedRunError: It has none.
+    """
+    if "example_id" not in table.column_names:
+        raise DamagedRunError(
+            "tokens.parquet has no column example_id. Restore it from a copy, or extract the run again."
+        )
     return tuple(map(str, table.column("example_id").to_pylist()))
 
 
