@@ -26,7 +26,7 @@ def run(tiny_encoder_folder, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("command", "flags", "files"),
     [
-        ("lens", [], {"lens_by_choice.parquet": 30 * 4 * 5, "depth.parquet": 30}),
+        ("lens", [], {"choice_race.parquet": 30 * 4 * 5, "depth.parquet": 30}),
         ("attribution", [], {"attribution.parquet": None}),
         ("attention", [], {"attention_heads.parquet": 3 * 4}),
         ("compare", ["--n_boot", "50", "--folds", "2"], {"compare.parquet": None, "calibration.parquet": None}),

@@ -82,8 +82,8 @@ def test_questions_race(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = extract_answers(AnswerConfig(model="demo", dataset="tinyworld", limit=8, out_dir=tmp_path / "run"))
     assert _exit_code(lens.main, str(folder)) == 0
     assert "among the answers" in capsys.readouterr().out
-    assert len(pd.read_parquet(folder / "analysis" / "lens" / "lens_by_choice.parquet")) == 8 * 6 * 5
-    assert (folder / "analysis" / "lens" / "lens_by_choice.png").is_file()
+    assert len(pd.read_parquet(folder / "analysis" / "lens" / "choice_race.parquet")) == 8 * 6 * 5
+    assert (folder / "analysis" / "lens" / "choice_race.png").is_file()
     assert _exit_code(attribution.main, str(folder)) == 0  # captured hidden and resid alone
     assert "not split by head: that needs --capture head_out, or attn qkv" in capsys.readouterr().out
 

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int64
 
+from decision_traces.errors import DamagedRunError
+
 Kind = Literal["next", "after", "answer"]
 """Which decision: about the text's last token, about what comes after the text, about the answer to a question."""
 
