@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, get_args
+from typing import Final, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -32,6 +32,7 @@ class Point:
     normed: bool = False
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Some positions of some consecutive examples, m in all, at which states are read.
 

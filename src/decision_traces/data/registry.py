@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from decision_traces.data import tinyworld
 from decision_traces.data.csqa import CSQA
@@ -23,6 +23,7 @@ DatasetName = Literal["tinyworld", "wikitext2", "wikitext103", "ud_ewt", "go_emo
 SPLITS: Final = ("train", "validation", "test")
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """What a row of the table can do; `Published` documents it."""
 

@@ -143,13 +143,9 @@ def _predictions(values: Mapping[str, Any], kinds: Sequence[Kind]) -> list[Predi
 def _prediction(outcome: Mapping[str, Any]) -> Prediction:
     top = zip(*(outcome[f"topk_{column}"] or [] for column in ("ids", "tokens", "probs")), strict=True)
     known = outcome["true_id"] is not None
-    true, pred = (
-        Token(outcome[f"{which}_id"], str(outcome[f"{which}_token"]), outcome[f"{which}_prob"])
-        for which in ("true", "pred")
-    )
     answer = Said(
-        true if known else None,
-        pred,
+        _token(outcome, "true") if known else None,
+        _token(outcome, "pred"),
         outcome["entropy"],
         outcome["margin"],
         outcome["true_rank"],
@@ -191,3 +187,7 @@ NEXT_TOKEN: Final = Task(
     list_row=ListRow(target="{kind}_true_token", said="{kind}_pred_token"),
     predictions=_predictions,
 )
+
+
+def _token(outcome: Mapping[str, Any], which: str) -> Token:
+    return Token(outcome[f"{which}_id"], str(outcome[f"{which}_token"]), outcome[f"{which}_prob"])

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -38,6 +38,7 @@ Hook = tuple[HookPoint, Handler]
 _WATCHED: Final = frozenset({*SELF_PARTS, *CROSS_PARTS})
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Where the activations of a pass go."""
 

@@ -65,7 +65,7 @@ class Way:
         """Return the state that the final norm reads."""
         last = self.layers[-1]
         if last.after is not None:
-            return read(last.after)
+            return read(last.after).astype(np.float32, copy=False)
         assert last.before is not None and last.attn is not None and last.mlp is not None
         before, attn, mlp = (read(point).astype(np.float64) for point in (last.before, last.attn, last.mlp))
         final: np.ndarray = (before + attn + mlp).astype(np.float32)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from decision_traces.folders.plain import PlainFolder
 from decision_traces.store.shards.frames import Frame
@@ -16,6 +16,7 @@ Stamp = tuple[int, int, int]
 """Tells a file from another that stands in its place later: size, time of the last change, number."""
 
 
+@runtime_checkable
 class SinkFile(Protocol):
     """A file in the making."""
 
@@ -34,6 +35,7 @@ class SinkFile(Protocol):
         """
 
 
+@runtime_checkable
 class SourceFile(Protocol):
     """An open file; leaving its context closes it."""
 
@@ -54,6 +56,7 @@ class SourceFile(Protocol):
         """
 
 
+@runtime_checkable
 class Source(Protocol):
     """Opens files for reading."""
 
